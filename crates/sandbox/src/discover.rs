@@ -1,0 +1,1 @@
+//! What lies in the workspace: git layouts, guarded names, secrets by pattern.

@@ -1,0 +1,7 @@
+//! Linux as typed, fd-owning calls for what rustix lacks, and the probe of what this host can do.
+//! Knows no policy. The only room (with a few lines of `jail`) where `unsafe` is at home.
+
+#[cfg(target_os = "linux")]
+pub mod cgroup;
+#[cfg(target_os = "linux")]
+pub mod seccomp;
