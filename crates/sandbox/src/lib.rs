@@ -1,6 +1,20 @@
 //! The noun itself: plan, status, discovery, backends.
+#![forbid(unsafe_code)]
 
 #[cfg(unix)]
 pub mod discover;
+#[cfg(target_os = "linux")]
+pub mod lower;
+#[cfg(target_os = "linux")]
+pub mod plan;
+#[cfg(target_os = "linux")]
+pub mod prepare;
+#[cfg(target_os = "linux")]
+pub mod run;
+pub mod status;
+#[cfg(target_os = "linux")]
+mod survey;
+#[cfg(target_os = "linux")]
+mod sweep;
 #[cfg(unix)]
 pub mod terminal;

@@ -1,0 +1,213 @@
+//! `--help` teaches by example. Made by clap from the same table as the hot path's parser.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Arg, ArgAction, Command};
+
+use crate::flags;
+use crate::output;
+
+const ABOUT: &str = "Confine what AI agents run: one binary, nothing beside it";
+
+const EXAMPLES: &str = "Examples:
+  ringfence -- npm test                      run a command; the current directory is writable,
+                                             home and secrets are not there, no network
+  ringfence -c \"npm ci && npm test\"          run a shell string
+  ringfence -t read-only -- rg TODO          let it look, not touch
+  ringfence --allow-write ../out -- make     one more writable place
+  ringfence --timeout 10m --memory 2g -- cargo test
+  ringfence --explain -- npm test            print what would be set up, run nothing
+  ringfence --status - -- true               what is enforced, as JSON
+  ringfence policy explain .env              who may read this file, and which rule says so
+  ringfence doctor                           can this host sandbox? if not, which command mends it
+  ringfence selftest                         attack a sandbox on this host, print the table
+
+Exit codes:
+  the command's own; 128+N when signal N ended it; 127 not found; 126 refused by policy or not
+  executable; 125 ringfence itself failed";
+
+pub fn run_command() -> Command {
+    Command::new("run")
+        .about("Run a command confined (also without the verb: ringfence -- CMD)")
+        .args(flags::clap_args())
+        .after_help(EXAMPLES)
+        .override_usage("ringfence [run] [FLAGS] -- COMMAND [ARGS]...\n       ringfence [run] [FLAGS] -c STRING")
+        .disable_version_flag(true)
+}
+
+fn json() -> Arg {
+    Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")
+}
+
+fn context() -> [Arg; 3] {
+    [
+        Arg::new("settings")
+            .short('s')
+            .long("settings")
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(OsString))
+            .help("Policy file instead of the one that `run` would find"),
+        Arg::new("profile")
+            .short('t')
+            .long("profile")
+            .value_name("NAME")
+            .action(ArgAction::Append)
+            .value_parser(clap::value_parser!(OsString))
+            .help("Built-in profile; repeat to layer"),
+        Arg::new("workspace")
+            .short('w')
+            .long("workspace")
+            .value_name("DIR")
+            .value_parser(clap::value_parser!(OsString))
+            .help("Workspace (default: the current directory)"),
+    ]
+}
+
+/// The whole command line, for help, errors and completions.
+pub fn command() -> Command {
+    let policy = Command::new("policy")
+        .about("Show, check and explain policies")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            Command::new("show")
+                .about("Print the policy that `run` would use here, and where each part comes from")
+                .args(context())
+                .arg(json()),
+        )
+        .subcommand(
+            Command::new("check")
+                .about("Check policy files: syntax, keys, values, whether this host can hold them")
+                .arg(
+                    Arg::new("files")
+                        .value_name("FILE")
+                        .num_args(0..)
+                        .value_parser(clap::value_parser!(OsString)),
+                )
+                .args(context()),
+        )
+        .subcommand(
+            Command::new("explain")
+                .about("Say what may be done with a path or a host, and which rule says so")
+                .arg(
+                    Arg::new("what")
+                        .value_name("PATH|HOST")
+                        .required(true)
+                        .value_parser(clap::value_parser!(OsString)),
+                )
+                .args(context())
+                .arg(json())
+                .after_help("Examples:\n  ringfence policy explain .env\n  ringfence policy explain ~/.ssh/id_rsa\n  ringfence policy explain api.github.com:443"),
+        )
+        .subcommand(Command::new("schema").about("Print the JSON Schema of policy files"))
+        .subcommand(Command::new("profiles").about("List the built-in profiles and rules").arg(json()));
+    Command::new("ringfence")
+        .about(ABOUT)
+        .version(env!("CARGO_PKG_VERSION"))
+        .after_help(EXAMPLES)
+        .subcommand(run_command())
+        .subcommand(
+            Command::new("doctor")
+                .about("Start a real sandbox on this host; say what works, what refuses, what mends it")
+                .arg(json()),
+        )
+        .subcommand(
+            Command::new("selftest")
+                .about("Attack a sandbox on this very host; each attack has a control without it")
+                .arg(json())
+                .arg(
+                    Arg::new("only")
+                        .long("only")
+                        .value_name("NAME")
+                        .action(ArgAction::Append)
+                        .help("Only attacks whose name contains NAME"),
+                ),
+        )
+        .subcommand(policy)
+        .subcommand(
+            Command::new("init")
+                .about("Write a commented ringfence.toml for this project")
+                .arg(
+                    Arg::new("profile")
+                        .short('t')
+                        .long("profile")
+                        .value_name("NAME")
+                        .help("Profile to start from (default: workspace)"),
+                )
+                .arg(
+                    Arg::new("print")
+                        .long("print")
+                        .action(ArgAction::SetTrue)
+                        .help("Print it instead of writing"),
+                ),
+        )
+        .subcommand(
+            Command::new("trust")
+                .about("Record that a policy file, as it is now, may be obeyed")
+                .arg(
+                    Arg::new("file")
+                        .value_name("FILE")
+                        .value_parser(clap::value_parser!(OsString))
+                        .help("Default: the file that `run` finds from here"),
+                )
+                .arg(
+                    Arg::new("list")
+                        .long("list")
+                        .action(ArgAction::SetTrue)
+                        .help("List what is trusted"),
+                )
+                .arg(
+                    Arg::new("revoke")
+                        .long("revoke")
+                        .action(ArgAction::SetTrue)
+                        .help("Take the trust back"),
+                )
+                .arg(json()),
+        )
+        .subcommand(
+            Command::new("completions").about("Print a completion script").arg(
+                Arg::new("shell")
+                    .value_name("SHELL")
+                    .required(true)
+                    .value_parser(clap::value_parser!(clap_complete::Shell)),
+            ),
+        )
+}
+
+/// Lets clap word the outcome of arguments that are not for the hot path.
+pub fn by_clap(args: &[OsString]) -> ExitCode {
+    let words = std::iter::once(OsString::from("ringfence")).chain(args.iter().cloned());
+    match command().try_get_matches_from(words) {
+        Ok(_) => print_short(),
+        Err(e) => clap_error(&e),
+    }
+}
+
+/// Prints a clap error or help text; usage errors are ours (125).
+pub fn clap_error(e: &clap::Error) -> ExitCode {
+    let _ = e.print();
+    if e.use_stderr() { ExitCode::from(crate::exit::FAILED) } else { ExitCode::SUCCESS }
+}
+
+/// Parses the arguments of a verb other than `run`.
+pub fn matches(args: &[OsString]) -> Result<clap::ArgMatches, ExitCode> {
+    let words = std::iter::once(OsString::from("ringfence")).chain(args.iter().cloned());
+    command().try_get_matches_from(words).map_err(|e| clap_error(&e))
+}
+
+pub fn main(args: &[OsString]) -> ExitCode {
+    let first = args.first().and_then(|a| a.to_str()).unwrap_or_default();
+    match first {
+        "-V" | "-v" | "--version" | "version" => {
+            output::print(&format!("ringfence {}\n", env!("CARGO_PKG_VERSION")))
+        }
+        _ => by_clap(args),
+    }
+}
+
+/// Called without arguments.
+pub fn print_short() -> ExitCode {
+    let _ = command().print_help();
+    ExitCode::from(crate::exit::FAILED)
+}

@@ -1,0 +1,9 @@
+//! One file per verb.
+
+pub mod completions;
+pub mod doctor;
+pub mod init;
+pub mod policy;
+pub mod run;
+pub mod selftest;
+pub mod trust;

@@ -1,0 +1,409 @@
+//! What the cloned child does, as a story: one function per stage, in order.
+
+use std::ffi::CStr;
+use std::sync::atomic::Ordering;
+
+use ringfence_sys::raw::{self, Errno, FileId, mnt, resolve};
+use ringfence_sys::shared::Page;
+use ringfence_sys::{landlock, ns};
+
+use crate::spec::{Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Rlimit, Source, Step, View};
+use crate::stage::Stage;
+
+/// A failure inside the child, on its way to the shared page.
+pub(crate) struct Fail {
+    stage: Stage,
+    index: u32,
+    errno: Errno,
+}
+
+impl Fail {
+    pub(crate) fn new(stage: Stage, errno: Errno) -> Self {
+        Self { stage, index: 0, errno }
+    }
+}
+
+pub(crate) type Res = Result<(), Fail>;
+
+pub(crate) fn at<T>(stage: Stage, r: raw::Result<T>) -> Result<T, Fail> {
+    r.map_err(|errno| Fail { stage, index: 0, errno })
+}
+
+pub(crate) fn nth<T>(stage: Stage, index: usize, r: raw::Result<T>) -> Result<T, Fail> {
+    r.map_err(|errno| Fail { stage, index: index as u32, errno })
+}
+
+pub(crate) fn report(page: &Page, fail: &Fail) {
+    page.failed_index.store(fail.index, Ordering::Relaxed);
+    page.failed_errno.store(fail.errno.0, Ordering::Relaxed);
+    page.failed_stage.store(fail.stage as u32, Ordering::Release);
+}
+
+/// First part of PID 1 (or of the plain child on the rung without namespaces): identity and memory.
+/// What comes next runs on two processors at once, see [`view`] and [`private`].
+pub(crate) fn enter(spec: &JailSpec, supervisor: i32, page: &Page) -> Res {
+    die_with_parent(spec)?;
+    for (i, fd) in spec.cgroup_procs.iter().enumerate() {
+        nth(Stage::Cgroup, i, raw::write(*fd, b"0"))?;
+    }
+    if let Some(ids) = &spec.ids {
+        take_ids(ids, supervisor, page)?;
+        // Changing ids cleared it.
+        die_with_parent(spec)?;
+    }
+    // Changing ids cleared this, and init could not join the command's network namespace without it.
+    at(Stage::Dumpable, raw::set_dumpable(true))
+}
+
+/// What init does while the command's process makes its network namespace: the file view.
+pub(crate) fn view(spec: &JailSpec, trees: &[i32]) -> Res {
+    match &spec.view {
+        Some(view) => build_view(view, trees),
+        None => Ok(()),
+    }
+}
+
+/// What the command's process does while init builds the view: network namespace, limits,
+/// capabilities, system call filter. None of it needs the view.
+pub(crate) fn private(spec: &JailSpec, page: &Page) -> Res {
+    if spec.namespaces & ns::flags::NET != 0 {
+        at(Stage::Network, raw::unshare(libc::CLONE_NEWNET))?;
+        if spec.loopback {
+            at(Stage::Loopback, raw::loopback_up())?;
+        }
+    }
+    raw::set_and_wake(&page.net_ready);
+    for (i, l) in spec.rlimits.iter().enumerate() {
+        nth(Stage::Rlimit, i, lower_rlimit(l))?;
+    }
+    harden(spec)
+}
+
+/// No capabilities, no way to get any, the filter.
+pub(crate) fn harden(spec: &JailSpec) -> Res {
+    at(Stage::NoNewPrivs, raw::set_no_new_privs())?;
+    if spec.namespaces != 0 {
+        at(Stage::Capabilities, raw::drop_capabilities())?;
+    } else {
+        // Without a user namespace an ordinary caller has none, and the bounding set is not ours
+        // to change; `no_new_privs` already keeps an exec from gaining any.
+        at(Stage::Capabilities, raw::clear_capability_sets())?;
+    }
+    if spec.seccomp.is_empty() { Ok(()) } else { at(Stage::Seccomp, install_filter(&spec.seccomp)) }
+}
+
+/// The last layer, for which the view must be finished: its rules name objects.
+pub(crate) fn landlock(spec: &JailSpec) -> Res {
+    match &spec.landlock {
+        Some(l) => apply_landlock(l),
+        None => Ok(()),
+    }
+}
+
+/// The thread that made us ends: so do we. A second line of defence; the first is that init watches
+/// the supervisor's pidfd, which also covers a supervisor that died before this call.
+fn die_with_parent(spec: &JailSpec) -> Res {
+    if !spec.die_with_parent {
+        return Ok(());
+    }
+    let kill = libc::SIGKILL as u64;
+    at(Stage::ParentDeath, raw::prctl(libc::PR_SET_PDEATHSIG, kill, 0, 0, 0)).map(|_| ())
+}
+
+fn take_ids(ids: &Ids, supervisor: i32, page: &Page) -> Res {
+    if ids.by_parent {
+        while page.go.load(Ordering::Acquire) == 0 {
+            raw::futex_wait_for(&page.go, 0, 100);
+            if raw::is_dead(supervisor) {
+                raw::exit(1);
+            }
+        }
+        at(Stage::Ids, raw::unshare(libc::CLONE_FILES))?;
+        at(Stage::Ids, raw::setgroups_none())?;
+        at(Stage::Ids, raw::setresgid(ids.inside_gid))?;
+        return at(Stage::Ids, raw::setresuid(ids.inside_uid));
+    }
+    let mut line = Line::default();
+    nth(Stage::IdMap, 0, raw::write_file(libc::AT_FDCWD, c"/proc/self/setgroups", b"deny"))?;
+    let uid = line.map(ids.inside_uid, ids.outside_uid);
+    nth(Stage::IdMap, 1, raw::write_file(libc::AT_FDCWD, c"/proc/self/uid_map", uid))?;
+    let gid = line.map(ids.inside_gid, ids.outside_gid);
+    nth(Stage::IdMap, 2, raw::write_file(libc::AT_FDCWD, c"/proc/self/gid_map", gid))
+}
+
+/// Formats `inside outside 1` without allocating.
+#[derive(Default)]
+pub(crate) struct Line {
+    bytes: [u8; 32],
+}
+
+impl Line {
+    pub(crate) fn map(&mut self, inside: u32, outside: u32) -> &[u8] {
+        let mut n = self.number(0, inside);
+        self.bytes[n] = b' ';
+        n = self.number(n + 1, outside);
+        self.bytes[n..n + 2].copy_from_slice(b" 1");
+        &self.bytes[..n + 2]
+    }
+
+    fn number(&mut self, start: usize, value: u32) -> usize {
+        let mut digits = [0u8; 10];
+        let mut rest = value;
+        let mut count = 0;
+        loop {
+            digits[count] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            count += 1;
+            if rest == 0 {
+                break;
+            }
+        }
+        for i in 0..count {
+            self.bytes[start + i] = digits[count - 1 - i];
+        }
+        start + count
+    }
+}
+
+fn build_view(view: &View, trees: &[i32]) -> Res {
+    const NO_SUID_NO_DEV: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
+    // Nothing that is mounted on the host later may appear inside, and the other way round.
+    at(
+        Stage::Propagation,
+        raw::mount_setattr(libc::AT_FDCWD, c"/", mnt::AT_RECURSIVE, 0, libc::MS_PRIVATE, -1),
+    )?;
+    at(
+        Stage::Root,
+        raw::mount(c"ringfence", &view.scaffold, c"tmpfs", NO_SUID_NO_DEV, &view.root_options),
+    )?;
+    let root = at(
+        Stage::Root,
+        raw::openat(
+            libc::AT_FDCWD,
+            &view.scaffold,
+            libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC,
+            0,
+        ),
+    )?;
+    at(Stage::Root, raw::fchdir(root))?;
+    for (i, step) in view.steps.iter().enumerate() {
+        nth(Stage::Step, i, run_step(step, root, trees))?;
+    }
+    // pivot_root(".", ".") stacks the old root over the new one; detaching "." leaves the new one.
+    at(Stage::Pivot, raw::pivot_root(c".", c"."))?;
+    at(Stage::Detach, raw::umount2(c".", libc::MNT_DETACH))?;
+    at(Stage::Detach, raw::chdir(c"/"))?;
+    raw::close(root);
+    Ok(())
+}
+
+fn run_step(step: &Step, root: i32, trees: &[i32]) -> raw::Result<()> {
+    match step {
+        Step::Dir { path, mode } => match raw::mkdirat(root, path, *mode) {
+            Err(Errno(libc::EEXIST)) => Ok(()),
+            r => r,
+        },
+        Step::File { path, mode, content } => {
+            let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
+            let fd = match raw::openat(root, path, flags, *mode) {
+                Err(Errno(libc::EEXIST)) if content.is_empty() => return Ok(()),
+                r => r?,
+            };
+            let mut rest = content.as_slice();
+            while !rest.is_empty() {
+                match raw::write(fd, rest) {
+                    Ok(n) => rest = &rest[n.min(rest.len())..],
+                    Err(e) => {
+                        raw::close(fd);
+                        return Err(e);
+                    }
+                }
+            }
+            raw::close(fd);
+            Ok(())
+        }
+        Step::Symlink { path, target } => raw::symlinkat(target, root, path),
+        Step::Tmpfs { path, options } => {
+            raw::mount(c"tmpfs", path, c"tmpfs", libc::MS_NOSUID | libc::MS_NODEV, options)
+        }
+        Step::Proc { path } => raw::mount(
+            c"proc",
+            path,
+            c"proc",
+            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY,
+            c"",
+        ),
+        Step::DevPts { path } => raw::mount(
+            c"devpts",
+            path,
+            c"devpts",
+            libc::MS_NOSUID | libc::MS_NOEXEC,
+            c"newinstance,ptmxmode=0666,mode=620",
+        ),
+        Step::Bind { source, path, recursive, attributes } => {
+            with_source(source, *recursive, trees, *attributes, |tree| {
+                raw::move_mount(tree, c"", root, path, mnt::MOVE_MOUNT_F_EMPTY_PATH)
+            })
+        }
+        Step::Over { source, path, expect, recursive, attributes } => {
+            let target = open_inside(root, path, *expect)?;
+            let r = with_source(source, *recursive, trees, *attributes, |tree| attach(tree, target));
+            raw::close(target);
+            r
+        }
+        Step::Rebind { path, expect, attributes } => {
+            let target = open_inside(root, path, *expect)?;
+            let r = clone_tree(target, true).and_then(|tree| {
+                let r = set_attributes(tree, mnt::AT_RECURSIVE, *attributes)
+                    .and_then(|()| attach(tree, target));
+                raw::close(tree);
+                r
+            });
+            raw::close(target);
+            r
+        }
+        Step::Mask { path, expect, directory } => {
+            let target = open_inside(root, path, *expect)?;
+            let mask = if *directory { MASK_DIR } else { MASK_FILE };
+            let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC;
+            let r = raw::open_tree(root, mask, flags).and_then(|tree| {
+                let r = set_attributes(tree, 0, mnt::ATTR_RDONLY | mnt::ATTR_NOEXEC)
+                    .and_then(|()| attach(tree, target));
+                raw::close(tree);
+                r
+            });
+            raw::close(target);
+            r
+        }
+        Step::ReadOnly { path } => raw::mount_setattr(root, path, 0, mnt::ATTR_RDONLY, 0, -1),
+        Step::Remove { path, directory } => {
+            raw::unlinkat(root, path, if *directory { libc::AT_REMOVEDIR } else { 0 })
+        }
+    }
+}
+
+/// Opens (or takes) the source tree, sets its attributes, hands it to `place`.
+fn with_source(
+    source: &Source,
+    recursive: bool,
+    trees: &[i32],
+    attributes: u64,
+    place: impl FnOnce(i32) -> raw::Result<()>,
+) -> raw::Result<()> {
+    let (tree, owned) = match source {
+        Source::Tree(i) => (trees.get(*i).copied().ok_or(Errno(libc::EBADF))?, false),
+        Source::Path { path, expect } => (open_source(path, *expect, recursive)?, true),
+    };
+    let flag = if recursive { mnt::AT_RECURSIVE } else { 0 };
+    let r = set_attributes(tree, flag, attributes).and_then(|()| place(tree));
+    if owned {
+        raw::close(tree);
+    }
+    r
+}
+
+fn attach(tree: i32, target: i32) -> raw::Result<()> {
+    raw::move_mount(
+        tree,
+        c"",
+        target,
+        c"",
+        mnt::MOVE_MOUNT_F_EMPTY_PATH | mnt::MOVE_MOUNT_T_EMPTY_PATH,
+    )
+}
+
+fn set_attributes(tree: i32, recursive: u32, attributes: u64) -> raw::Result<()> {
+    if attributes == 0 {
+        return Ok(());
+    }
+    raw::mount_setattr(tree, c"", mnt::AT_EMPTY_PATH | recursive, attributes, 0, -1)
+}
+
+fn clone_tree(object: i32, recursive: bool) -> raw::Result<i32> {
+    let recursive = if recursive { mnt::AT_RECURSIVE } else { 0 };
+    raw::open_tree(
+        object,
+        c"",
+        mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC | mnt::AT_EMPTY_PATH | recursive,
+    )
+}
+
+fn open_source(path: &CStr, expect: Option<FileId>, recursive: bool) -> raw::Result<i32> {
+    let Some(expect) = expect else {
+        // System directories: nobody but root can change them, so the path is as good as the object.
+        let recursive = if recursive { mnt::AT_RECURSIVE } else { 0 };
+        let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC | mnt::AT_SYMLINK_NOFOLLOW;
+        return raw::open_tree(libc::AT_FDCWD, path, flags | recursive);
+    };
+    let object = raw::openat2(
+        libc::AT_FDCWD,
+        path,
+        libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW,
+        0,
+        resolve::NO_SYMLINKS | resolve::NO_MAGICLINKS,
+    )?;
+    let r = same(object, expect).and_then(|()| clone_tree(object, recursive));
+    raw::close(object);
+    r
+}
+
+/// Opens a path of the new view for mounting on it.
+fn open_inside(root: i32, path: &CStr, expect: Option<FileId>) -> raw::Result<i32> {
+    let object = raw::openat2(
+        root,
+        path,
+        libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW,
+        0,
+        resolve::NO_SYMLINKS | resolve::NO_MAGICLINKS | resolve::BENEATH,
+    )?;
+    if let Some(expect) = expect {
+        if let Err(e) = same(object, expect) {
+            raw::close(object);
+            return Err(e);
+        }
+    }
+    Ok(object)
+}
+
+/// ESTALE: the object is not the one that was decided about.
+fn same(object: i32, expect: FileId) -> raw::Result<()> {
+    if raw::file_id(object)? == expect { Ok(()) } else { Err(Errno(libc::ESTALE)) }
+}
+
+fn lower_rlimit(l: &Rlimit) -> raw::Result<()> {
+    // Raising needs a privilege that even root may lack; never ask for it.
+    let (_, hard) = raw::getrlimit(l.resource)?;
+    let value = l.value.min(hard);
+    raw::setrlimit(l.resource, value, value)
+}
+
+fn apply_landlock(l: &Landlock) -> Res {
+    let ruleset =
+        at(Stage::Landlock, landlock::create(l.abi, l.handled_fs, l.handled_net, l.scoped))?;
+    for (i, rule) in l.rules.iter().enumerate() {
+        match landlock::allow_path(ruleset, l.abi, &rule.path, rule.access & l.handled_fs) {
+            Err(Errno(libc::ENOENT)) if rule.optional => {}
+            r => nth(Stage::Landlock, i + 1, r)?,
+        }
+    }
+    at(Stage::Landlock, landlock::restrict(ruleset))?;
+    raw::close(ruleset);
+    Ok(())
+}
+
+fn install_filter(program: &[ringfence_sys::seccomp::SockFilter]) -> raw::Result<()> {
+    use ringfence_sys::seccomp::{Flags, install};
+    install(program, Flags::SPEC_ALLOW).map_err(|e| Errno(e.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Line;
+
+    #[test]
+    fn id_map_lines_are_what_the_kernel_reads() {
+        assert_eq!(Line::default().map(0, 1879048192), b"0 1879048192 1");
+        assert_eq!(Line::default().map(1000, 1000), b"1000 1000 1");
+        assert_eq!(Line::default().map(u32::MAX, u32::MAX), b"4294967295 4294967295 1");
+    }
+}

@@ -1,0 +1,208 @@
+//! The supervisor's side of making a jail.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use ringfence_sys::ns::{self, Side};
+use ringfence_sys::raw::{self, Errno, mnt};
+use ringfence_sys::shared::SharedPage;
+
+use crate::child::{self, Line};
+use crate::init;
+use crate::message;
+use crate::spec::{Ids, JailSpec, Parent, Tree};
+use crate::stage::{Failure, Stage};
+
+/// A running jail: the supervisor's handle on PID 1.
+#[derive(Debug)]
+pub struct Jailed {
+    pid: i32,
+    pidfd: OwnedFd,
+    control: OwnedFd,
+    page: SharedPage,
+    reaped: bool,
+    /// What the child may still use through the descriptor table that it shares until it leaves it;
+    /// nobody waits for that moment, so these stay open as long as the jail.
+    #[allow(dead_code)] // held, not read
+    shared_table: Vec<OwnedFd>,
+}
+
+/// Makes the processes. Returns as soon as PID 1 exists; set-up failures show when it ends
+/// ([`Jailed::wait`]), because waiting here for the command to start would cost a wake-up.
+pub fn spawn(spec: &JailSpec, parent: Parent) -> Result<Jailed, Failure> {
+    let fail = |stage: Stage| move |errno: Errno| Failure { stage, index: 0, errno };
+    let page = SharedPage::new().map_err(fail(Stage::Clone))?;
+    let (ours, theirs) = raw::seqpacket_pair().map_err(fail(Stage::Clone))?;
+    // SAFETY: both descriptors were just made and are owned by nobody else.
+    let (control, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    let me = raw::pidfd_open(raw::getpid()).map_err(fail(Stage::Clone))?;
+    // SAFETY: just made.
+    let me = unsafe { OwnedFd::from_raw_fd(me) };
+
+    let by_parent = spec.ids.filter(|ids| ids.by_parent);
+    let mut trees = Vec::with_capacity(parent.trees.len());
+    for (i, tree) in parent.trees.iter().enumerate() {
+        trees.push(clone_tree(tree).map_err(|errno| Failure {
+            stage: Stage::Tree,
+            index: i as u32,
+            errno,
+        })?);
+    }
+    let numbers: Vec<i32> = trees.iter().map(AsRawFd::as_raw_fd).collect();
+
+    // Signals stay blocked until the child has set its own dispositions, so that one that arrives
+    // in between is not lost on a half-made process.
+    let mask = raw::block_signals();
+    // The network namespace, the slowest to make, is made by the command's process meanwhile.
+    let flags = (spec.namespaces & !ns::flags::NET) | if by_parent.is_some() { ns::flags::FILES } else { 0 };
+    // SAFETY: the child makes only raw calls on prepared memory and ends in execve or _exit.
+    let side = unsafe { ns::clone(flags) };
+    let (pid, pidfd) = match side {
+        Ok(Side::Child) => {
+            let page: &ringfence_sys::shared::Page = &page;
+            if spec.namespaces & ns::flags::PID == 0 {
+                let _ = ringfence_sys::subreaper::become_subreaper();
+            }
+            match child::enter(spec, me.as_raw_fd(), page) {
+                Ok(()) => init::run(spec, &numbers, theirs.as_raw_fd(), me.as_raw_fd(), page),
+                Err(f) => init::fail_and_exit(page, &f),
+            }
+        }
+        Ok(Side::Parent { pid, pidfd }) => (pid, pidfd),
+        Err(errno) => {
+            raw::set_signal_mask(&mask);
+            return Err(fail(Stage::Clone)(errno));
+        }
+    };
+    raw::set_signal_mask(&mask);
+    let mut jailed = Jailed { pid, pidfd, control, page, reaped: false, shared_table: Vec::new() };
+    if let Some(ids) = by_parent {
+        jailed.give_ids(&ids, &parent.trees, &trees)?;
+        trees.push(theirs);
+        trees.push(me);
+        jailed.shared_table = trees;
+    }
+    Ok(jailed)
+}
+
+fn clone_tree(tree: &Tree) -> raw::Result<OwnedFd> {
+    let recursive = if tree.recursive { mnt::AT_RECURSIVE } else { 0 };
+    let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC | mnt::AT_EMPTY_PATH | recursive;
+    let fd = raw::open_tree(tree.object.as_raw_fd(), c"", flags)?;
+    // SAFETY: just made.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+impl Jailed {
+    /// Writes the id maps and translates the owners of the trees that ask for it, then lets the
+    /// child go on.
+    fn give_ids(&self, ids: &Ids, specs: &[Tree], trees: &[OwnedFd]) -> Result<(), Failure> {
+        let fail = |index: u32| move |errno| Failure { stage: Stage::IdMap, index, errno };
+        let path = |name: &str| {
+            std::ffi::CString::new(format!("/proc/{}/{name}", self.pid)).unwrap_or_default()
+        };
+        let mut line = Line::default();
+        let text = line.map(ids.inside_uid, ids.outside_uid);
+        raw::write_file(libc::AT_FDCWD, &path("uid_map"), text).map_err(fail(1))?;
+        let text = line.map(ids.inside_gid, ids.outside_gid);
+        raw::write_file(libc::AT_FDCWD, &path("gid_map"), text).map_err(fail(2))?;
+        if specs.iter().any(|t| t.idmap) {
+            let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+            let user = raw::openat(libc::AT_FDCWD, &path("ns/user"), flags, 0).map_err(fail(3))?;
+            for (i, (spec, tree)) in specs.iter().zip(trees).enumerate() {
+                if !spec.idmap {
+                    continue;
+                }
+                let recursive = if spec.recursive { mnt::AT_RECURSIVE } else { 0 };
+                let flags = mnt::AT_EMPTY_PATH | recursive;
+                let set = mnt::ATTR_IDMAP;
+                raw::mount_setattr(tree.as_raw_fd(), c"", flags, set, 0, user).map_err(
+                    |errno| Failure { stage: Stage::Tree, index: i as u32, errno },
+                )?;
+            }
+            raw::close(user);
+        }
+        self.page.go.store(1, Ordering::Release);
+        raw::futex_wake(&self.page.go);
+        Ok(())
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Readable when PID 1 has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The control channel; see [`message`].
+    pub fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
+    /// Whether `execve` of the command was reached and not (yet) reported as failed.
+    pub fn started(&self) -> bool {
+        self.page.started.load(Ordering::Acquire) != 0
+    }
+
+    fn send(&self, kind: u8, value: i32) {
+        // A closed channel means that init is gone; the caller sees that at the pidfd.
+        let _ = raw::send_with_fd(self.control.as_raw_fd(), &[kind, value as u8], -1);
+    }
+
+    /// Signals the command.
+    pub fn signal(&self, signal: i32) {
+        self.send(message::SIGNAL, signal);
+    }
+
+    /// Signals every process of the sandbox but its PID 1.
+    pub fn signal_all(&self, signal: i32) {
+        self.send(message::SIGNAL_ALL, signal);
+    }
+
+    /// Continues the command after a stop; also lets init go on after it sent the terminal.
+    pub fn resume(&self) {
+        self.send(message::RESUME, 0);
+    }
+
+    /// Kills PID 1; the kernel kills the rest of the namespace with it.
+    pub fn kill(&self) {
+        let _ = raw::pidfd_send_signal(self.pidfd.as_raw_fd(), libc::SIGKILL);
+    }
+
+    /// Waits for PID 1 to end (every process of the sandbox is gone then) and answers the command's
+    /// wait status, as `wait4` gives it.
+    pub fn wait(&mut self) -> Result<i32, Failure> {
+        let errno_failure = |errno| Failure { stage: Stage::Fork, index: 0, errno };
+        let init = if self.reaped {
+            0
+        } else {
+            let (_, status) = raw::wait4(self.pid, 0).map_err(errno_failure)?;
+            self.reaped = true;
+            status
+        };
+        let page = &self.page;
+        if let Some(stage) = Stage::from_u32(page.failed_stage.load(Ordering::Acquire)) {
+            return Err(Failure {
+                stage,
+                index: page.failed_index.load(Ordering::Relaxed),
+                errno: Errno(page.failed_errno.load(Ordering::Relaxed)),
+            });
+        }
+        if page.ended.load(Ordering::Acquire) != 0 {
+            return Ok(page.wait_status.load(Ordering::Relaxed));
+        }
+        // Init itself was killed: by us (timeout), by the kernel (memory), or by an administrator.
+        Ok(init)
+    }
+}
+
+impl Drop for Jailed {
+    fn drop(&mut self) {
+        if !self.reaped {
+            self.kill();
+            let _ = raw::wait4(self.pid, 0);
+        }
+    }
+}

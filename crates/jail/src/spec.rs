@@ -1,0 +1,171 @@
+//! What a jail is made of: a finished list of steps. Every string is a C string already, so that
+//! nothing has to be allocated after the clone.
+
+use std::ffi::CString;
+
+use ringfence_sys::raw::{CStringArray, FileId};
+use ringfence_sys::seccomp::SockFilter;
+
+/// Where a bind takes its tree from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Opened by the child in its own copy of the mount table, without following symlinks. With
+    /// `expect`, anything but that very object is refused: what was decided about is what is bound.
+    Path { path: CString, expect: Option<FileId> },
+    /// A detached tree that the parent holds (index into [`Parent::trees`]): root callers, whose
+    /// child has no right to open the source any more.
+    Tree(usize),
+}
+
+/// One set-up step inside the new root. Paths are relative to it, without leading `/`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Dir { path: CString, mode: u32 },
+    /// A new file in a private tmpfs.
+    File { path: CString, mode: u32, content: Vec<u8> },
+    Symlink { path: CString, target: CString },
+    /// `options` as mount(8) would take them: `mode=1777,size=...`.
+    Tmpfs { path: CString, options: CString },
+    Proc { path: CString },
+    DevPts { path: CString },
+    /// `attributes`: `mnt::ATTR_*`, applied to the whole tree.
+    Bind { source: Source, path: CString, recursive: bool, attributes: u64 },
+    /// As `Bind`, over an object inside another bind: the place is resolved without symlinks and
+    /// must be the expected object.
+    Over {
+        source: Source,
+        path: CString,
+        expect: Option<FileId>,
+        recursive: bool,
+        attributes: u64,
+    },
+    /// Binds what lies at `path` over itself: with `ATTR_RDONLY` a seal, with 0 a pin (a mount point
+    /// cannot be renamed or removed). Resolved without symlinks, since the tree may be hostile.
+    Rebind { path: CString, expect: Option<FileId>, attributes: u64 },
+    /// Covers `path` with an object that can be neither read nor changed.
+    Mask { path: CString, expect: Option<FileId>, directory: bool },
+    /// Makes the mount at `path` (`.` for the root) read-only, not what is mounted below it.
+    ReadOnly { path: CString },
+    /// Removes a private file or directory that was only needed as a mount source.
+    Remove { path: CString, directory: bool },
+}
+
+/// Where masks are bound from; the plan makes these two before the first mask and removes the names
+/// after the last.
+pub const MASK_FILE: &std::ffi::CStr = c".mask-file";
+pub const MASK_DIR: &std::ffi::CStr = c".mask-dir";
+
+/// How ids inside relate to the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ids {
+    pub inside_uid: u32,
+    pub outside_uid: u32,
+    pub inside_gid: u32,
+    pub outside_gid: u32,
+    /// The parent writes the maps (a privileged caller mapped to a foreign id) and the child then
+    /// takes the inside ids.
+    pub by_parent: bool,
+}
+
+/// File-system part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Directory of the old root under which the new one is attached for a moment; never an
+    /// ancestor of a source.
+    pub scaffold: CString,
+    pub root_options: CString,
+    pub steps: Vec<Step>,
+}
+
+/// Landlock part. Rules name paths as the command will see them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Landlock {
+    pub abi: u32,
+    pub handled_fs: u64,
+    pub handled_net: u64,
+    pub scoped: u64,
+    pub rules: Vec<LandlockRule>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LandlockRule {
+    pub path: CString,
+    pub access: u64,
+    /// The path may be gone by now (a device that this host lacks) without it being an error.
+    pub optional: bool,
+}
+
+/// `RLIMIT_*` by number; only ever lowered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rlimit {
+    pub resource: u32,
+    pub name: &'static str,
+    pub value: u64,
+}
+
+/// What runs inside.
+#[derive(Debug)]
+pub struct Exec {
+    /// Tried in order, as `execvp` does along PATH.
+    pub candidates: Vec<CString>,
+    pub argv: CStringArray,
+    pub envp: CStringArray,
+    pub cwd: CString,
+}
+
+/// How the command's standard descriptors are wired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stdio {
+    /// Descriptors of the caller that become 0, 1, 2; usually 0, 1, 2 themselves.
+    pub fds: [i32; 3],
+    /// Which of the three are replaced by a terminal of the sandbox's own.
+    pub pty: [bool; 3],
+}
+
+impl Default for Stdio {
+    fn default() -> Self {
+        Self { fds: [0, 1, 2], pty: [false; 3] }
+    }
+}
+
+impl Stdio {
+    pub fn wants_pty(&self) -> bool {
+        self.pty.iter().any(|p| *p)
+    }
+}
+
+/// A finished jail.
+#[derive(Debug)]
+pub struct JailSpec {
+    /// `ns::flags`; 0 on the rung without namespaces.
+    pub namespaces: u64,
+    pub ids: Option<Ids>,
+    pub view: Option<View>,
+    pub loopback: bool,
+    pub landlock: Option<Landlock>,
+    /// Empty: no filter (only where a test's control asks for it).
+    pub seccomp: Vec<SockFilter>,
+    pub rlimits: Vec<Rlimit>,
+    pub exec: Exec,
+    pub stdio: Stdio,
+    /// Open `cgroup.procs` files that the child enters before anything else.
+    pub cgroup_procs: Vec<i32>,
+    /// Die with the thread that made the jail (the command line; a library user may not want it).
+    pub die_with_parent: bool,
+}
+
+/// What the parent does while the child waits: see [`Source::Tree`].
+#[derive(Debug, Default)]
+pub struct Parent {
+    pub trees: Vec<Tree>,
+}
+
+/// A source that the parent opens.
+#[derive(Debug)]
+pub struct Tree {
+    /// An `O_PATH` descriptor of the object that was decided about.
+    pub object: std::os::fd::OwnedFd,
+    pub recursive: bool,
+    /// Translate the owner on disk to the sandbox's id. The ids are those of `Ids::inside_*`.
+    pub idmap: bool,
+}

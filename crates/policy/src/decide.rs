@@ -1,0 +1,571 @@
+//! What a policy says of a path or a host. Total, and independent of the order of rules.
+//!
+//! All rules that match are sorted by (priority, kind, specificity, effect) and applied in that
+//! order to "none": a grant raises to its permission, a cap lowers to it, a set makes it exactly
+//! that. At an equal key caps come last and lower permissions win. What native caps leave (after the
+//! native grants that are more specific than they) is also a ceiling for ordered rules, so that a
+//! deny is never undone by a preset. `docs/policy.md`, "Precedence", says the same for people.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+use crate::pattern::{self, Glob, Grammar, Part, Token};
+use crate::{Decision, Effect, Kind, Permission, Places, Policy, Rule, builtin};
+
+/// Where a rule stands in the order of application; a greater key has the later word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    priority: i32,
+    /// Ordered kinds first (glob, directory, file), then native rules: what a person adds to a
+    /// preset of the same priority adjusts it.
+    kind: u8,
+    specificity: u32,
+    /// Grants, then sets, then caps.
+    effect: u8,
+    /// Within an effect the rule that decides comes last: the highest grant, the lowest set or cap.
+    permission: u8,
+}
+
+fn key(rule: &Rule, specificity: u32) -> Key {
+    let rising = rule.permission as u8;
+    let falling = Permission::Write as u8 - rising;
+    let (effect, permission) = match rule.effect {
+        Effect::Grant => (0, rising),
+        Effect::Set => (1, falling),
+        Effect::Cap => (2, falling),
+    };
+    let kind = match rule.kind {
+        Kind::Glob => 0,
+        Kind::Directory => 1,
+        Kind::File => 2,
+        Kind::Path => 3,
+    };
+    Key { priority: rule.priority, kind, specificity, effect, permission }
+}
+
+/// A rule that needs no walk: it names one path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Point<'a> {
+    /// Absolute and clean.
+    pub path: PathBuf,
+    pub rule: &'a Rule,
+    /// Whether the rule also covers all below the path.
+    pub subtree: bool,
+}
+
+/// A rule with wildcards: which paths it names is known only after a walk.
+#[derive(Clone, Debug)]
+pub struct GlobRule<'a> {
+    pub rule: &'a Rule,
+    /// Absolute; every match lies in or below it.
+    pub base: PathBuf,
+    globs: Vec<Glob>,
+}
+
+impl GlobRule<'_> {
+    /// Whether the pattern matches exactly this path (not because it matches a parent).
+    pub fn matches(&self, path: &Path) -> bool {
+        let clean = Clean::new(path, Path::new("/"));
+        let names = clean.names();
+        self.globs.iter().any(|g| g.matches(&names))
+    }
+
+    /// How many components below `base` a match can lie at most; `None` for any depth.
+    pub fn max_depth(&self) -> Option<usize> {
+        let base = self.base.components().count().saturating_sub(1);
+        self.globs
+            .iter()
+            .map(|g| {
+                (!g.parts.contains(&Part::Deep))
+                    .then(|| (g.prefix.len() + g.parts.len()).saturating_sub(base))
+            })
+            .collect::<Option<Vec<_>>>()
+            .map(|depths| depths.into_iter().max().unwrap_or(0))
+    }
+}
+
+/// A rule that matched a path, with the value before and after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step<'a> {
+    pub rule: &'a Rule,
+    pub before: Permission,
+    pub after: Permission,
+}
+
+/// The whole reasoning for one path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation<'a> {
+    pub path: PathBuf,
+    pub permission: Permission,
+    /// Matching rules in the order they were applied.
+    pub steps: Vec<Step<'a>>,
+    /// The rule that had the last word; `None` where none matches.
+    pub decided: Option<&'a Rule>,
+    /// The decision was made by a native cap over ordered rules.
+    pub capped: bool,
+    /// The workspace root under ordered rules is always visible.
+    pub root_visible: bool,
+}
+
+#[derive(Debug)]
+struct Native<'a> {
+    rule: &'a Rule,
+    glob: Glob,
+}
+
+#[derive(Debug)]
+struct Ordered<'a> {
+    rule: &'a Rule,
+    globs: Vec<Glob>,
+    specificity: u32,
+    /// Covers the workspace root too (`**/*`, `**`, the directory `/`).
+    root: bool,
+}
+
+/// A policy compiled for deciding many paths.
+#[derive(Debug)]
+pub struct CompiledRules<'a> {
+    workspace: PathBuf,
+    /// Absolute path to the rules that name it.
+    literal: HashMap<Vec<u8>, Vec<&'a Rule>>,
+    /// Native rules with wildcards, prefixes made absolute.
+    globs: Vec<Native<'a>>,
+    ordered: Vec<Ordered<'a>>,
+    rules: Vec<&'a Rule>,
+    places: Places,
+    names: NameFilter,
+}
+
+/// Quick answer to "can a rule with wildcards end in this name?".
+#[derive(Debug, Default)]
+struct NameFilter {
+    any: bool,
+    exact: HashSet<Vec<u8>>,
+    starts: Vec<Vec<u8>>,
+    ends: Vec<Vec<u8>>,
+    rest: Vec<Glob>,
+}
+
+impl NameFilter {
+    fn add(&mut self, glob: &Glob) {
+        match glob.parts.last() {
+            None => {}
+            Some(Part::Deep) => self.any = true,
+            Some(Part::Literal(name)) => {
+                self.exact.insert(name.clone());
+            }
+            Some(Part::Wild(tokens)) => match tokens.as_slice() {
+                [Token::Many] => self.any = true,
+                [Token::Many, Token::Text(end)] => self.ends.push(end.clone()),
+                [Token::Text(start), Token::Many] => self.starts.push(start.clone()),
+                _ => self.rest.push(Glob {
+                    prefix: Vec::new(),
+                    parts: vec![Part::Wild(tokens.clone())],
+                }),
+            },
+        }
+    }
+
+    fn may_match(&self, name: &[u8]) -> bool {
+        self.any
+            || self.exact.contains(name)
+            || self.ends.iter().any(|e| name.ends_with(e))
+            || self.starts.iter().any(|s| name.starts_with(s))
+            || self.rest.iter().any(|g| g.matches(&[name]))
+    }
+}
+
+/// A path made absolute and free of `.`, `..` and doubled slashes, without asking the file system.
+struct Clean {
+    bytes: Vec<u8>,
+    /// End of each component in `bytes`.
+    ends: Vec<usize>,
+}
+
+impl Clean {
+    fn new(path: &Path, relative_to: &Path) -> Self {
+        let mut clean = Self { bytes: Vec::with_capacity(64), ends: Vec::with_capacity(16) };
+        if !path.is_absolute() {
+            clean.push_all(relative_to);
+        }
+        clean.push_all(path);
+        clean
+    }
+
+    fn push_all(&mut self, path: &Path) {
+        for component in path.components() {
+            match component {
+                Component::Normal(name) => {
+                    self.bytes.push(b'/');
+                    self.bytes.extend_from_slice(name.as_bytes());
+                    self.ends.push(self.bytes.len());
+                }
+                Component::ParentDir => {
+                    self.ends.pop();
+                    self.bytes.truncate(self.ends.last().copied().unwrap_or(0));
+                }
+                Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+            }
+        }
+    }
+
+    fn names(&self) -> Vec<&[u8]> {
+        let mut start = 1;
+        self.ends
+            .iter()
+            .map(|end| {
+                let name = &self.bytes[start..*end];
+                start = end + 1;
+                name
+            })
+            .collect()
+    }
+
+    /// The path of the first `depth` components; empty for the root.
+    fn ancestor(&self, depth: usize) -> &[u8] {
+        match depth {
+            0 => &[],
+            _ => &self.bytes[..self.ends[depth - 1]],
+        }
+    }
+
+    fn into_path(self) -> PathBuf {
+        to_path(&self.bytes)
+    }
+}
+
+fn to_path(bytes: &[u8]) -> PathBuf {
+    if bytes.is_empty() {
+        PathBuf::from("/")
+    } else {
+        PathBuf::from(std::ffi::OsString::from_vec(bytes.to_vec()))
+    }
+}
+
+fn join(names: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for name in names {
+        bytes.push(b'/');
+        bytes.extend_from_slice(name);
+    }
+    bytes
+}
+
+fn owned_names(path: &Path) -> Vec<Vec<u8>> {
+    Clean::new(path, Path::new("/")).names().into_iter().map(<[u8]>::to_vec).collect()
+}
+
+impl<'a> CompiledRules<'a> {
+    /// Compiles the rules of `policy` for these places, with what `guard_git` and `system` stand for.
+    pub fn new(policy: &'a Policy, places: &Places) -> Self {
+        Self::with_extra(policy, places, &[])
+    }
+
+    /// As [`Self::new`], with rules that were found on this host (toolchains).
+    pub fn with_extra(policy: &'a Policy, places: &Places, extra: &'a [Rule]) -> Self {
+        let mut compiled = Self {
+            workspace: places.workspace.clone(),
+            literal: HashMap::with_capacity(policy.files.rules.len() + 32),
+            globs: Vec::new(),
+            ordered: Vec::new(),
+            rules: policy.files.rules.iter().chain(extra).collect(),
+            places: places.clone(),
+            names: NameFilter::default(),
+        };
+        for rule in policy.files.rules.iter().chain(extra) {
+            compiled.add(rule, true);
+        }
+        if policy.files.guard_git {
+            for rule in builtin::git_rules() {
+                compiled.add(rule, false);
+            }
+        }
+        if policy.files.system {
+            for rule in builtin::system_rules() {
+                compiled.add(rule, false);
+            }
+        }
+        compiled
+    }
+
+    /// A pattern that does not compile matches nothing if it grants and everything below its base
+    /// if it denies. Fragments are checked before; this is for policies that came another way.
+    fn add(&mut self, rule: &'a Rule, walked: bool) {
+        match rule.kind {
+            Kind::Path => {
+                let base = owned_names(self.places.base(rule.base));
+                let globs = match pattern::compile(&rule.pattern, Grammar::Native) {
+                    Ok(globs) => globs,
+                    Err(_) if rule.effect == Effect::Cap => {
+                        vec![Glob { prefix: Vec::new(), parts: Vec::new() }]
+                    }
+                    Err(_) => Vec::new(),
+                };
+                for mut glob in globs {
+                    glob.prefix = base.iter().cloned().chain(glob.prefix).collect();
+                    if glob.is_literal() {
+                        self.literal.entry(join(&glob.prefix)).or_default().push(rule);
+                    } else {
+                        if walked {
+                            self.names.add(&glob);
+                        }
+                        self.globs.push(Native { rule, glob });
+                    }
+                }
+            }
+            Kind::Glob | Kind::Directory | Kind::File => {
+                let ordered = self.ordered(rule);
+                if rule.kind == Kind::Glob {
+                    for glob in &ordered.globs {
+                        self.names.add(glob);
+                    }
+                }
+                self.ordered.push(ordered);
+            }
+        }
+    }
+
+    fn ordered(&self, rule: &'a Rule) -> Ordered<'a> {
+        let clean = pattern::ordered_clean(&rule.pattern);
+        let mut globs = if rule.kind == Kind::Glob {
+            // A malformed glob never matches, as the protocol has it.
+            pattern::compile(&clean, Grammar::Ordered).unwrap_or_default()
+        } else {
+            let names = clean.split('/').filter(|p| !p.is_empty());
+            vec![Glob { prefix: names.map(|p| p.as_bytes().to_vec()).collect(), parts: vec![] }]
+        };
+        let root = clean.is_empty() || clean == "**" || clean == "**/*";
+        let workspace = owned_names(&self.places.workspace);
+        for glob in &mut globs {
+            glob.prefix = workspace.iter().cloned().chain(std::mem::take(&mut glob.prefix)).collect();
+        }
+        Ordered { rule, globs, specificity: pattern::ordered_specificity(&rule.pattern), root }
+    }
+
+    /// Decides one path. Relative paths are taken from the workspace; `..` is resolved lexically.
+    pub fn decide(&self, path: &Path) -> Decision<'a> {
+        let outcome = self.fold(&Clean::new(path, &self.workspace), None);
+        Decision { permission: outcome.permission, rule: outcome.decided }
+    }
+
+    /// Decides one path and tells how.
+    pub fn explain(&self, path: &Path) -> Explanation<'a> {
+        let clean = Clean::new(path, &self.workspace);
+        let mut steps = Vec::new();
+        let outcome = self.fold(&clean, Some(&mut steps));
+        Explanation {
+            path: clean.into_path(),
+            permission: outcome.permission,
+            steps,
+            decided: outcome.decided,
+            capped: outcome.capped,
+            root_visible: outcome.root_visible,
+        }
+    }
+
+    fn matching(&self, clean: &Clean) -> Vec<(Key, &'a Rule)> {
+        let names = clean.names();
+        let depth = names.len();
+        let mut found: Vec<(Key, &'a Rule)> = Vec::new();
+        for level in 0..=depth {
+            if let Some(rules) = self.literal.get(clean.ancestor(level)) {
+                let specificity = level as u32 * 2 + 1;
+                found.extend(rules.iter().map(|r| (key(r, specificity), *r)));
+            }
+        }
+        for native in &self.globs {
+            let level = if native.rule.effect == Effect::Grant {
+                native.glob.deepest_named(&names)
+            } else {
+                native.glob.deepest(&names)
+            };
+            if let Some(level) = level {
+                found.push((key(native.rule, level as u32 * 2), native.rule));
+            }
+        }
+        if !self.ordered.is_empty() && to_path(&clean.bytes).starts_with(&self.workspace) {
+            let root = to_path(&clean.bytes) == self.workspace;
+            for ordered in &self.ordered {
+                let hit = match ordered.rule.kind {
+                    Kind::Directory => ordered
+                        .globs
+                        .iter()
+                        .any(|g| (0..=depth).any(|level| g.matches(&names[..level]))),
+                    _ => ordered.globs.iter().any(|g| g.matches(&names)),
+                };
+                if hit || (root && ordered.root) {
+                    found.push((key(ordered.rule, ordered.specificity), ordered.rule));
+                }
+            }
+        }
+        // The last tie-breaks decide nothing; they make the rule that is named reproducible.
+        found.sort_by(|(ka, a), (kb, b)| {
+            ka.cmp(kb).then_with(|| {
+                let tie = |r: &'a Rule| (&r.origin.layer, r.origin.line, &r.id, &r.pattern);
+                tie(a).cmp(&tie(b))
+            })
+        });
+        found
+    }
+
+    fn fold(&self, clean: &Clean, mut steps: Option<&mut Vec<Step<'a>>>) -> Outcome<'a> {
+        let found = self.matching(clean);
+        let mut value = Permission::None;
+        let mut decided: Option<&'a Rule> = None;
+        let mut ceiling = Permission::Write;
+        let mut ceiling_by: Option<&'a Rule> = None;
+        let apply = |rule: &Rule, value: Permission| match rule.effect {
+            Effect::Grant => value.max(rule.permission),
+            Effect::Cap => value.min(rule.permission),
+            Effect::Set => rule.permission,
+        };
+        for (_, rule) in found {
+            let after = apply(rule, value);
+            // The one to name: a set decides alone, a cap where it binds, a grant where it raises.
+            let speaks = match rule.effect {
+                Effect::Set => true,
+                Effect::Cap => after == rule.permission,
+                Effect::Grant => after != value,
+            };
+            if speaks {
+                decided = Some(rule);
+            }
+            if let Some(steps) = steps.as_deref_mut() {
+                steps.push(Step { rule, before: value, after });
+            }
+            value = after;
+            if rule.kind == Kind::Path {
+                let lowered = apply(rule, ceiling);
+                if lowered < ceiling || (rule.effect == Effect::Cap && lowered == rule.permission) {
+                    ceiling_by = Some(rule);
+                }
+                ceiling = lowered;
+            }
+        }
+        let mut outcome = Outcome { permission: value, decided, capped: false, root_visible: false };
+        if ceiling < value {
+            outcome.permission = ceiling;
+            outcome.decided = ceiling_by;
+            outcome.capped = true;
+        }
+        if outcome.permission == Permission::None
+            && !outcome.capped
+            && !self.ordered.is_empty()
+            && to_path(&clean.bytes) == self.workspace
+        {
+            outcome.permission = Permission::View;
+            outcome.root_visible = true;
+        }
+        outcome
+    }
+
+    /// Every path that a rule names without wildcards: native literals, and ordered rules of the
+    /// kinds file and directory. What is enforced by a mechanism of its own (git guards, system
+    /// directories) is left out.
+    pub fn literal_points(&self) -> Vec<Point<'a>> {
+        let mut points = Vec::with_capacity(self.rules.len());
+        for rule in &self.rules {
+            if rule.kind == Kind::Path {
+                let base = self.places.base(rule.base);
+                for glob in pattern::compile(&rule.pattern, Grammar::Native).unwrap_or_default() {
+                    if glob.is_literal() {
+                        let mut path = base.to_path_buf();
+                        path.extend(glob.prefix.iter().map(|n| OsStr::from_bytes(n)));
+                        points.push(Point { path, rule, subtree: true });
+                    }
+                }
+            } else if rule.kind != Kind::Glob {
+                let ordered = self.ordered(rule);
+                for glob in &ordered.globs {
+                    let path = to_path(&join(&glob.prefix));
+                    points.push(Point { path, rule, subtree: rule.kind == Kind::Directory });
+                }
+            }
+        }
+        points
+    }
+
+    /// Ordered globs that say the same as a subtree rule (`**/*`, `/dir/**`) or name one path, so
+    /// that they need no walk.
+    pub fn subtree_only_globs(&self) -> Vec<Point<'a>> {
+        let mut points = Vec::new();
+        for ordered in self.ordered.iter().filter(|o| o.rule.kind == Kind::Glob) {
+            if let Some((path, subtree)) = subtree_of(ordered) {
+                points.push(Point { path: to_path(&join(path)), rule: ordered.rule, subtree });
+            }
+        }
+        points
+    }
+
+    /// Rules whose paths are known only after a walk of `base`.
+    pub fn glob_rules(&self) -> Vec<GlobRule<'a>> {
+        let mut rules = Vec::new();
+        for rule in &self.rules {
+            let globs: Vec<Glob> = match rule.kind {
+                Kind::Path => self
+                    .globs
+                    .iter()
+                    .filter(|n| std::ptr::eq(n.rule, *rule))
+                    .map(|n| n.glob.clone())
+                    .collect(),
+                Kind::Glob => self
+                    .ordered
+                    .iter()
+                    .filter(|o| std::ptr::eq(o.rule, *rule) && subtree_of(o).is_none())
+                    .flat_map(|o| o.globs.clone())
+                    .collect(),
+                Kind::Directory | Kind::File => continue,
+            };
+            let Some(first) = globs.first() else { continue };
+            // The common part of the literal prefixes.
+            let shared = globs.iter().skip(1).fold(first.prefix.len(), |length, g| {
+                let same = first.prefix.iter().zip(&g.prefix).take_while(|(a, b)| a == b).count();
+                length.min(same)
+            });
+            let base = to_path(&join(&first.prefix[..shared]));
+            rules.push(GlobRule { rule, base, globs });
+        }
+        rules
+    }
+
+    /// Whether a path that ends in `name` can match a rule with wildcards at all; a walk asks this
+    /// before it asks anything dearer. (Paths below a match are covered by the match.)
+    pub fn name_may_matter(&self, name: &OsStr) -> bool {
+        self.names.may_match(name.as_bytes())
+    }
+}
+
+struct Outcome<'a> {
+    permission: Permission,
+    decided: Option<&'a Rule>,
+    capped: bool,
+    root_visible: bool,
+}
+
+/// The one path that an ordered glob amounts to, and whether with all below it.
+fn subtree_of<'o>(ordered: &'o Ordered<'_>) -> Option<(&'o [Vec<u8>], bool)> {
+    let [glob] = ordered.globs.as_slice() else { return None };
+    match glob.parts.as_slice() {
+        [] => Some((&glob.prefix, false)),
+        [Part::Deep] => Some((&glob.prefix, true)),
+        // Only at the root does `**/*` cover the directory itself.
+        [Part::Deep, Part::Wild(tokens)] if ordered.root && *tokens == [Token::Many] => {
+            Some((&glob.prefix, true))
+        }
+        _ => None,
+    }
+}
+
+impl Policy {
+    /// Decides one path. For many paths, compile once with [`CompiledRules::new`].
+    pub fn decide_path(&self, places: &Places, path: &Path) -> Decision<'_> {
+        CompiledRules::new(self, places).decide(path)
+    }
+
+    /// Decides one path and tells how.
+    pub fn explain_path(&self, places: &Places, path: &Path) -> Explanation<'_> {
+        CompiledRules::new(self, places).explain(path)
+    }
+}

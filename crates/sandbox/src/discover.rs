@@ -1,1 +1,0 @@
-//! What lies in the workspace: git layouts, guarded names, secrets by pattern.

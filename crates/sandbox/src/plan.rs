@@ -1,0 +1,807 @@
+//! Policy x what this host can do, lowered to an ordered list of set-up steps. No I/O happens here:
+//! what the plan needs to know of the host is in [`Survey`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use ringfence_policy::{Network, Permission, Places, Policy, Rule};
+use ringfence_sys::seccomp;
+use serde::Serialize;
+
+use crate::status::{Rung, Status};
+use crate::survey::{Caller, Object, SystemEntry};
+
+/// Where a rule or discovery asks for something else than what surrounds it.
+#[derive(Clone, Debug)]
+pub struct Point {
+    pub object: Object,
+    pub permission: Permission,
+    pub why: String,
+    /// Must stay where it is: its parents inside the workspace are pinned, so that they cannot be
+    /// renamed away with it.
+    pub guard: bool,
+}
+
+/// Everything the plan was told about the host.
+#[derive(Debug)]
+pub struct Survey {
+    pub caller: Caller,
+    pub rung: Rung,
+    pub landlock_abi: u32,
+    pub system: Vec<SystemEntry>,
+    pub places: Places,
+    /// The workspace directory; `None` when the caller stands in home or `/`, which are not shared.
+    pub workspace: Option<Object>,
+    /// What the workspace's own entries get by default.
+    pub workspace_permission: Permission,
+    /// Existing objects with a decision of their own, in any order, system directories excluded.
+    pub points: Vec<Point>,
+    /// Directories to pin (git directories), inside the workspace.
+    pub pins: Vec<Object>,
+    /// Guarded names inside the workspace that do not exist now.
+    pub absent: Vec<PathBuf>,
+    /// Private directories in home that should exist.
+    pub home_directories: Vec<String>,
+    /// Devices that exist, beyond the minimal set.
+    pub devices: Vec<PathBuf>,
+    /// The host's `/etc/resolv.conf` when it leads out of `/etc` and the host's network is used.
+    pub resolver: Option<Object>,
+    pub cwd: PathBuf,
+    pub environment: Vec<(OsString, OsString)>,
+    pub withheld: Vec<String>,
+    pub notes: Vec<String>,
+    pub foreign_id: u32,
+    /// The file system of the workspace can translate owners.
+    pub idmap: bool,
+}
+
+/// One mount or entry of the private root, in order.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// Absolute path as the command sees it.
+    pub path: PathBuf,
+    #[serde(flatten)]
+    pub action: Action,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+/// See [`Step`].
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "action")]
+pub enum Action {
+    Directory,
+    Link {
+        target: PathBuf,
+    },
+    /// Empty, writable, gone afterwards. Size in bytes.
+    Private {
+        bytes: u64,
+        /// Like `/tmp`: everyone may write, sticky.
+        shared: bool,
+    },
+    Proc,
+    Pts,
+    Device {
+        source: PathBuf,
+    },
+    /// A system directory, read-only.
+    System {
+        source: PathBuf,
+    },
+    /// A host object at a place that only we can change.
+    Bind {
+        #[serde(skip)]
+        object: Object,
+        permission: Permission,
+    },
+    /// A host object over what lies there, inside another bind.
+    Over {
+        #[serde(skip)]
+        object: Object,
+        permission: Permission,
+    },
+    /// Read-only from here down.
+    Seal {
+        #[serde(skip)]
+        object: Object,
+    },
+    /// Cannot be renamed or removed.
+    Pin {
+        #[serde(skip)]
+        object: Object,
+    },
+    /// Neither readable nor replaceable.
+    Mask {
+        #[serde(skip)]
+        object: Object,
+    },
+}
+
+/// A Landlock rule in words.
+#[derive(Clone, Debug, Serialize)]
+pub struct LandlockRule {
+    pub path: PathBuf,
+    pub access: Access,
+    pub optional: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    List,
+    Read,
+    Write,
+    /// Device nodes: read, write, ioctl.
+    Device,
+}
+
+/// The finished plan.
+#[derive(Debug, Serialize)]
+pub struct Plan {
+    pub rung: Rung,
+    pub layers: Vec<String>,
+    pub identity: Identity,
+    pub network: NetworkPlan,
+    pub steps: Vec<Step>,
+    pub landlock: Vec<LandlockRule>,
+    pub landlock_abi: u32,
+    #[serde(serialize_with = "debug")]
+    pub seccomp: seccomp::Options,
+    pub cwd: PathBuf,
+    pub workspace: PathBuf,
+    #[serde(skip)]
+    pub environment: Vec<(OsString, OsString)>,
+    pub status: Status,
+    pub notes: Vec<String>,
+    /// Guarded names that do not exist; looked at again after the run.
+    pub absent: Vec<PathBuf>,
+}
+
+fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(&format_args!("{v:?}"))
+}
+
+/// How ids map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Identity {
+    pub inside_uid: u32,
+    pub host_uid: u32,
+    pub inside_gid: u32,
+    pub host_gid: u32,
+    /// A root caller mapped to an unprivileged host id, with its writable places translated.
+    pub demoted: bool,
+}
+
+/// What becomes of the network. The egress filter will be a third kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkPlan {
+    /// A namespace with loopback only.
+    Loopback,
+    /// The host's.
+    Host,
+    /// No namespace: IPv4 and IPv6 sockets are refused.
+    NoSockets,
+}
+
+/// Why a policy cannot be held here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The rule cannot be enforced by any mechanism of this rung.
+    #[error("{path}: {problem} ({rule})")]
+    CannotHold { path: PathBuf2, problem: String, rule: String },
+    #[error("{0}")]
+    Unsupported(String),
+    #[error(
+        "this host cannot give the protections that the policy needs: {}\n  remedy: run `ringfence \
+         doctor`; or choose a policy that can be held (`-t strict`, `-t read-only`); or accept the \
+         loss with `--accept-missing {}`",
+        .0.join("; "), .1.join(",")
+    )]
+    Missing(Vec<String>, Vec<String>),
+}
+
+/// A path that displays itself (thiserror wants Display).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathBuf2(pub PathBuf);
+
+impl fmt::Display for PathBuf2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+/// A rule in one line: pattern and where it stands.
+pub fn describe(rule: &Rule) -> String {
+    let line = rule.origin.line.map(|l| format!(":{l}")).unwrap_or_default();
+    let id = rule.id.as_deref().map(|i| format!(" [{i}]")).unwrap_or_default();
+    format!("rule `{}`{id}, {}{line}", rule.pattern, rule.origin.layer)
+}
+
+/// Top-level names of the private root that are ours.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+impl Plan {
+    /// Lowers a policy. Everything is decided here; a plan that exists can be carried out.
+    pub fn new(policy: &Policy, survey: Survey) -> Result<Self, PlanError> {
+        let rung = survey.rung;
+        let mut status = Status::new(rung, policy.layers.clone());
+        status.withheld_environment.clone_from(&survey.withheld);
+        let identity = identity(&survey, &mut status);
+        let network = network(policy, rung, &mut status)?;
+        let mut builder = Builder::new(policy, &survey);
+        match rung {
+            Rung::Namespaces => builder.private_root()?,
+            Rung::Landlock => builder.landlock_only(&mut status)?,
+        }
+        let Builder { steps, landlock, .. } = builder;
+        let options = seccomp::Options {
+            ptrace: policy.processes.ptrace && rung == Rung::Namespaces,
+            io_uring: policy.processes.io_uring,
+            nested_namespaces: policy.processes.nested_namespaces,
+            inet: network != NetworkPlan::NoSockets,
+            fake_chown: identity.demoted,
+            unix: true,
+        };
+        report(policy, &survey, &mut status);
+        let plan = Self {
+            rung,
+            layers: policy.layers.clone(),
+            identity,
+            network,
+            steps,
+            landlock,
+            landlock_abi: survey.landlock_abi,
+            seccomp: options,
+            cwd: survey.cwd,
+            workspace: survey.places.workspace,
+            environment: survey.environment,
+            status,
+            notes: survey.notes,
+            absent: survey.absent,
+        };
+        plan.refuse_what_is_missing(policy)?;
+        Ok(plan)
+    }
+
+    /// Never fail open: whatever is missing must have been accepted by name.
+    pub fn refuse_what_is_missing(&self, policy: &Policy) -> Result<(), PlanError> {
+        let unaccepted: Vec<_> = self
+            .status
+            .missing
+            .iter()
+            .filter(|m| !policy.accept_missing.iter().any(|a| *a == m.name))
+            .collect();
+        if unaccepted.is_empty() {
+            return Ok(());
+        }
+        let mut names: Vec<String> = unaccepted.iter().map(|m| m.name.clone()).collect();
+        names.dedup();
+        Err(PlanError::Missing(
+            unaccepted.iter().map(|m| format!("{}: {}", m.name, m.detail)).collect(),
+            names,
+        ))
+    }
+}
+
+fn identity(survey: &Survey, status: &mut Status) -> Identity {
+    let Caller { uid, gid, maps_ids } = survey.caller;
+    let demoted = maps_ids && survey.idmap && survey.rung == Rung::Namespaces;
+    if demoted {
+        // Inside, the ids stay those of the owner of the files, so that tools see their own files.
+        status.enforce(
+            "identity",
+            format!("root caller runs as unprivileged host id {}", survey.foreign_id),
+        );
+        Identity {
+            inside_uid: uid,
+            host_uid: survey.foreign_id,
+            inside_gid: gid,
+            host_gid: survey.foreign_id,
+            demoted,
+        }
+    } else {
+        if uid == 0 {
+            status.degrade(
+                "identity",
+                if maps_ids {
+                    "the workspace's file system cannot translate owners, so the sandbox keeps host id 0 without capabilities; writes are held by mounts and landlock"
+                } else {
+                    "the caller is root without the right to map ids, so the sandbox keeps host id 0 without capabilities; writes are held by mounts and landlock"
+                },
+            );
+        } else {
+            status.enforce("identity", format!("runs as the caller, uid {uid}, without capabilities"));
+        }
+        Identity { inside_uid: uid, host_uid: uid, inside_gid: gid, host_gid: gid, demoted }
+    }
+}
+
+fn network(policy: &Policy, rung: Rung, status: &mut Status) -> Result<NetworkPlan, PlanError> {
+    match (&policy.network, rung) {
+        (Network::None, Rung::Namespaces) => {
+            status.enforce("network", "private network namespace with loopback only");
+            Ok(NetworkPlan::Loopback)
+        }
+        (Network::None, Rung::Landlock) => {
+            status.enforce("network", "ipv4 and ipv6 sockets are refused by the system call filter");
+            Ok(NetworkPlan::NoSockets)
+        }
+        (Network::Host, _) => {
+            status.degrade("network", "the host's network, as the policy asks");
+            Ok(NetworkPlan::Host)
+        }
+        (Network::Filtered { allow, .. }, rung) => {
+            // Stricter than asked for, and said so: hosts cannot be reached until the egress filter
+            // exists. Policies of the user's own that list hosts are refused before this point.
+            status.degrade(
+                "network",
+                format!(
+                    "{} allowed hosts cannot be reached: this version has no egress filter, only loopback",
+                    allow.len()
+                ),
+            );
+            Ok(match rung {
+                Rung::Namespaces => NetworkPlan::Loopback,
+                Rung::Landlock => NetworkPlan::NoSockets,
+            })
+        }
+    }
+}
+
+fn report(policy: &Policy, survey: &Survey, status: &mut Status) {
+    if survey.rung == Rung::Namespaces {
+        status.enforce("mount-namespace", "private root, read-only system, private /tmp and home");
+        status.enforce("pid-namespace", "own process table; nothing outlives the run");
+        status.enforce("ipc-uts-cgroup-namespaces", "private");
+    }
+    if survey.landlock_abi > 0 {
+        status.enforce("landlock", format!("abi {}", survey.landlock_abi));
+        if survey.landlock_abi < 6 && survey.rung == Rung::Landlock {
+            status.miss(
+                "landlock-scope",
+                "the kernel's landlock cannot keep signals and abstract sockets inside (needs abi 6)",
+            );
+        }
+    } else if survey.rung == Rung::Namespaces {
+        status.degrade("landlock", "this kernel has none; mounts hold the file policy alone");
+    }
+    status.enforce("seccomp", "system call filter");
+    status.enforce("no-new-privs", "set-user-id programs gain nothing");
+    status.enforce("capabilities", "none, bounding set empty");
+    status.enforce("descriptors", "none inherited above 2");
+    if !survey.absent.is_empty() && survey.rung == Rung::Namespaces {
+        status.degrade(
+            "absent-guards",
+            format!(
+                "{} guarded names do not exist yet: a run that creates one has it moved aside at its end",
+                survey.absent.len()
+            ),
+        );
+    }
+    if policy.processes.nested_namespaces {
+        status.degrade("nested-namespaces", "allowed by the policy");
+    }
+    if policy.processes.io_uring {
+        status.degrade("io-uring", "allowed by the policy");
+    }
+}
+
+/// Builds the steps of the private root.
+struct Builder<'a> {
+    policy: &'a Policy,
+    survey: &'a Survey,
+    steps: Vec<Step>,
+    landlock: Vec<LandlockRule>,
+    made: BTreeSet<PathBuf>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(policy: &'a Policy, survey: &'a Survey) -> Self {
+        Self {
+            policy,
+            survey,
+            steps: Vec::with_capacity(64),
+            landlock: Vec::with_capacity(16),
+            made: BTreeSet::from([PathBuf::from("/")]),
+        }
+    }
+
+    fn push(&mut self, path: impl Into<PathBuf>, action: Action, why: impl Into<String>) {
+        self.steps.push(Step { path: path.into(), action, why: why.into() });
+    }
+
+    fn allow(&mut self, path: impl Into<PathBuf>, access: Access) {
+        self.landlock.push(LandlockRule { path: path.into(), access, optional: false });
+    }
+
+    /// Makes the directories above `path` in the private root.
+    fn parents(&mut self, path: &Path) {
+        if let Some(parent) = path.parent() {
+            self.directory(parent);
+        }
+    }
+
+    fn directory(&mut self, path: &Path) {
+        if self.made.contains(path) {
+            return;
+        }
+        self.parents(path);
+        self.made.insert(path.to_owned());
+        self.push(path, Action::Directory, "");
+    }
+
+    fn link(&mut self, path: &str, target: &str) {
+        self.parents(Path::new(path));
+        self.made.insert(PathBuf::from(path));
+        self.push(path, Action::Link { target: target.into() }, "");
+    }
+
+    fn has_view(&self) -> bool {
+        self.survey.workspace_permission == Permission::View
+            || self.survey.points.iter().any(|p| p.permission == Permission::View)
+    }
+
+    fn private_root(&mut self) -> Result<(), PlanError> {
+        self.allow("/", Access::List);
+        self.system();
+        self.basics();
+        self.home();
+        self.places()?;
+        Ok(())
+    }
+
+    fn system(&mut self) {
+        for entry in &self.survey.system {
+            match entry {
+                SystemEntry::Link(path, target) => {
+                    self.parents(path);
+                    self.made.insert(path.clone());
+                    self.push(path, Action::Link { target: target.clone() }, "");
+                }
+                SystemEntry::Directory(path) => {
+                    self.directory(path);
+                    self.push(path, Action::System { source: path.clone() }, "");
+                    self.allow(path, Access::Read);
+                }
+            }
+        }
+    }
+
+    fn basics(&mut self) {
+        let files = &self.policy.files;
+        self.directory(Path::new("/proc"));
+        self.push("/proc", Action::Proc, "own process table, read-only");
+        self.allow("/proc", Access::Read);
+        self.directory(Path::new("/dev"));
+        for name in DEVICES {
+            let path = Path::new("/dev").join(name);
+            self.push(&path, Action::Device { source: path.clone() }, "");
+        }
+        for path in &self.survey.devices {
+            self.parents(path);
+            self.push(path, Action::Device { source: path.clone() }, "files.devices");
+        }
+        self.allow("/dev", Access::Device);
+        self.directory(Path::new("/dev/pts"));
+        self.push("/dev/pts", Action::Pts, "");
+        for (path, target) in [
+            ("/dev/ptmx", "pts/ptmx"),
+            ("/dev/fd", "/proc/self/fd"),
+            ("/dev/stdin", "/proc/self/fd/0"),
+            ("/dev/stdout", "/proc/self/fd/1"),
+            ("/dev/stderr", "/proc/self/fd/2"),
+        ] {
+            self.link(path, target);
+        }
+        for (path, bytes) in [("/dev/shm", files.shm_bytes), ("/tmp", files.tmp_bytes)] {
+            self.directory(Path::new(path));
+            self.push(path, Action::Private { bytes, shared: true }, "");
+            self.allow(path, Access::Write);
+        }
+        for path in ["/run", "/var/cache", "/var/lib", "/var/log"] {
+            self.directory(Path::new(path));
+        }
+        self.link("/var/tmp", "/tmp");
+        self.link("/var/run", "/run");
+        if let Some(resolver) = &self.survey.resolver {
+            self.bind(resolver.clone(), Permission::Read, "the host's resolver configuration");
+        }
+    }
+
+    fn home(&mut self) {
+        let home = self.survey.places.home.clone();
+        if home == Path::new("/") || self.survey.workspace.as_ref().is_some_and(|w| w.path == home) {
+            return;
+        }
+        if self.made.contains(&home) {
+            return;
+        }
+        self.directory(&home);
+        let bytes = self.policy.files.tmp_bytes;
+        self.push(&home, Action::Private { bytes, shared: false }, "private home, gone afterwards");
+        let directories: Vec<PathBuf> =
+            self.survey.home_directories.iter().map(|d| home.join(d)).collect();
+        for d in &directories {
+            self.directory(d);
+        }
+        if self.has_view() {
+            // Landlock rights add up along the path: a writable home would make what is only listed
+            // below it readable.
+            self.allow(&home, Access::List);
+            for d in directories {
+                self.allow(d, Access::Write);
+            }
+        } else {
+            self.allow(&home, Access::Write);
+        }
+    }
+
+    /// Binds a host object at its own path.
+    fn bind(&mut self, object: Object, permission: Permission, why: &str) {
+        let path = object.path.clone();
+        if object.id.is_dir {
+            self.directory(&path);
+        } else {
+            self.parents(&path);
+            self.made.insert(path.clone());
+        }
+        let access = match permission {
+            Permission::None => return,
+            Permission::View => Access::List,
+            Permission::Read => Access::Read,
+            Permission::Write => Access::Write,
+        };
+        self.push(&path, Action::Bind { object, permission }, why);
+        self.allow(path, access);
+    }
+
+    /// The workspace, everything granted, and what is capped or hidden inside.
+    fn places(&mut self) -> Result<(), PlanError> {
+        // Parents before children, so that each point knows what surrounds it.
+        let mut points: BTreeMap<&Path, &Point> = BTreeMap::new();
+        for p in &self.survey.points {
+            points
+                .entry(&p.object.path)
+                .and_modify(|old| {
+                    // The same object named twice: the decision is a function of the path, so only
+                    // a forced cap (a guard) can differ; the lower wins.
+                    if p.permission < old.permission {
+                        *old = p;
+                    }
+                })
+                .or_insert(p);
+        }
+        let workspace = self.survey.workspace.clone().map(|object| Point {
+            object,
+            permission: self.survey.workspace_permission,
+            why: "workspace".to_owned(),
+            guard: false,
+        });
+        if let Some(w) = &workspace {
+            points.insert(&w.object.path, w);
+        }
+        // What surrounds a path: the nearest point above it that was made visible or hidden.
+        let mut around: BTreeMap<PathBuf, Permission> = BTreeMap::new();
+        let mut pinned: BTreeSet<PathBuf> = BTreeSet::new();
+        for entry in &self.survey.system {
+            if let SystemEntry::Directory(path) = entry {
+                around.insert(path.clone(), Permission::Read);
+            }
+        }
+        let pins: BTreeMap<&Path, &Object> =
+            self.survey.pins.iter().map(|o| (o.path.as_path(), o)).collect();
+        let ordered: BTreeSet<&Path> = points.keys().copied().chain(pins.keys().copied()).collect();
+        for path in ordered {
+            let inherited = path
+                .ancestors()
+                .skip(1)
+                .find_map(|a| around.get(a).copied())
+                .unwrap_or(Permission::None);
+            if let Some(object) = pins.get(path)
+                && inherited == Permission::Write
+                && !points.contains_key(path)
+                && pinned.insert(path.to_owned())
+            {
+                self.push(path, Action::Pin { object: (*object).clone() }, "git directory");
+                continue;
+            }
+            let Some(point) = points.get(path) else { continue };
+            let wanted = point.permission;
+            let object = point.object.clone();
+            match (inherited, wanted) {
+                (Permission::None, Permission::None) => {
+                    around.insert(path.to_owned(), wanted);
+                    continue;
+                }
+                (Permission::None, _) => {
+                    let masked = path.ancestors().skip(1).any(|a| {
+                        points.get(a).is_some_and(|p| p.permission == Permission::None)
+                            && !self.made.contains(a)
+                    });
+                    if masked {
+                        return Err(PlanError::CannotHold {
+                            path: PathBuf2(path.to_owned()),
+                            problem: "cannot be shown inside a hidden directory of the workspace"
+                                .into(),
+                            rule: point.why.clone(),
+                        });
+                    }
+                    self.bind(object, wanted, &point.why);
+                }
+                (a, b) if a == b => {}
+                (_, Permission::None) => {
+                    self.push(path, Action::Mask { object }, &point.why);
+                }
+                (Permission::Write, Permission::Read) => {
+                    self.push(path, Action::Seal { object }, &point.why);
+                }
+                (Permission::Read, Permission::Write) => {
+                    self.push(path, Action::Over { object, permission: wanted }, &point.why);
+                    self.allow(path, Access::Write);
+                }
+                (Permission::View, Permission::Read | Permission::Write) => {
+                    self.push(path, Action::Over { object, permission: wanted }, &point.why);
+                    let access =
+                        if wanted == Permission::Read { Access::Read } else { Access::Write };
+                    self.allow(path, access);
+                }
+                (_, Permission::View) => {
+                    return Err(PlanError::CannotHold {
+                        path: PathBuf2(path.to_owned()),
+                        problem: "`view` inside a readable directory cannot be held yet".into(),
+                        rule: point.why.clone(),
+                    });
+                }
+                (_, Permission::Read | Permission::Write) => {}
+            }
+            around.insert(path.to_owned(), wanted);
+        }
+        Ok(())
+    }
+
+    /// Without namespaces: the view is the host's, and only what Landlock can say is held.
+    fn landlock_only(&mut self, status: &mut Status) -> Result<(), PlanError> {
+        if self.survey.landlock_abi == 0 {
+            return Err(PlanError::Missing(
+                vec!["namespaces: refused by this host".into(), "landlock: not in this kernel".into()],
+                vec![],
+            ));
+        }
+        for entry in &self.survey.system {
+            if let SystemEntry::Directory(path) = entry {
+                self.allow(path, Access::Read);
+            }
+        }
+        self.allow("/proc", Access::Read);
+        for name in DEVICES {
+            self.landlock.push(LandlockRule {
+                path: Path::new("/dev").join(name),
+                access: Access::Device,
+                optional: true,
+            });
+        }
+        for name in ["/dev/pts", "/dev/ptmx"] {
+            self.landlock.push(LandlockRule {
+                path: name.into(),
+                access: Access::Device,
+                optional: true,
+            });
+        }
+        status.degrade("mount-namespace", "none: hidden files answer EACCES, names stay visible");
+        status.degrade("pid-namespace", "none: other processes are visible; signals and ptrace to them are refused by landlock");
+        let mut granted: BTreeMap<PathBuf, Permission> = BTreeMap::new();
+        for entry in &self.survey.system {
+            if let SystemEntry::Directory(path) = entry {
+                granted.insert(path.clone(), Permission::Read);
+            }
+        }
+        let mut points: Vec<&Point> = self.survey.points.iter().collect();
+        let workspace = self.survey.workspace.clone().map(|object| Point {
+            object,
+            permission: self.survey.workspace_permission,
+            why: "workspace".into(),
+            guard: false,
+        });
+        points.extend(workspace.as_ref());
+        points.sort_by(|a, b| a.object.path.cmp(&b.object.path));
+        for p in points {
+            let path = &p.object.path;
+            let inherited = path
+                .ancestors()
+                .skip(1)
+                .find_map(|a| granted.get(a).copied())
+                .unwrap_or(Permission::None);
+            if p.permission < inherited {
+                let name = if p.guard { "guards" } else { "hidden-files" };
+                status.miss(
+                    name,
+                    format!(
+                        "{}: landlock cannot take back what the directory around it grants ({})",
+                        path.display(),
+                        p.why
+                    ),
+                );
+                continue;
+            }
+            granted.insert(path.clone(), p.permission);
+            match p.permission {
+                Permission::None => {}
+                Permission::View => self.allow(path, Access::List),
+                Permission::Read => self.allow(path, Access::Read),
+                Permission::Write => self.allow(path, Access::Write),
+            }
+        }
+        if !self.survey.absent.is_empty() {
+            status.degrade("absent-guards", "guarded names that do not exist yet are only looked at after the run");
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rung = match self.rung {
+            Rung::Namespaces => "namespaces + landlock + seccomp",
+            Rung::Landlock => "landlock + seccomp, no namespaces",
+        };
+        writeln!(f, "mechanism   {rung}")?;
+        writeln!(f, "layers      {}", self.layers.join(" < "))?;
+        let i = &self.identity;
+        writeln!(f, "identity    uid {} inside is {} on the host", i.inside_uid, i.host_uid)?;
+        writeln!(
+            f,
+            "network     {}",
+            match self.network {
+                NetworkPlan::Loopback => "none (private loopback)",
+                NetworkPlan::Host => "the host's",
+                NetworkPlan::NoSockets => "none (sockets refused)",
+            }
+        )?;
+        writeln!(f, "directory   {}", self.cwd.display())?;
+        if !self.steps.is_empty() {
+            writeln!(f, "view")?;
+        }
+        for step in &self.steps {
+            let what = match &step.action {
+                Action::Directory => continue,
+                Action::Link { target } => format!("link to {}", target.display()),
+                Action::Private { bytes, .. } => format!("private, at most {bytes} bytes"),
+                Action::Proc => "proc".into(),
+                Action::Pts => "pts".into(),
+                Action::Device { .. } => "device".into(),
+                Action::System { .. } => "system, read-only".into(),
+                Action::Bind { permission, .. } => match permission {
+                    Permission::Write => "read-write".into(),
+                    Permission::View => "listed only".into(),
+                    _ => "read-only".into(),
+                },
+                Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
+                Action::Seal { .. } => "read-only".into(),
+                Action::Pin { .. } => "pinned in place".into(),
+                Action::Mask { .. } => "hidden".into(),
+            };
+            write!(f, "  {:<44} {what}", step.path.display().to_string())?;
+            if step.why.is_empty() { writeln!(f)? } else { writeln!(f, "  ({})", step.why)? }
+        }
+        if self.rung == Rung::Landlock {
+            writeln!(f, "landlock")?;
+            for rule in &self.landlock {
+                writeln!(f, "  {:<44} {:?}", rule.path.display().to_string(), rule.access)?;
+            }
+        }
+        for m in &self.status.degraded {
+            writeln!(f, "degraded    {}: {}", m.name, m.detail)?;
+        }
+        for m in &self.status.missing {
+            writeln!(f, "missing     {}: {} (accepted)", m.name, m.detail)?;
+        }
+        for n in &self.notes {
+            writeln!(f, "note        {n}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,638 @@
+//! From a policy and a request to a plan: the looks at the host that planning needs.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use ringfence_policy::{
+    CompiledRules, Effect, GlobRule, Network, Permission, Places, Policy, priority,
+};
+use ringfence_sys::raw::Errno;
+
+use crate::discover::{
+    self, GitOptions, Matcher, PRIVATE_CACHES, RepositoryHint, Shape, TOOL_ENVIRONMENT, Verdict,
+    WalkOptions,
+};
+use crate::plan::{Plan, PlanError, Point, Survey, describe};
+use crate::status::Rung;
+use crate::survey::{self, Caller, Object, Objects, SystemEntry};
+
+/// What to run, where, for whom.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Absolute or relative; `None` is the current directory.
+    pub workspace: Option<PathBuf>,
+    /// Where the command starts; `None` is the current directory.
+    pub cwd: Option<PathBuf>,
+    /// The caller's environment; the policy decides what of it passes.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Only this rung (tests, `doctor`); `None` tries namespaces.
+    pub rung: Rung,
+    /// Whether to remember what a walk of a large workspace found.
+    pub cache: bool,
+}
+
+impl Request {
+    /// The calling process's directory and environment.
+    pub fn current() -> Self {
+        Self {
+            workspace: None,
+            cwd: None,
+            environment: std::env::vars_os().collect(),
+            rung: Rung::Namespaces,
+            cache: true,
+        }
+    }
+
+    fn variable(&self, name: &str) -> Option<&OsStr> {
+        self.environment.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_os_str())
+    }
+}
+
+/// Why no plan could be made. Nothing has run.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    #[error("{path}: {problem}")]
+    Path { path: String, problem: String },
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("cannot look for files by pattern in {path}: {problem}")]
+    Walk { path: String, problem: String },
+}
+
+fn path_error(path: &Path, problem: impl std::fmt::Display) -> PrepareError {
+    PrepareError::Path { path: path.display().to_string(), problem: problem.to_string() }
+}
+
+/// Home, workspace and working directory, canonical.
+struct Where {
+    places: Places,
+    workspace: Option<Object>,
+    cwd: PathBuf,
+    notes: Vec<String>,
+}
+
+fn whereabouts(request: &Request) -> Result<Where, PrepareError> {
+    let mut notes = Vec::new();
+    let home = request
+        .variable("HOME")
+        .filter(|h| h.as_bytes().starts_with(b"/"))
+        .map_or_else(|| PathBuf::from("/nonexistent"), PathBuf::from);
+    let home = std::fs::canonicalize(&home).unwrap_or(home);
+    let current = match &request.cwd {
+        Some(dir) => std::fs::canonicalize(dir).map_err(|e| path_error(dir, plain(&e)))?,
+        None => std::env::current_dir()
+            .map_err(|e| path_error(Path::new("."), format!("current directory: {}", plain(&e))))?,
+    };
+    let asked = match &request.workspace {
+        Some(dir) => std::fs::canonicalize(dir).map_err(|e| path_error(dir, plain(&e)))?,
+        None => current.clone(),
+    };
+    let object = survey::look(&asked)
+        .map_err(|e| path_error(&asked, e))?
+        .ok_or_else(|| path_error(&asked, "does not exist"))?;
+    if !object.id.is_dir {
+        return Err(path_error(&asked, "the workspace is not a directory"));
+    }
+    const TOO_WIDE: [&str; 14] = [
+        "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/sys", "/dev", "/boot", "/run",
+        "/var", "/tmp", "/opt",
+    ];
+    let too_wide = home.starts_with(&asked)
+        || TOO_WIDE.iter().any(|d| asked == Path::new(d))
+        || ["/proc", "/sys", "/dev", "/usr", "/etc", "/boot"].iter().any(|d| asked.starts_with(d));
+    let workspace = if !too_wide {
+        Some(object)
+    } else if request.workspace.is_some() {
+        return Err(path_error(
+            &asked,
+            "too wide for a workspace: it holds your home or the system; name a project directory, or grant single paths with --allow-write",
+        ));
+    } else {
+        notes.push(format!(
+            "{} is not shared with the command: it holds your home or the system; change to a project directory, or name one with --workspace",
+            asked.display()
+        ));
+        None
+    };
+    let cwd = match (&workspace, &request.cwd, &request.workspace) {
+        (Some(w), None, _) if !current.starts_with(&w.path) => w.path.clone(),
+        (None, ..) if home.starts_with("/nonexistent") => PathBuf::from("/tmp"),
+        (None, ..) if !current.starts_with(&home) => PathBuf::from("/tmp"),
+        (None, ..) => home.clone(),
+        _ => current,
+    };
+    let places = Places {
+        workspace: workspace.as_ref().map_or_else(|| cwd.clone(), |w| w.path.clone()),
+        home,
+    };
+    Ok(Where { places, workspace, cwd, notes })
+}
+
+/// An I/O error without its `(os error 2)`.
+fn plain(e: &std::io::Error) -> String {
+    e.raw_os_error().map_or_else(|| e.to_string().to_lowercase(), |n| Errno(n).to_string())
+}
+
+/// Looks at the host and lowers the policy.
+pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError> {
+    let Where { places, workspace, cwd, mut notes } = whereabouts(request)?;
+    let caller = Caller::current();
+    let rules = CompiledRules::new(policy, &places);
+    let mut found = Findings::new(&rules, workspace.is_some());
+
+    let system = if policy.files.system { survey::system_entries() } else { Vec::new() };
+    found.visible.extend(system.iter().filter_map(|s| match s {
+        SystemEntry::Directory(p) => Some(p.clone()),
+        SystemEntry::Link(..) => None,
+    }));
+    if let Some(w) = &workspace {
+        found.visible.push(w.path.clone());
+    }
+    if policy.files.toolchains && places.home != Path::new("/") {
+        found.toolchains(&places.home, request, &mut notes)?;
+    }
+    found.literal_points(&places, &caller)?;
+    if let Some(w) = &workspace {
+        found.patterns(policy, &places, w, request, &mut notes)?;
+    }
+
+    let (environment, withheld) = environment(policy, request, &places, &cwd);
+    let resolver = resolver(policy);
+    let idmap = workspace.is_none() || !caller.maps_ids || can_idmap(workspace.as_ref());
+    let foreign_id =
+        if caller.maps_ids { survey::foreign_id(std::process::id()) } else { caller.uid };
+    let devices = devices(policy)?;
+    let workspace_permission = match &workspace {
+        Some(w) => rules.decide(&w.path).permission,
+        None => Permission::None,
+    };
+    // The walk could not see everything: what it did not see may hold what must be hidden.
+    let truncated = found.truncated.take();
+    let survey = Survey {
+        caller,
+        rung: request.rung,
+        landlock_abi: ringfence_sys::landlock::abi(),
+        system,
+        workspace_permission,
+        workspace,
+        points: found.points,
+        pins: found.pins,
+        absent: found.absent,
+        home_directories: home_directories(),
+        devices,
+        resolver,
+        cwd,
+        environment,
+        withheld,
+        notes,
+        foreign_id,
+        idmap,
+        places,
+    };
+    let mut plan = Plan::new(policy, survey)?;
+    if let Some(problem) = truncated {
+        plan.status.miss("pattern-walk", problem);
+        plan.refuse_what_is_missing(policy)?;
+    }
+    Ok(plan)
+}
+
+struct Findings<'a> {
+    rules: &'a CompiledRules<'a>,
+    has_workspace: bool,
+    objects: Objects,
+    /// Directories whose content is visible somehow; caps elsewhere need no look.
+    visible: Vec<PathBuf>,
+    points: Vec<Point>,
+    pins: Vec<Object>,
+    absent: Vec<PathBuf>,
+    truncated: Option<String>,
+}
+
+impl<'a> Findings<'a> {
+    fn new(rules: &'a CompiledRules<'a>, has_workspace: bool) -> Self {
+        Self {
+            rules,
+            has_workspace,
+            objects: Objects::default(),
+            visible: Vec::with_capacity(16),
+            points: Vec::with_capacity(16),
+            pins: Vec::new(),
+            absent: Vec::new(),
+            truncated: None,
+        }
+    }
+
+    fn is_visible(&self, path: &Path) -> bool {
+        self.visible.iter().any(|v| path.starts_with(v))
+    }
+
+    fn look(&mut self, path: &Path) -> Result<Option<Object>, PrepareError> {
+        match self.objects.look(path) {
+            Ok(found) => Ok(found),
+            // Not reachable by us: not reachable by the sandbox either, which has no more rights.
+            Err(Errno(libc::EACCES)) => Ok(None),
+            Err(e) => Err(path_error(path, e)),
+        }
+    }
+
+    fn toolchains(
+        &mut self,
+        home: &Path,
+        request: &Request,
+        notes: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        let variable = |name: &str| request.variable(name).map(OsStr::to_owned);
+        let tools = discover::toolchains(home, &variable)
+            .map_err(|e| path_error(home, plain(&e)))?;
+        for tool in tools.tools {
+            let decision = self.rules.decide(&tool.path);
+            let permission = match decision.rule {
+                Some(rule) if rule.effect != Effect::Grant => decision.permission,
+                _ => decision.permission.max(Permission::Read),
+            };
+            if permission == Permission::None {
+                continue;
+            }
+            if let Some(object) = self.look(&tool.path)? {
+                self.visible.push(tool.path);
+                self.points.push(Point {
+                    object,
+                    permission,
+                    why: tool.what.to_owned(),
+                    guard: false,
+                });
+            }
+        }
+        for path in tools.masked {
+            if let Some(object) = self.look(&path)? {
+                let permission = Permission::None;
+                let why = "secret of a toolchain".to_owned();
+                self.points.push(Point { object, permission, why, guard: false });
+            }
+        }
+        for (path, why) in tools.refused {
+            notes.push(format!("{} is not shown: {why}", path.display()));
+        }
+        Ok(())
+    }
+
+    fn literal_points(&mut self, places: &Places, caller: &Caller) -> Result<(), PrepareError> {
+        let rules = self.rules;
+        let mut points = rules.literal_points();
+        points.extend(rules.subtree_only_globs());
+        // Grants first: they decide what is visible, and so which caps need a look.
+        for point in points.iter().filter(|p| p.rule.effect != Effect::Cap) {
+            let (path, rule) = (&point.path, point.rule);
+            if *path == places.workspace {
+                continue;
+            }
+            let Some(object) = self.look(path)? else { continue };
+            // An ordered rule such as `/out/**` speaks of what lies below, not of the directory.
+            let decide = |p: &Path| {
+                let child = p.join(ANY_NAME);
+                rules.decide(if object.id.is_dir && point.subtree { &child } else { p })
+            };
+            let decision = decide(path);
+            let canonical = decide(&object.path);
+            let permission = match (object.path == *path, canonical.rule) {
+                (true, _) | (false, None) => decision.permission,
+                (false, Some(_)) => decision.permission.min(canonical.permission),
+            };
+            if permission == Permission::None {
+                continue;
+            }
+            let object = self.place(path, object);
+            self.visible.push(object.path.clone());
+            let why = describe(rule);
+            self.points.push(Point { object, permission, why, guard: false });
+        }
+        for point in points.iter().filter(|p| p.rule.effect == Effect::Cap) {
+            let (path, rule) = (&point.path, point.rule);
+            let guard = rule.priority >= priority::GUARD;
+            if !self.is_visible(path) || (guard && !self.has_workspace) {
+                continue;
+            }
+            let Some(object) = self.look(path)? else {
+                if guard && path.starts_with(&places.workspace) {
+                    self.absent.push(path.clone());
+                }
+                continue;
+            };
+            // What the sandbox's host id cannot read anyway needs no mask.
+            if caller.maps_ids && rule.base == ringfence_policy::Base::Root {
+                continue;
+            }
+            let permission = rules.decide(path).permission.min(rules.decide(&object.path).permission);
+            let why = describe(rule);
+            self.points.push(Point { object, permission, why, guard });
+        }
+        Ok(())
+    }
+
+    /// An object reached through a symlink is shown at the name that was asked for, unless it lies
+    /// in something that is visible anyway.
+    fn place(&self, asked: &Path, mut object: Object) -> Object {
+        if object.path != asked
+            && !self.is_visible(&object.path)
+            && let (Some(parent), Some(name)) = (asked.parent(), asked.file_name())
+        {
+            let parent =
+                std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned());
+            object.path = parent.join(name);
+        }
+        object
+    }
+
+    /// Per-file patterns and git repositories in the workspace.
+    fn patterns(
+        &mut self,
+        policy: &Policy,
+        places: &Places,
+        workspace: &Object,
+        request: &Request,
+        notes: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        let rules = self.rules;
+        let globs: Vec<GlobRule<'_>> = rules
+            .glob_rules()
+            .into_iter()
+            .filter(|g| g.base.starts_with(&workspace.path) || workspace.path.starts_with(&g.base))
+            .collect();
+        let needs_walk = !globs.is_empty();
+        let mut hints = Vec::new();
+        if needs_walk {
+            let cache = request.cache.then(|| {
+                discover::cache_directory(request.variable("XDG_CACHE_HOME"), &places.home)
+            });
+            let matcher = PatternMatcher { rules, globs: &globs, workspace: &workspace.path };
+            let options = WalkOptions { cache: cache.as_deref(), ..WalkOptions::default() };
+            let walk = discover::walk(workspace.fd.as_fd(), &matcher, &options).map_err(|e| {
+                PrepareError::Walk {
+                    path: workspace.path.display().to_string(),
+                    problem: plain(&e),
+                }
+            })?;
+            if let Some(t) = &walk.truncated {
+                self.truncated = Some(format!("{}: {t:?}", workspace.path.display()));
+            }
+            for f in &walk.matches {
+                if f.in_git {
+                    continue;
+                }
+                self.matched(&workspace.path.join(&f.path), f.is_symlink)?;
+                for alias in &f.aliases {
+                    let permission = rules.decide(&workspace.path.join(&f.path)).permission;
+                    if let Some(object) = self.look(&workspace.path.join(alias))? {
+                        let why = format!("another name of {}", f.path.display());
+                        self.points.push(Point { object, permission, why, guard: false });
+                    }
+                }
+                if f.unseen > 0 {
+                    notes.push(format!(
+                        "{} has {} more hard links outside the workspace",
+                        f.path.display(),
+                        f.unseen
+                    ));
+                }
+            }
+            hints = walk.repositories;
+        } else if policy.files.guard_git {
+            hints = shallow_repositories(&workspace.path);
+        }
+        if policy.files.guard_git {
+            self.git(policy, places, &workspace.path, &hints, notes)?;
+        }
+        Ok(())
+    }
+
+    fn matched(&mut self, path: &Path, is_symlink: bool) -> Result<(), PrepareError> {
+        let decision = self.rules.decide(path);
+        let why = decision.rule.map_or_else(String::new, describe);
+        let permission = decision.permission;
+        // A link cannot be masked; what it leads to can, where it is visible at all.
+        let Some(object) = self.look(path)? else { return Ok(()) };
+        if is_symlink && !self.is_visible(&object.path) {
+            return Ok(());
+        }
+        self.points.push(Point { object, permission, why, guard: false });
+        Ok(())
+    }
+
+    fn git(
+        &mut self,
+        policy: &Policy,
+        places: &Places,
+        workspace: &Path,
+        hints: &[RepositoryHint],
+        notes: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        let user_config =
+            [places.home.join(".gitconfig"), places.home.join(".config/git/config")];
+        let options = GitOptions { home: Some(&places.home), user_config: &user_config };
+        let git = discover::discover_git(workspace, hints, &options)
+            .map_err(|e| path_error(workspace, plain(&e)))?;
+        let writable = self.rules.decide(workspace).permission == Permission::Write;
+        for repository in &git.repositories {
+            if writable {
+                for outside in &repository.outside {
+                    if let Some(object) = self.look(outside)? {
+                        self.visible.push(outside.clone());
+                        self.points.push(Point {
+                            object,
+                            permission: Permission::Write,
+                            why: "git directory of a linked working tree".into(),
+                            guard: false,
+                        });
+                    }
+                }
+            }
+            for guard in &repository.guards {
+                let Some(object) = self.look(&guard.path)? else { continue };
+                let decided = self.rules.decide(&guard.path).permission;
+                // Outside the workspace the rules say nothing; the grant above is what surrounds.
+                let permission = if decided == Permission::None
+                    && !guard.path.starts_with(workspace)
+                {
+                    Permission::Read
+                } else {
+                    decided.min(Permission::Read)
+                };
+                let why = guard.what.to_owned();
+                self.points.push(Point { object, permission, why, guard: true });
+            }
+            for pin in &repository.pins {
+                if let Some(object) = self.look(pin)? {
+                    self.pins.push(object);
+                }
+            }
+            self.absent.extend(repository.absent.iter().cloned());
+        }
+        if let Some(enclosing) = &git.enclosing {
+            if let Some(object) = self.look(&enclosing.git_dir)? {
+                self.visible.push(enclosing.git_dir.clone());
+                self.points.push(Point {
+                    object,
+                    permission: Permission::Read,
+                    why: "the repository around the workspace".into(),
+                    guard: true,
+                });
+            }
+        }
+        for (path, why) in &git.refused {
+            notes.push(format!("{}: not granted: {why}", path.display()));
+        }
+        let _ = policy;
+        Ok(())
+    }
+}
+
+/// Without a walk: the workspace itself and its direct subdirectories.
+fn shallow_repositories(workspace: &Path) -> Vec<RepositoryHint> {
+    const MOST: usize = 256;
+    let mut hints = Vec::new();
+    let mut check = |relative: PathBuf| {
+        if std::fs::symlink_metadata(workspace.join(&relative).join(".git")).is_ok() {
+            hints.push(RepositoryHint { path: relative, shape: Shape::DotGit });
+        }
+    };
+    check(PathBuf::new());
+    if let Ok(entries) = std::fs::read_dir(workspace) {
+        for entry in entries.flatten().take(MOST) {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) && entry.file_name() != ".git" {
+                check(PathBuf::from(entry.file_name()));
+            }
+        }
+    }
+    hints
+}
+
+/// Stands for any name in a directory that no pattern mentions.
+const ANY_NAME: &str = "\u{1}";
+
+struct PatternMatcher<'a> {
+    rules: &'a CompiledRules<'a>,
+    globs: &'a [GlobRule<'a>],
+    workspace: &'a Path,
+}
+
+impl Matcher for PatternMatcher<'_> {
+    fn verdict(&self, path: &[u8], _is_dir: bool) -> Verdict {
+        let relative = Path::new(OsStr::from_bytes(path));
+        if !relative.file_name().is_some_and(|name| self.rules.name_may_matter(name)) {
+            return Verdict::Pass;
+        }
+        let absolute = self.workspace.join(relative);
+        match self.globs.iter().position(|g| g.matches(&absolute)) {
+            Some(rule) => Verdict::Match { rule: rule as u32, descend: true },
+            None => Verdict::Pass,
+        }
+    }
+
+    fn fingerprint(&self) -> [u8; 16] {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let half = |seed: u8| {
+            let mut hasher = DefaultHasher::new();
+            seed.hash(&mut hasher);
+            for g in self.globs {
+                (g.rule.base, &g.rule.pattern, g.rule.kind).hash(&mut hasher);
+            }
+            hasher.finish().to_le_bytes()
+        };
+        let mut both = [0; 16];
+        both[..8].copy_from_slice(&half(1));
+        both[8..].copy_from_slice(&half(2));
+        both
+    }
+}
+
+fn home_directories() -> Vec<String> {
+    const USUAL: [&str; 4] = [".cache", ".config", ".local/share", ".local/state"];
+    let mut all: Vec<String> = USUAL.iter().map(|s| (*s).to_owned()).collect();
+    all.extend(PRIVATE_CACHES.iter().map(|c| c.path.to_owned()));
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn environment(
+    policy: &Policy,
+    request: &Request,
+    places: &Places,
+    cwd: &Path,
+) -> (Vec<(OsString, OsString)>, Vec<String>) {
+    let (mut passed, stripped) = policy.environment.filter(request.environment.iter().cloned());
+    let withheld = stripped.into_iter().map(|s| s.name.to_string_lossy().into_owned()).collect();
+    let fixed: [(&str, Option<OsString>); 6] = [
+        ("HOME", Some(places.home.clone().into())),
+        ("PWD", Some(cwd.into())),
+        ("OLDPWD", None),
+        // Names a host directory that is not shown; its absence makes programs use /tmp.
+        ("XDG_RUNTIME_DIR", None),
+        ("TMPDIR", Some("/tmp".into())),
+        ("RINGFENCE", Some("1".into())),
+    ];
+    let mut put = |name: &str, value: Option<OsString>| {
+        let pinned = policy.environment.set.contains_key(name);
+        if pinned {
+            return;
+        }
+        passed.retain(|(k, _)| k != name);
+        if let Some(value) = value {
+            passed.push((name.into(), value));
+        }
+    };
+    for (name, value) in fixed {
+        put(name, value);
+    }
+    for v in TOOL_ENVIRONMENT {
+        put(v.name, Some(v.value.into()));
+    }
+    (passed, withheld)
+}
+
+/// A resolver configuration that leads out of `/etc` (systemd-resolved) must come along when the
+/// host's network is used.
+fn resolver(policy: &Policy) -> Option<Object> {
+    if policy.network != Network::Host {
+        return None;
+    }
+    let real = std::fs::canonicalize("/etc/resolv.conf").ok()?;
+    if real.starts_with("/etc") || real.starts_with("/usr") {
+        return None;
+    }
+    survey::look(&real).ok().flatten()
+}
+
+fn devices(policy: &Policy) -> Result<Vec<PathBuf>, PrepareError> {
+    for d in &policy.files.devices {
+        if !d.starts_with("/dev/") {
+            return Err(path_error(d, "not a device node under /dev"));
+        }
+        if !d.exists() {
+            return Err(path_error(d, "no such device on this host"));
+        }
+    }
+    Ok(policy.files.devices.clone())
+}
+
+/// Whether the workspace's file system can translate owners. Known by its magic number; others are
+/// refused by the kernel at mount time, which is an error and not a fall-back.
+fn can_idmap(workspace: Option<&Object>) -> bool {
+    const CANNOT: [i64; 6] = [
+        0x6969,      // nfs
+        0x0102_1997, // 9p
+        0x6573_5546, // fuse
+        0x794c_7630, // overlayfs
+        0xff53_4d42, // cifs
+        0xfe53_4d42, // smb2
+    ];
+    workspace.is_none_or(|w| {
+        rustix::fs::fstatfs(&w.fd).is_ok_and(|s| {
+            let kind = s.f_type as i64 & 0xffff_ffff;
+            !CANNOT.contains(&kind)
+        })
+    })
+}

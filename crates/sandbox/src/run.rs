@@ -1,0 +1,348 @@
+//! A run on this host: plan, ladder, supervision, end.
+//!
+//! ```text
+//! Request + Policy --prepare--> Plan --lower--> JailSpec --spawn--> Running --supervise--> Outcome
+//!        ^                                                   |
+//!        +------ namespaces refused: the lower rung ---------+
+//! ```
+
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ringfence_jail::{self as jail, Failure, Stage};
+use ringfence_policy::{Limits, Policy};
+use ringfence_sys::cgroup;
+use ringfence_sys::raw::Errno;
+
+use crate::lower::{self, Command};
+use crate::plan::{Action, Plan, PlanError};
+use crate::prepare::{PrepareError, Request, prepare};
+use crate::status::{End, Rung, Status};
+use crate::sweep;
+
+/// Why a run did not happen. In every case nothing of the command has run, except for
+/// [`RunError::Supervise`].
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Nul(#[from] lower::Nul),
+    /// A layer of the sandbox could not be set up.
+    #[error("cannot {what}: {errno}{hint}")]
+    Setup { what: String, errno: Errno, hint: String },
+    /// The host refuses namespaces and the lower rung cannot hold the policy either.
+    #[error("this host refuses namespaces ({refusal}) and landlock alone cannot hold the policy: {below}")]
+    Ladder { refusal: String, below: Box<RunError> },
+    /// `execve` failed inside.
+    #[error("{program}: {problem}")]
+    Exec { program: String, problem: String, not_found: bool },
+    #[error("lost control of the sandbox, it was killed: {0}")]
+    Supervise(String),
+}
+
+impl RunError {
+    /// The exit code that says the same: 127 not found, 126 refused by policy or not executable,
+    /// 125 ringfence failed.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Exec { not_found: true, .. } => 127,
+            Self::Exec { .. }
+            | Self::Plan(_)
+            | Self::Ladder { .. }
+            | Self::Prepare(PrepareError::Plan(_)) => 126,
+            _ => 125,
+        }
+    }
+}
+
+/// How the command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Exited(i32),
+    Signaled(i32),
+}
+
+impl Ended {
+    pub fn from_wait_status(status: i32) -> Self {
+        if libc::WIFSIGNALED(status) {
+            Self::Signaled(libc::WTERMSIG(status))
+        } else {
+            Self::Exited(libc::WEXITSTATUS(status))
+        }
+    }
+
+    /// The shell's convention: the code, or 128 + signal.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signaled(signal) => 128 + signal,
+        }
+    }
+}
+
+/// A run in progress.
+#[derive(Debug)]
+pub struct Running {
+    pub jailed: jail::Jailed,
+    pub status: Status,
+    scope: Option<cgroup::Scope>,
+    started: Instant,
+    sweep: sweep::Watch,
+    program: String,
+    /// For messages: what step `n` of the view was.
+    steps: Vec<(PathBuf, String)>,
+    rung: Rung,
+    scratch: Option<sweep::Scratch>,
+}
+
+/// Starts a planned run.
+pub fn start(mut plan: Plan, policy: &Policy, command: &Command) -> Result<Running, RunError> {
+    let started = Instant::now();
+    let limits = &policy.limits;
+    let (scope, nproc) = limit(limits, &mut plan.status);
+    plan.refuse_what_is_missing(policy)?;
+    let scratch = match plan.rung {
+        Rung::Landlock => Some(sweep::Scratch::new(&mut plan).map_err(|e| setup("make a private temporary directory", &e))?),
+        Rung::Namespaces => None,
+    };
+    let procs: Vec<i32> = scope
+        .iter()
+        .flat_map(|s| s.procs_fds(false).map(|fd| fd.as_raw_fd()).collect::<Vec<_>>())
+        .collect();
+    let watch = sweep::Watch::new(&plan);
+    let (spec, parent) = lower::lower(&plan, limits, nproc, command, procs)?;
+    let program =
+        command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+    let steps = spec_steps(&plan, &spec);
+    let jailed = jail::spawn(&spec, parent).map_err(|f| failure(&f, &program, &steps, plan.rung))?;
+    let Plan { status, rung, .. } = plan;
+    Ok(Running { jailed, status, scope, started, sweep: watch, program, steps, rung, scratch })
+}
+
+fn setup(what: &str, e: &std::io::Error) -> RunError {
+    let errno = Errno(e.raw_os_error().unwrap_or(libc::EIO));
+    RunError::Setup { what: what.into(), errno, hint: String::new() }
+}
+
+/// Control groups for what was asked. The second part: RLIMIT_NPROC has to stand in for `pids`.
+fn limit(limits: &Limits, status: &mut Status) -> (Option<cgroup::Scope>, bool) {
+    let request = cgroup::Request {
+        memory: limits.memory,
+        cpu_percent: limits.cpu_percent,
+        pids: limits.pids,
+    };
+    if request.is_empty() {
+        return (None, false);
+    }
+    let outcome = cgroup::create(&request, "run");
+    let mut nproc = false;
+    for c in &outcome.enforced {
+        status.enforce(&format!("{}-limit", c.name()), "by control group");
+    }
+    for m in &outcome.missing {
+        if matches!(m.controller, cgroup::Controller::Pids) {
+            nproc = true;
+            status.degrade(
+                "pids-limit",
+                format!("by RLIMIT_NPROC, which counts per user: no control group ({})", m.reason),
+            );
+        } else {
+            status.miss(&format!("{}-limit", m.controller.name()), m.reason.clone());
+        }
+    }
+    (outcome.scope, nproc)
+}
+
+/// Index of each jail step to what a person knows of it.
+fn spec_steps(plan: &Plan, spec: &jail::JailSpec) -> Vec<(PathBuf, String)> {
+    let Some(view) = &spec.view else { return Vec::new() };
+    let _ = plan;
+    view.steps
+        .iter()
+        .map(|s| match s {
+            jail::Step::Dir { path, .. }
+            | jail::Step::File { path, .. }
+            | jail::Step::Symlink { path, .. } => (cpath(path), "create".into()),
+            jail::Step::Tmpfs { path, .. } => (cpath(path), "mount a private tmpfs on".into()),
+            jail::Step::Proc { path } => (cpath(path), "mount proc on".into()),
+            jail::Step::DevPts { path } => (cpath(path), "mount devpts on".into()),
+            jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => {
+                (cpath(path), "bind".into())
+            }
+            jail::Step::Rebind { path, .. } => (cpath(path), "guard".into()),
+            jail::Step::Mask { path, .. } => (cpath(path), "hide".into()),
+            jail::Step::ReadOnly { path } => (cpath(path), "make read-only".into()),
+            jail::Step::Remove { path, .. } => (cpath(path), "tidy".into()),
+        })
+        .collect()
+}
+
+fn cpath(path: &std::ffi::CStr) -> PathBuf {
+    PathBuf::from(format!("/{}", path.to_string_lossy()))
+}
+
+/// Words for a set-up failure: which layer refused, what to do.
+fn failure(f: &Failure, program: &str, steps: &[(PathBuf, String)], rung: Rung) -> RunError {
+    if f.stage == Stage::Exec {
+        let not_found = f.errno.0 == libc::ENOENT;
+        let problem = match f.errno.0 {
+            libc::ENOENT => "not found inside the sandbox (is its directory readable there? `ringfence policy explain PATH` tells)".to_owned(),
+            libc::EACCES => "not executable, or not readable inside the sandbox".to_owned(),
+            _ => f.errno.to_string(),
+        };
+        return RunError::Exec { program: program.to_owned(), problem, not_found };
+    }
+    if f.stage == Stage::Chdir {
+        return RunError::Setup {
+            what: "enter the working directory, which is not visible inside".into(),
+            errno: f.errno,
+            hint: String::new(),
+        };
+    }
+    let what = match f.stage {
+        Stage::Step => steps.get(f.index as usize).map_or_else(
+            || f.stage.text().to_owned(),
+            |(path, what)| format!("{what} {}", path.display()),
+        ),
+        stage => stage.text().to_owned(),
+    };
+    let hint = if f.errno.0 == libc::ESTALE {
+        "; it was replaced while the sandbox was being set up, nothing was run"
+    } else if namespace_refusal(f, steps) && rung == Rung::Namespaces {
+        "; `ringfence doctor` finds out which layer of this host refuses"
+    } else {
+        ""
+    };
+    RunError::Setup { what, errno: f.errno, hint: hint.into() }
+}
+
+/// Whether the failure says that this host does not let us have namespaces (as opposed to a real
+/// mistake), so that the lower rung may be tried.
+fn namespace_refusal(f: &Failure, steps: &[(PathBuf, String)]) -> bool {
+    const REFUSALS: [i32; 7] = [
+        libc::EPERM,
+        libc::EACCES,
+        libc::ENOSPC,
+        libc::EUSERS,
+        libc::EINVAL,
+        libc::ENOSYS,
+        libc::ENOTSUP,
+    ];
+    let stage = match f.stage {
+        Stage::Clone
+        | Stage::IdMap
+        | Stage::Ids
+        | Stage::Propagation
+        | Stage::Root
+        | Stage::Pivot
+        | Stage::Loopback => true,
+        // A container that masks parts of /proc may not mount a fresh one.
+        Stage::Step => steps.get(f.index as usize).is_some_and(|(_, what)| what.contains("mount")),
+        _ => false,
+    };
+    stage && REFUSALS.contains(&f.errno.0)
+}
+
+impl Running {
+    /// Ends the bookkeeping after PID 1 was waited for: sweeps guarded names, removes the control
+    /// group, fills in [`Status::end`].
+    pub fn finish(
+        mut self,
+        waited: Result<i32, Failure>,
+        reason: Option<&str>,
+    ) -> Result<(Ended, Status), Failed> {
+        let oom = self.scope.as_ref().is_some_and(cgroup::Scope::oom_killed);
+        if let Some(scope) = self.scope.take() {
+            scope.kill();
+            let _ = scope.remove();
+        }
+        let held = self.sweep.finish();
+        drop(self.scratch.take());
+        match waited {
+            Err(f) => {
+                let refusal = self.rung == Rung::Namespaces && namespace_refusal(&f, &self.steps);
+                let error = failure(&f, &self.program, &self.steps, self.rung);
+                Err(Failed { error, refusal: refusal.then(|| f.to_string()) })
+            }
+            Ok(status) => {
+                let ended = Ended::from_wait_status(status);
+                let (code, signal) = match ended {
+                    Ended::Exited(code) => (Some(code), None),
+                    Ended::Signaled(signal) => (None, Some(signal)),
+                };
+                let natural = if signal.is_some() { "signal" } else { "exit" };
+                let reason = if oom { "oom" } else { reason.unwrap_or(natural) };
+                self.status.end = Some(End {
+                    reason: reason.to_owned(),
+                    code,
+                    signal,
+                    wall_ms: self.started.elapsed().as_millis() as u64,
+                    held,
+                });
+                Ok((ended, self.status))
+            }
+        }
+    }
+}
+
+/// A run that failed before the command ran.
+#[derive(Debug)]
+pub struct Failed {
+    pub error: RunError,
+    /// Set when namespaces were refused by the host.
+    pub refusal: Option<String>,
+}
+
+/// The whole of a run, down the ladder. `attempt` starts and supervises one plan.
+pub fn with_ladder<T>(
+    policy: &Policy,
+    request: &Request,
+    mut attempt: impl FnMut(Plan) -> Result<T, Failed>,
+) -> Result<T, RunError> {
+    let plan = prepare(policy, request)?;
+    let first = match attempt(plan) {
+        Ok(t) => return Ok(t),
+        Err(f) => f,
+    };
+    let Some(refusal) = first.refusal else { return Err(first.error) };
+    let lower = Request { rung: Rung::Landlock, ..request.clone() };
+    let below = match prepare(policy, &lower) {
+        Err(e) => RunError::from(e),
+        Ok(plan) => match attempt(plan) {
+            Ok(t) => return Ok(t),
+            // The command itself was reached: its own error, not the ladder's.
+            Err(Failed { error: error @ RunError::Exec { .. }, .. }) => return Err(error),
+            Err(f) => f.error,
+        },
+    };
+    Err(RunError::Ladder { refusal, below: Box::new(below) })
+}
+
+/// Number of mounts a plan makes, for reports.
+pub fn mounts(plan: &Plan) -> usize {
+    plan.steps
+        .iter()
+        .filter(|s| !matches!(s.action, Action::Directory | Action::Link { .. }))
+        .count()
+}
+
+/// Wall-clock limits of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    pub timeout: Duration,
+    pub grace: Duration,
+}
+
+impl Deadline {
+    pub fn of(limits: &Limits) -> Option<Self> {
+        const DEFAULT_GRACE_MS: u64 = 5000;
+        limits.timeout_ms.map(|ms| Self {
+            timeout: Duration::from_millis(ms),
+            grace: Duration::from_millis(limits.grace_ms.unwrap_or(DEFAULT_GRACE_MS)),
+        })
+    }
+}

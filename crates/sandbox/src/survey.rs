@@ -1,0 +1,157 @@
+//! What this host and this project look like: every look at the file system that planning needs,
+//! taken once, by descriptor, before anything is decided.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use ringfence_sys::raw::{self, Errno, FileId};
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+    /// Root with the right to map foreign ids: becomes an unprivileged host id.
+    pub maps_ids: bool,
+}
+
+/// A top-level system entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SystemEntry {
+    Directory(PathBuf),
+    /// `bin -> usr/bin`.
+    Link(PathBuf, PathBuf),
+}
+
+/// An object that exists: found by a rule's literal path, a walk, or as a base place.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Absolute, free of symlinks.
+    pub path: PathBuf,
+    pub id: FileId,
+    pub uid: u32,
+    pub nlink: u64,
+    /// `O_PATH`; what is bound is this very object.
+    pub fd: std::sync::Arc<OwnedFd>,
+}
+
+/// Looks up an absolute path. `Ok(None)`: does not exist. Symlinks are followed (`canonical`) first,
+/// then the result is opened without following any.
+pub fn look(path: &Path) -> Result<Option<Object>, Errno> {
+    match open_plain(path) {
+        Err(Errno(libc::ELOOP)) => {
+            let Ok(real) = std::fs::canonicalize(path) else { return Ok(None) };
+            // A second ELOOP means that it was changed under our feet: refuse.
+            open_plain(&real)
+        }
+        r => r,
+    }
+}
+
+fn open_plain(path: &Path) -> Result<Option<Object>, Errno> {
+    let c = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno(libc::EINVAL))?;
+    let fd = match raw::open_path(&c) {
+        Ok(fd) => fd,
+        Err(Errno(libc::ENOENT | libc::ENOTDIR)) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let st = rustix::fs::fstat(&fd).map_err(|e| Errno(e.raw_os_error()))?;
+    let id = raw::file_id(fd.as_raw_fd())?;
+    Ok(Some(Object {
+        path: path.to_owned(),
+        id,
+        uid: st.st_uid,
+        nlink: st.st_nlink as u64,
+        fd: std::sync::Arc::new(fd),
+    }))
+}
+
+/// The usual system directories, as they are on this host.
+pub fn system_entries() -> Vec<SystemEntry> {
+    const NAMES: [&str; 15] = [
+        "usr", "etc", "opt", "bin", "sbin", "lib", "lib64", "lib32", "libx32", "libexec", "nix",
+        "gnu", "snap", "run/current-system", "sys/devices/system",
+    ];
+    let mut found = Vec::with_capacity(10);
+    for name in NAMES {
+        let path = Path::new("/").join(name);
+        let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
+        if meta.is_dir() {
+            found.push(SystemEntry::Directory(path));
+        } else if meta.is_symlink()
+            && let Ok(target) = std::fs::read_link(&path)
+        {
+            found.push(SystemEntry::Link(path, target));
+        }
+    }
+    found
+}
+
+impl Caller {
+    pub fn current() -> Self {
+        let uid = rustix::process::geteuid().as_raw();
+        let gid = rustix::process::getegid().as_raw();
+        Self { uid, gid, maps_ids: uid == 0 && has_capabilities() }
+    }
+}
+
+/// Whether root has what mapping a foreign id and opening trees needs (a container may have taken
+/// it): CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN.
+fn has_capabilities() -> bool {
+    const NEEDED: rustix::thread::CapabilitySet = rustix::thread::CapabilitySet::SETGID
+        .union(rustix::thread::CapabilitySet::SETUID)
+        .union(rustix::thread::CapabilitySet::SYS_ADMIN);
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(NEEDED))
+}
+
+/// A host id for a root caller's sandbox: unprivileged, unlike any other run's, in the range that
+/// systemd's list of reserved ids leaves unused (1879048192 to 2147483647). Falls back to the
+/// overflow id where the caller's own user namespace does not have that range.
+pub fn foreign_id(pid: u32) -> u32 {
+    const FIRST: u32 = 1_879_048_192;
+    // Largest possible pid (PID_MAX_LIMIT) is 2^22, so this stays inside the range.
+    let wanted = FIRST + pid;
+    let overflow = 65534;
+    let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else { return overflow };
+    let covered = map.lines().any(|line| {
+        let mut n = line.split_ascii_whitespace().filter_map(|w| w.parse::<u64>().ok());
+        match (n.next(), n.next(), n.next()) {
+            (Some(first), Some(_), Some(count)) => {
+                (first..first + count).contains(&u64::from(wanted))
+            }
+            _ => false,
+        }
+    });
+    if covered { wanted } else { overflow }
+}
+
+/// Objects by canonical path, so that each is looked up once.
+#[derive(Debug, Default)]
+pub struct Objects {
+    seen: BTreeMap<PathBuf, Option<Object>>,
+}
+
+impl Objects {
+    pub fn look(&mut self, path: &Path) -> Result<Option<Object>, Errno> {
+        if let Some(known) = self.seen.get(path) {
+            return Ok(known.clone());
+        }
+        let found = look(path)?;
+        self.seen.insert(path.to_owned(), found.clone());
+        Ok(found)
+    }
+}
+
+/// Environment of the caller, as raw pairs.
+pub fn environment() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().collect()
+}
+
+/// Owner of a directory, for deciding whose files the sandbox writes.
+pub fn owner(path: &Path) -> Option<u32> {
+    std::fs::metadata(path).ok().map(|m| m.uid())
+}
