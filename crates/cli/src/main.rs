@@ -10,6 +10,7 @@ mod flags;
 mod help;
 mod layers;
 mod output;
+mod ports;
 mod trust;
 mod verb;
 

@@ -26,7 +26,7 @@ fn store_path() -> Option<PathBuf> {
 
 pub fn hash(path: &Path, bytes: &[u8]) -> String {
     let mut text = String::with_capacity(64);
-    for b in Sha256::digest(ringfence_policy::trust_key(path, bytes)) {
+    for b in Sha256::digest(ringfence_policy::search::trust_key(path, bytes)) {
         let _ = write!(text, "{b:02x}");
     }
     text

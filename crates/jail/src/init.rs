@@ -17,6 +17,8 @@ pub(crate) const SETUP_FAILED: i32 = 125;
 /// Descriptors that init keeps, moved to fixed numbers.
 const CONTROL: i32 = 3;
 const SUPERVISOR: i32 = 4;
+const CHILDREN: i32 = 5;
+const CONNECTOR: i32 = 6;
 
 /// Never returns: the rest of PID 1's life.
 pub(crate) fn run(
@@ -185,19 +187,39 @@ fn exec(e: &Exec) -> Errno {
 fn keep_house(spec: &JailSpec, command: i32, control: i32, supervisor: i32, page: &Page) -> Res {
     let children = at(Stage::Descriptors, raw::signalfd(libc::SIGCHLD))?;
     // Nothing of the caller's stays open here: a pipe whose writer is the command must end with it.
-    let high_children = at(Stage::Descriptors, raw::dup_from(children, 10))?;
-    let high_control = at(Stage::Descriptors, raw::dup_from(control, 10))?;
-    let high_supervisor = at(Stage::Descriptors, raw::dup_from(supervisor, 10))?;
-    at(Stage::Descriptors, raw::dup3(high_control, CONTROL, libc::O_CLOEXEC))?;
-    at(Stage::Descriptors, raw::dup3(high_supervisor, SUPERVISOR, libc::O_CLOEXEC))?;
-    at(Stage::Descriptors, raw::dup3(high_children, SUPERVISOR + 1, libc::O_CLOEXEC))?;
-    at(Stage::Descriptors, raw::close_from(SUPERVISOR as u32 + 2, false))?;
+    let keep = [
+        (control, CONTROL),
+        (supervisor, SUPERVISOR),
+        (children, CHILDREN),
+        (spec.connector, CONNECTOR),
+    ];
+    // Through high numbers, so that none is overwritten before it was copied.
+    const HIGH: i32 = 64;
+    let mut high = [-1; 4];
+    for (slot, (fd, _)) in high.iter_mut().zip(keep) {
+        if fd >= 0 {
+            *slot = at(Stage::Descriptors, raw::dup_from(fd, HIGH))?;
+        }
+    }
+    for (fd, (_, number)) in high.iter().zip(keep) {
+        if *fd >= 0 {
+            at(Stage::Descriptors, raw::dup3(*fd, number, libc::O_CLOEXEC))?;
+        }
+    }
+    let last = if spec.connector >= 0 { CONNECTOR } else { CHILDREN };
+    at(Stage::Descriptors, raw::close_from(last as u32 + 1, false))?;
     for fd in 0..3 {
         raw::close(fd);
     }
     let in_session = spec.stdio.wants_pty();
-    let mut fds =
-        [raw::pollin(SUPERVISOR + 1), raw::pollin(CONTROL), raw::pollin(SUPERVISOR)];
+    let connector = if spec.connector >= 0 { CONNECTOR } else { -1 };
+    // A negative descriptor is passed over by poll.
+    let mut fds = [
+        raw::pollin(CHILDREN),
+        raw::pollin(CONTROL),
+        raw::pollin(SUPERVISOR),
+        raw::pollin(connector),
+    ];
     loop {
         if reap(command, page) {
             end_stragglers(spec);
@@ -211,8 +233,13 @@ fn keep_house(spec: &JailSpec, command: i32, control: i32, supervisor: i32, page
         if fds[1].revents & libc::POLLIN != 0 {
             obey(spec, command, in_session);
         }
+        if fds[3].revents & libc::POLLIN != 0 {
+            hand_out_connection();
+        } else if fds[3].revents != 0 {
+            fds[3].fd = -1;
+        }
         let _ = raw::poll(&mut fds, -1);
-        drain(SUPERVISOR + 1);
+        drain(CHILDREN);
     }
 }
 
@@ -258,6 +285,18 @@ fn obey(spec: &JailSpec, command: i32, own_group: bool) {
             }
             _ => {}
         }
+    }
+}
+
+/// Connects to a port of the sandbox's own loopback for the supervisor.
+fn hand_out_connection() {
+    let mut request = [0u8; 3];
+    let Ok((3, _)) = raw::recv_with_fd(CONNECTOR, &mut request, libc::MSG_DONTWAIT) else { return };
+    let port = u16::from_be_bytes([request[1], request[2]]);
+    let fd = raw::connect_loopback(request[0] == 6, port).unwrap_or(-1);
+    let _ = raw::send_with_fd(CONNECTOR, &[u8::from(fd >= 0)], fd);
+    if fd >= 0 {
+        raw::close(fd);
     }
 }
 

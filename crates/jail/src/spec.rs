@@ -150,6 +150,9 @@ pub struct JailSpec {
     pub stdio: Stdio,
     /// Open `cgroup.procs` files that the child enters before anything else.
     pub cgroup_procs: Vec<i32>,
+    /// Init's end of a channel over which the supervisor asks for connections to the sandbox's
+    /// loopback (`SOCK_SEQPACKET`: family 4 or 6 and port in, descriptor out); -1 for none.
+    pub connector: i32,
     /// Die with the thread that made the jail (the command line; a library user may not want it).
     pub die_with_parent: bool,
 }

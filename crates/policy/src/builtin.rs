@@ -57,18 +57,9 @@ const fn guard(
 pub const LAYER: &str = "built-in";
 
 /// Directories that `files.system` mounts read-only, where they exist.
+/// (A policy only says that they are wanted; symbolic links such as `/bin` are the mounter's matter.)
 pub const SYSTEM_DIRS: &[&str] = &[
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/etc",
-    "/opt",
-    "/nix",
-    "/gnu",
+    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix", "/gnu",
     "/snap",
 ];
 
@@ -294,6 +285,38 @@ static BUILTIN: &[BuiltinRule] = &[
             "/etc/kubernetes",
             "/etc/rancher",
             "/etc/docker/key.json",
+        ],
+    ),
+    secret(
+        "secret.sockets",
+        "sockets of the host's daemons hand out the host's powers",
+        &[
+            "/run/user",
+            "/run/docker.sock",
+            "/run/docker",
+            "/run/podman",
+            "/run/containerd",
+            "/run/crio",
+            "/run/k3s",
+            "/run/libvirt",
+            "/run/lxd.socket",
+            "/run/incus",
+            "/run/snapd.socket",
+            "/run/snapd-snap.socket",
+            "/run/dbus",
+            "/run/systemd",
+            "/run/udev",
+            "/run/avahi-daemon",
+            "/run/cups",
+            "/run/pcscd",
+            "/run/secrets",
+            "/run/credentials",
+            "/run/screen",
+            "/run/tmux",
+            "/var/run/docker.sock",
+            "/var/lib/docker",
+            "/var/lib/containerd",
+            "/var/snap/lxd/common/lxd/unix.socket",
         ],
     ),
     // Guards: not writable, whatever a policy file grants. What the host runs or obeys later.

@@ -160,10 +160,9 @@ impl NameFilter {
                 [Token::Many] => self.any = true,
                 [Token::Many, Token::Text(end)] => self.ends.push(end.clone()),
                 [Token::Text(start), Token::Many] => self.starts.push(start.clone()),
-                _ => self.rest.push(Glob {
-                    prefix: Vec::new(),
-                    parts: vec![Part::Wild(tokens.clone())],
-                }),
+                _ => self
+                    .rest
+                    .push(Glob { prefix: Vec::new(), parts: vec![Part::Wild(tokens.clone())] }),
             },
         }
     }
@@ -339,7 +338,8 @@ impl<'a> CompiledRules<'a> {
         let root = clean.is_empty() || clean == "**" || clean == "**/*";
         let workspace = owned_names(&self.places.workspace);
         for glob in &mut globs {
-            glob.prefix = workspace.iter().cloned().chain(std::mem::take(&mut glob.prefix)).collect();
+            glob.prefix =
+                workspace.iter().cloned().chain(std::mem::take(&mut glob.prefix)).collect();
         }
         Ordered { rule, globs, specificity: pattern::ordered_specificity(&rule.pattern), root }
     }
@@ -444,14 +444,15 @@ impl<'a> CompiledRules<'a> {
                 ceiling = lowered;
             }
         }
-        let mut outcome = Outcome { permission: value, decided, capped: false, root_visible: false };
+        let mut outcome =
+            Outcome { permission: value, decided, capped: false, root_visible: false };
         if ceiling < value {
             outcome.permission = ceiling;
             outcome.decided = ceiling_by;
             outcome.capped = true;
         }
         if outcome.permission == Permission::None
-            && !outcome.capped
+            && ceiling != Permission::None
             && !self.ordered.is_empty()
             && to_path(&clean.bytes) == self.workspace
         {

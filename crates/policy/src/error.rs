@@ -82,10 +82,7 @@ fn keys_text(keys: &[KeyAt]) -> String {
 }
 
 /// The known word nearest to `word`, if it is near enough to be a slip of the finger.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    known: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Files from strangers: do not spend quadratic time on a key of a megabyte.
     const LONGEST: usize = 64;
     if word.len() > LONGEST {

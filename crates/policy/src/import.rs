@@ -6,9 +6,7 @@ use std::path::Path;
 use crate::error::nearest;
 use crate::layer::{Entry, Fragment, Located, NetworkMode};
 use crate::node::{self, Format, Member, Node, Value};
-use crate::{
-    Effect, KeyAt, Kind, Origin, Permission, PolicyError, Pty, Rule, pattern, priority,
-};
+use crate::{Effect, KeyAt, Kind, Origin, Permission, PolicyError, Pty, Rule, pattern, priority};
 
 /// Whose schema a file is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +65,9 @@ fn dialect(name: &str, node: &Node) -> Dialect {
         || inside("network", &["proxyUrl", "httpProxyUrl", "dnsAddr", "forwardPorts", "rules"])
     {
         Dialect::Greywall
-    } else if ["filesystem", "command", "ssh", "allowPty", "devices", "macos"].iter().any(|k| has(k))
+    } else if ["filesystem", "command", "ssh", "allowPty", "devices", "macos"]
+        .iter()
+        .any(|k| has(k))
         || inside("network", &["allowedDomains", "deniedDomains", "allowLocalBinding"])
     {
         Dialect::Fence
@@ -132,6 +132,9 @@ const SSH: &[&str] = &[
     "allowAllCommands",
     "inheritDeny",
 ];
+
+/// Places that are private and writable in any case; granting the host's is never meant.
+const PRIVATE_TMP: &[&str] = &["/tmp", "/private/tmp", "/var/tmp", "/tmp/fence", "/dev/shm"];
 
 /// How Fence's templates are had here.
 const TEMPLATES: &[(&str, Result<&str, &str>)] = &[
@@ -295,7 +298,12 @@ impl<'a> Import<'a> {
                     self.fragment.files.read.extend(list);
                 }
                 "allowWrite" => {
-                    let list = self.list(&key, member)?;
+                    let mut list = self.list(&key, member)?;
+                    let before = list.len();
+                    list.retain(|e| !PRIVATE_TMP.contains(&e.value.trim_end_matches(['/', '*'])));
+                    if list.len() < before {
+                        self.note(&key, member, "the sandbox has a /tmp of its own");
+                    }
                     self.fragment.files.write.extend(list);
                 }
                 "denyRead" => self.deny(&key, member, Permission::None)?,
@@ -381,8 +389,14 @@ impl<'a> Import<'a> {
                         self.note(&key, member, "fence itself binds random ports");
                     }
                 }
-                "upstreamProxy" | "allowLocalOutbound" | "allowLocalOutboundPorts" | "proxyUrl"
-                | "httpProxyUrl" | "dnsAddr" | "forwardPorts" | "rules" => {
+                "upstreamProxy"
+                | "allowLocalOutbound"
+                | "allowLocalOutboundPorts"
+                | "proxyUrl"
+                | "httpProxyUrl"
+                | "dnsAddr"
+                | "forwardPorts"
+                | "rules" => {
                     if asks(&member.node) {
                         self.refuse(&key, member, "");
                     }

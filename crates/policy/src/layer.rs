@@ -531,9 +531,10 @@ impl Fragment {
                 check_host(&entry.value).map_err(|m| invalid(entry, key, m))?;
             }
         }
-        for (key, list) in
-            [("environment.pass", &self.environment.pass), ("environment.deny", &self.environment.deny)]
-        {
+        for (key, list) in [
+            ("environment.pass", &self.environment.pass),
+            ("environment.deny", &self.environment.deny),
+        ] {
             for entry in list {
                 check_variable(&entry.value).map_err(|m| invalid(entry, key, m))?;
             }
@@ -650,43 +651,37 @@ impl Fragment {
 
     /// As [`Self::narrowing_only`], knowing what lies below: limits and sizes that are no larger
     /// than `below`'s narrow, and so does naming what `below` names too.
+    #[allow(clippy::option_option)] // unset, unlimited and limited are three things
     pub fn narrowing_over(&self, below: &Self) -> Result<(), Vec<String>> {
-        fn at_most<T: PartialOrd + Copy>(new: Option<Option<T>>, old: Option<Option<T>>) -> bool {
-            match (new, old.flatten()) {
-                (None, _) | (Some(_), None) => new != Some(None) || old.flatten().is_none(),
-                (Some(None), Some(_)) => false,
-                (Some(Some(new)), Some(old)) => new <= old,
-            }
+        // Unlimited is the largest number; unset below means what `finish` makes of it.
+        fn at_most<T: Into<u64>>(
+            new: Option<Option<T>>,
+            old: Option<Option<T>>,
+            default: u64,
+        ) -> bool {
+            let number = |limit: Option<T>| limit.map_or(u64::MAX, Into::into);
+            new.is_none_or(|new| number(new) <= old.map_or(default, number))
         }
         let mut rest = self.clone();
         macro_rules! drop_if_narrow {
-            ($($part:ident . $field:ident),*) => {$(
-                if at_most(self.$part.$field.map(|v| v.0), below.$part.$field.map(|v| v.0)) {
+            ($($part:ident . $field:ident, $default:expr;)*) => {$(
+                let (new, old) = (self.$part.$field.map(|v| v.0), below.$part.$field.map(|v| v.0));
+                if at_most(new, old, $default) {
                     rest.$part.$field = None;
                 }
             )*};
         }
-        drop_if_narrow!(
-            limits.memory,
-            limits.cpu,
-            limits.pids,
-            limits.file_size,
-            limits.open_files,
-            limits.timeout,
-            limits.grace
-        );
-        let tmp = |size: Option<Bytes>, default| size.map_or(Some(default), |b| b.0);
-        if at_most(
-            self.files.tmp_size.map(|b| b.0),
-            Some(tmp(below.files.tmp_size, DEFAULT_TMP_BYTES)),
-        ) {
-            rest.files.tmp_size = None;
-        }
-        if at_most(
-            self.files.shm_size.map(|b| b.0),
-            Some(tmp(below.files.shm_size, DEFAULT_SHM_BYTES)),
-        ) {
-            rest.files.shm_size = None;
+        drop_if_narrow! {
+            limits.memory, u64::MAX;
+            limits.cpu, u64::MAX;
+            limits.pids, u64::MAX;
+            limits.file_size, u64::MAX;
+            limits.open_files, u64::MAX;
+            limits.core, 0;
+            limits.timeout, u64::MAX;
+            limits.grace, DEFAULT_GRACE_MS;
+            files.tmp_size, DEFAULT_TMP_BYTES;
+            files.shm_size, DEFAULT_SHM_BYTES;
         }
         let known = |list: &mut Vec<Entry>, below: &[Entry]| {
             list.retain(|e| !below.iter().any(|b| b.value == e.value));
@@ -721,7 +716,8 @@ impl Fragment {
         self.check()?;
         let lifted: BTreeSet<&str> = self.lift.iter().map(|e| e.value.as_str()).collect();
         let is_lifted = |id: &str| {
-            lifted.contains(id) || id.split_once('.').is_some_and(|(group, _)| lifted.contains(group))
+            lifted.contains(id)
+                || id.split_once('.').is_some_and(|(group, _)| lifted.contains(group))
         };
         let mut rules: Vec<Rule> = Vec::with_capacity(256);
         builtin::add_rules(&mut rules, &is_lifted);
@@ -735,8 +731,8 @@ impl Fragment {
             (files.protect, Effect::Cap, Permission::Read),
         ] {
             for entry in list {
-                let (base, pattern) = pattern::parse_native(&entry.value)
-                    .map_err(|m| invalid(&entry, "files", m))?;
+                let (base, pattern) =
+                    pattern::parse_native(&entry.value).map_err(|m| invalid(&entry, "files", m))?;
                 rules.push(Rule {
                     base,
                     pattern,
@@ -791,10 +787,9 @@ impl Fragment {
             network: match mode {
                 NetworkMode::None => Network::None,
                 NetworkMode::Host => Network::Host,
-                NetworkMode::Filtered => Network::Filtered {
-                    allow: hosts(network.allow),
-                    deny: hosts(network.deny),
-                },
+                NetworkMode::Filtered => {
+                    Network::Filtered { allow: hosts(network.allow), deny: hosts(network.deny) }
+                }
             },
             environment: Environment {
                 pass: texts(environment.pass),
@@ -842,7 +837,9 @@ impl FilesFragment {
     fn check(&self, at: &Origin) -> Result<(), PolicyError> {
         for (key, size) in [("files.tmp_size", self.tmp_size), ("files.shm_size", self.shm_size)] {
             let message = match size {
-                Some(Bytes(None)) => "a private tmpfs has a size; write one such as \"1g\"".to_owned(),
+                Some(Bytes(None)) => {
+                    "a private tmpfs has a size; write one such as \"1g\"".to_owned()
+                }
                 Some(Bytes(Some(size))) if size < MIN_TMPFS => {
                     format!("{size} is too small; the least is {MIN_TMPFS}")
                 }
@@ -862,10 +859,12 @@ impl FilesFragment {
             }
         }
         for rule in &self.rules {
-            pattern::check_ordered(&rule.value.pattern).map_err(|message| PolicyError::Invalid {
-                at: rule.origin.clone(),
-                key: "files.rules.pattern".to_owned(),
-                message,
+            pattern::check_ordered(&rule.value.pattern).map_err(|message| {
+                PolicyError::Invalid {
+                    at: rule.origin.clone(),
+                    key: "files.rules.pattern".to_owned(),
+                    message,
+                }
             })?;
         }
         for entry in &self.devices {

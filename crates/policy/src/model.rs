@@ -11,7 +11,17 @@ use serde::{Deserialize, Serialize};
 
 /// What a path may be used for. The order is the order of power: `None < View < Read < Write`.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Permission {
@@ -78,6 +88,7 @@ pub struct Origin {
 pub struct Rule {
     pub base: Base,
     /// Path or glob relative to `base`, without leading `/`, cleaned; empty means the base itself.
+    /// Patterns of the ordered kinds stay as written, since their specificity is computed on that.
     pub pattern: String,
     pub kind: Kind,
     pub effect: Effect,
@@ -182,7 +193,9 @@ pub struct Processes {
 }
 
 /// Whether a terminal is relayed through a pty of the sandbox's own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Pty {
     /// When stdin and stdout are terminals.

@@ -123,10 +123,7 @@ pub(crate) fn parse(file: &str, bytes: &[u8], format: Format) -> Result<Node, Po
         });
     }
     let text = std::str::from_utf8(bytes).map_err(|e| PolicyError::NotUtf8 {
-        at: Origin {
-            layer: file.to_owned(),
-            line: Some(line_count(&bytes[..e.valid_up_to()])),
-        },
+        at: Origin { layer: file.to_owned(), line: Some(line_count(&bytes[..e.valid_up_to()])) },
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = Lines::new(text);
@@ -138,7 +135,7 @@ pub(crate) fn parse(file: &str, bytes: &[u8], format: Format) -> Result<Node, Po
 }
 
 fn line_count(before: &[u8]) -> u32 {
-    1 + before.iter().filter(|b| **b == b'\n').count() as u32
+    before.split(|b| *b == b'\n').count() as u32
 }
 
 struct Lines {
@@ -235,8 +232,11 @@ fn from_jsonc(file: &str, text: &str, lines: &Lines) -> Result<Node, PolicyError
         allow_non_finite_numbers: false,
         allow_extended_string_escapes: false,
     };
-    let parsed = jsonc_parser::parse_to_ast(text, &jsonc_parser::CollectOptions::default(), &options)
-        .map_err(|e| syntax(file, u32::try_from(e.line_display()).ok(), e.kind().to_string()))?;
+    let parsed =
+        jsonc_parser::parse_to_ast(text, &jsonc_parser::CollectOptions::default(), &options)
+            .map_err(|e| {
+                syntax(file, u32::try_from(e.line_display()).ok(), e.kind().to_string())
+            })?;
     match parsed.value {
         Some(value @ jsonc_parser::ast::Value::Object(_)) => json_node(file, lines, &value, 0),
         Some(_) => Err(syntax(file, Some(1), "expected an object `{ ... }`")),
@@ -335,7 +335,12 @@ impl NodeError {
             NodeErrorKind::Unknown { key, known } => {
                 let hint = nearest(&key, known.iter().copied()).map(str::to_owned);
                 let key = if path.is_empty() { key } else { format!("{path}.{key}") };
-                let known = known.iter().map(|k| (*k).to_owned()).collect();
+                // One spelling of each is enough for the list.
+                let known = known
+                    .iter()
+                    .filter(|k| !k.contains(|c: char| c.is_ascii_uppercase()))
+                    .map(|k| (*k).to_owned())
+                    .collect();
                 PolicyError::UnknownKey { at, key, hint, known }
             }
             NodeErrorKind::Message(message) if path.is_empty() => {
@@ -359,11 +364,7 @@ impl std::error::Error for NodeError {}
 
 impl de::Error for NodeError {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self {
-            kind: NodeErrorKind::Message(message.to_string()),
-            line: None,
-            path: Vec::new(),
-        }
+        Self { kind: NodeErrorKind::Message(message.to_string()), line: None, path: Vec::new() }
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
@@ -425,7 +426,7 @@ impl<'a> NodeDeserializer<'a> {
             },
             Value::Float(f) => visitor.visit_f64(*f),
             Value::Str(s) => visitor.visit_str(s),
-            Value::List(list) => visitor.visit_seq(List { outer: self, next: 0, list }),
+            Value::List(list) => visitor.visit_seq(List { outer: self, next: 0, elements: list }),
             Value::Table(members) => {
                 visitor.visit_map(Table { outer: self, members: members.iter(), value: None })
             }
@@ -484,7 +485,7 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'_> {
 struct List<'a> {
     outer: NodeDeserializer<'a>,
     next: usize,
-    list: &'a [Node],
+    elements: &'a [Node],
 }
 
 impl<'de> de::SeqAccess<'de> for List<'_> {
@@ -494,7 +495,7 @@ impl<'de> de::SeqAccess<'de> for List<'_> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, NodeError> {
-        let Some(node) = self.list.get(self.next) else { return Ok(None) };
+        let Some(node) = self.elements.get(self.next) else { return Ok(None) };
         let index = self.next;
         self.next += 1;
         seed.deserialize(self.outer.with(node))

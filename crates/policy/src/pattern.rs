@@ -198,7 +198,9 @@ pub(crate) fn compile(cleaned: &str, grammar: Grammar) -> Result<Vec<Glob>, Stri
             let choices = component_parts(component, grammar)
                 .map_err(|message| format!("\"{cleaned}\": {message}"))?;
             if alternatives.len() * choices.len() > MAX_ALTERNATIVES {
-                return Err(format!("\"{cleaned}\" unfolds to more than {MAX_ALTERNATIVES} patterns"));
+                return Err(format!(
+                    "\"{cleaned}\" unfolds to more than {MAX_ALTERNATIVES} patterns"
+                ));
             }
             alternatives = alternatives
                 .iter()
@@ -435,7 +437,12 @@ fn unfold_braces(text: &str) -> Result<Vec<String>, String> {
             Some((open, commas, close)) => {
                 let mut from = open + 1;
                 for to in commas.into_iter().chain([close]) {
-                    todo.push(format!("{}{}{}", &next[..open], &next[from..to], &next[close + 1..]));
+                    todo.push(format!(
+                        "{}{}{}",
+                        &next[..open],
+                        &next[from..to],
+                        &next[close + 1..]
+                    ));
                     from = to + 1;
                 }
             }
@@ -495,8 +502,7 @@ impl Glob {
 
     /// Whether `names` (below the pattern's base) matches in full.
     pub fn matches(&self, names: &[&[u8]]) -> bool {
-        self.below_prefix(names)
-            .is_some_and(|rest| deepest(&self.parts, rest) == Some(rest.len()))
+        self.below_prefix(names).is_some_and(|rest| deepest(&self.parts, rest) == Some(rest.len()))
     }
 
     /// The most leading components of `names` that match the pattern in full.

@@ -304,8 +304,19 @@ pub fn workspace_fragment() -> Fragment {
     f
 }
 
-const STRICT_PASS: &[&str] =
-    &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "COLORTERM", "LANG", "LC_*", "TZ", "NO_COLOR"];
+const STRICT_PASS: &[&str] = &[
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "TERM",
+    "COLORTERM",
+    "LANG",
+    "LC_*",
+    "TZ",
+    "NO_COLOR",
+];
 
 fn strict() -> Fragment {
     let mut f = layer("strict");

@@ -28,7 +28,9 @@ impl Bytes {
     /// Reads `512m`, `1g`, `2GiB`, `4096`, `unlimited`. Units are powers of 1024.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("\"{text}\" is not a size; write bytes or a number with k, m, g or t (\"512m\")")
+            format!(
+                "\"{text}\" is not a size; write bytes or a number with k, m, g or t (\"512m\")"
+            )
         };
         let trimmed = text.trim();
         if trimmed.eq_ignore_ascii_case("unlimited") {
@@ -46,10 +48,12 @@ impl Bytes {
             "t" | "tb" | "tib" => 1 << 40,
             _ => return Err(wrong()),
         };
-        let bytes = scaled(number, factor).ok_or_else(wrong)?;
-        match bytes {
-            Some(bytes) if bytes <= MAX_BYTES => Ok(Self::new(bytes)),
-            _ => Err(format!("\"{text}\" is absurdly large; the largest size is 1024 pebibytes")),
+        match scaled(number, factor) {
+            Ok(bytes) if bytes <= MAX_BYTES => Ok(Self::new(bytes)),
+            Err(Unscalable::NotANumber) => Err(wrong()),
+            Ok(_) | Err(Unscalable::TooLarge) => {
+                Err(format!("\"{text}\" is absurdly large; the largest size is 1024 pebibytes"))
+            }
         }
     }
 }
@@ -95,7 +99,10 @@ impl Millis {
                 "d" => 86_400_000,
                 _ => return Err(wrong()),
             };
-            let part = scaled(number, factor).ok_or_else(wrong)?.ok_or_else(absurd)?;
+            let part = scaled(number, factor).map_err(|e| match e {
+                Unscalable::NotANumber => wrong(),
+                Unscalable::TooLarge => absurd(),
+            })?;
             total = total.checked_add(part).ok_or_else(absurd)?;
             rest = &tail[end..];
         }
@@ -124,9 +131,10 @@ impl Cpu {
             Some(number) => (number, 1.0),
             None => (trimmed, 100.0),
         };
-        let value: f64 = number.trim().parse().map_err(|_| {
-            format!("\"{text}\" is not a number of cpus; write 1.5 or \"150%\"")
-        })?;
+        let value: f64 = number
+            .trim()
+            .parse()
+            .map_err(|_| format!("\"{text}\" is not a number of cpus; write 1.5 or \"150%\""))?;
         Self::from_hundredths(value * scale)
     }
 
@@ -156,10 +164,9 @@ impl Count {
         if trimmed.eq_ignore_ascii_case("unlimited") {
             return Ok(Self::UNLIMITED);
         }
-        trimmed
-            .parse()
-            .map(Self::new)
-            .map_err(|_| format!("\"{text}\" is not a count; write a whole number or \"unlimited\""))
+        trimmed.parse().map(Self::new).map_err(|_| {
+            format!("\"{text}\" is not a count; write a whole number or \"unlimited\"")
+        })
     }
 }
 
@@ -169,21 +176,29 @@ fn split_unit(text: &str) -> (&str, &str) {
     (&text[..end], text[end..].trim_start())
 }
 
-/// `number` (digits, at most one dot) times `factor`: `None` when it is no number, `Some(None)` when
-/// it does not fit.
-fn scaled(number: &str, factor: u64) -> Option<Option<u64>> {
+enum Unscalable {
+    NotANumber,
+    TooLarge,
+}
+
+/// `number` (digits, at most one dot) times `factor`.
+fn scaled(number: &str, factor: u64) -> Result<u64, Unscalable> {
     let (whole, part) = number.split_once('.').unwrap_or((number, ""));
     if (whole.is_empty() && part.is_empty()) || part.contains('.') {
-        return None;
+        return Err(Unscalable::NotANumber);
     }
+    // More digits than these fit no limit and would overflow the arithmetic below.
     if whole.len() > 20 || part.len() > 9 {
-        return Some(None);
+        return Err(Unscalable::TooLarge);
     }
-    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    let numerator: u128 = if part.is_empty() { 0 } else { part.parse().ok()? };
+    let digits = |text: &str| match text {
+        "" => Ok(0),
+        text => text.parse::<u128>().map_err(|_| Unscalable::NotANumber),
+    };
+    let (whole, numerator) = (digits(whole)?, digits(part)?);
     let denominator = 10u128.pow(part.len() as u32);
     let total = whole * u128::from(factor) + numerator * u128::from(factor) / denominator;
-    Some(u64::try_from(total).ok())
+    u64::try_from(total).map_err(|_| Unscalable::TooLarge)
 }
 
 macro_rules! quantity {

@@ -1,6 +1,7 @@
 //! From plan to jail: strings become C strings, objects become descriptors, words become bits.
 
 use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,13 @@ pub struct Command {
     pub argv: Vec<OsString>,
     pub stdio: jail::Stdio,
     pub die_with_parent: bool,
+    /// Init's end of the channel for connections to the sandbox's ports.
+    pub connector: Option<std::sync::Arc<std::os::fd::OwnedFd>>,
+}
+
+/// The caller's own standard descriptors, those marked replaced by a terminal of the sandbox.
+pub fn stdio(pty: [bool; 3]) -> jail::Stdio {
+    jail::Stdio { pty, ..jail::Stdio::default() }
 }
 
 /// Lowers a plan. The second part is what the parent must hold open for it.
@@ -77,6 +85,7 @@ pub fn lower(
         exec: exec(plan, command)?,
         stdio: command.stdio,
         cgroup_procs,
+        connector: command.connector.as_ref().map_or(-1, |fd| fd.as_raw_fd()),
         die_with_parent: command.die_with_parent,
     };
     Ok((spec, parent))

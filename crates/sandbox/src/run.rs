@@ -40,6 +40,9 @@ pub enum RunError {
     /// `execve` failed inside.
     #[error("{program}: {problem}")]
     Exec { program: String, problem: String, not_found: bool },
+    /// A port could not be exposed.
+    #[error("{0}")]
+    Port(String),
     #[error("lost control of the sandbox, it was killed: {0}")]
     Supervise(String),
 }

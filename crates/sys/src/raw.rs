@@ -640,3 +640,51 @@ pub fn recv_with_fd(socket: i32, bytes: &mut [u8], flags: i32) -> Result<(usize,
         Ok((n, fd))
     }
 }
+
+/// A TCP socket of `family` that is connecting to `port` of the loopback; never blocks.
+pub fn connect_loopback(ipv6: bool, port: u16) -> Result<i32> {
+    let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let fd = call!(libc::SYS_socket, family, kind, 0)? as i32;
+    let r = if ipv6 {
+        // SAFETY: an all-zero sockaddr_in6 is valid.
+        let mut a: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+        a.sin6_family = family as libc::sa_family_t;
+        a.sin6_port = port.to_be();
+        a.sin6_addr.s6_addr[15] = 1;
+        call!(libc::SYS_connect, fd, &raw const a, std::mem::size_of_val(&a))
+    } else {
+        // SAFETY: an all-zero sockaddr_in is valid.
+        let mut a: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+        a.sin_family = family as libc::sa_family_t;
+        a.sin_port = port.to_be();
+        a.sin_addr.s_addr = u32::from_be_bytes([127, 0, 0, 1]).to_be();
+        call!(libc::SYS_connect, fd, &raw const a, std::mem::size_of_val(&a))
+    };
+    match r {
+        Ok(_) | Err(Errno(libc::EINPROGRESS)) => Ok(fd),
+        Err(e) => {
+            close(fd);
+            Err(e)
+        }
+    }
+}
+
+/// As [`recv_with_fd`], owning what was received.
+pub fn recv_owned(
+    socket: std::os::fd::BorrowedFd<'_>,
+    bytes: &mut [u8],
+) -> Result<(usize, Option<std::os::fd::OwnedFd>)> {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    let (n, fd) = recv_with_fd(socket.as_raw_fd(), bytes, 0)?;
+    // SAFETY: recvmsg installed it for this call; nobody else knows it.
+    Ok((n, fd.map(|fd| unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })))
+}
+
+/// As [`seqpacket_pair`], owned.
+pub fn seqpacket_owned() -> Result<(std::os::fd::OwnedFd, std::os::fd::OwnedFd)> {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    let (a, b) = seqpacket_pair()?;
+    // SAFETY: both were just made and are owned by nobody else.
+    Ok(unsafe { (OwnedFd::from_raw_fd(a), OwnedFd::from_raw_fd(b)) })
+}

@@ -52,20 +52,19 @@ pub struct Stamp {
 
 impl Stamp {
     pub fn of(stat: &Stat) -> Self {
-        Self {
-            ino: stat.st_ino as u64,
-            mtime: stat.st_mtime as i64,
-            ctime: stat.st_ctime as i64,
-            mtime_nsec: stat.st_mtime_nsec as u32,
-            ctime_nsec: stat.st_ctime_nsec as u32,
-        }
+        let [(mtime, mtime_nsec), (ctime, ctime_nsec)] = fd::times(stat);
+        Self { ino: fd::id(stat).1, mtime, ctime, mtime_nsec, ctime_nsec }
     }
 }
 
 /// What was noted about a directory or a name in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoteKind {
-    Match { rule: u32, is_dir: bool, is_symlink: bool },
+    Match {
+        rule: u32,
+        is_dir: bool,
+        is_symlink: bool,
+    },
     /// Another name of a matched file.
     Alias,
     DotGit,
@@ -256,7 +255,7 @@ impl Store {
 
 /// Whether a directory is `root` or lies below it, found by climbing.
 fn is_beneath(dir: BorrowedFd<'_>, stat: &Stat, root: &Stat) -> bool {
-    let same = |a: &Stat, b: &Stat| a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+    let same = |a: &Stat, b: &Stat| fd::id(a) == fd::id(b);
     if same(stat, root) {
         return true;
     }
@@ -472,11 +471,9 @@ impl<'a> Cursor<'a> {
         let nlink = self.u64()?;
         let name = self.take(usize::from(length))?.to_vec();
         let kind = match kind {
-            0 => NoteKind::Match {
-                rule: number,
-                is_dir: flags & 1 != 0,
-                is_symlink: flags & 2 != 0,
-            },
+            0 => {
+                NoteKind::Match { rule: number, is_dir: flags & 1 != 0, is_symlink: flags & 2 != 0 }
+            }
             1 => NoteKind::Alias,
             2 => NoteKind::DotGit,
             3 => NoteKind::Bare,

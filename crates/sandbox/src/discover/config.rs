@@ -50,8 +50,7 @@ impl Entry {
 
     fn is_boolean(&self) -> bool {
         let value = self.value.as_deref().map(<[u8]>::to_ascii_lowercase);
-        self.is_true()
-            || matches!(value.as_deref(), Some(b"false" | b"no" | b"off" | b"0" | b""))
+        self.is_true() || matches!(value.as_deref(), Some(b"false" | b"no" | b"off" | b"0" | b""))
     }
 }
 
@@ -418,7 +417,9 @@ update = !x\n[submodule \"t\"]\nupdate = merge\n[remote \"origin\"]\nurl = https
 
     #[test]
     fn odd_bytes_are_survived() {
-        for text in [&b"[\n"[..], b"[a \"", b"[a \"\n\"]", b"=", b"[a]\nk = \"\n", b"\\", b"[a]k", b"[]"] {
+        for text in
+            [&b"[\n"[..], b"[a \"", b"[a \"\n\"]", b"=", b"[a]\nk = \"\n", b"\\", b"[a]k", b"[]"]
+        {
             let _ = executable_keys(text);
         }
         let long = [&b"[a]\nk = "[..], &vec![b'x'; 1 << 20]].concat();

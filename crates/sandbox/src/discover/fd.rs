@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -28,7 +28,11 @@ const NO_LINKS: ResolveFlags =
 
 /// Opens `relative` beneath `root`; no component may be a symbolic link or `..`. The empty path is
 /// `root` itself. Paths longer than the kernel takes in one call are opened in several.
-pub fn open_beneath(root: BorrowedFd<'_>, relative: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+pub fn open_beneath(
+    root: BorrowedFd<'_>,
+    relative: &[u8],
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     if relative.is_empty() {
         return open_step(root, b".", flags);
     }
@@ -85,6 +89,13 @@ fn open_by_component(
 pub fn open_absolute(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let bytes = path.as_os_str().as_bytes();
     let relative = bytes.strip_prefix(b"/").ok_or(Errno::INVAL)?;
+    if bytes.len() <= PATH_CHUNK {
+        let links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), links) {
+            Err(Errno::AGAIN | Errno::INTR | Errno::NOSYS | Errno::PERM) => {}
+            other => return other,
+        }
+    }
     let top = rustix::fs::open("/", PLACE | OFlags::DIRECTORY, Mode::empty())?;
     open_beneath(top.as_fd(), trim_slashes(relative), flags)
 }
@@ -98,6 +109,26 @@ fn trim_slashes(bytes: &[u8]) -> &[u8] {
 /// `lstat` of one name in a directory.
 pub fn stat_name(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<Stat, Errno> {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Device and inode number. The widths of these fields differ between architectures.
+#[allow(clippy::unnecessary_cast, reason = "not unnecessary on every architecture")]
+pub fn id(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev as u64, stat.st_ino as u64)
+}
+
+#[allow(clippy::unnecessary_cast, reason = "not unnecessary on every architecture")]
+pub fn links(stat: &Stat) -> u64 {
+    stat.st_nlink as u64
+}
+
+/// Seconds and nanoseconds of mtime, then of ctime.
+#[allow(clippy::unnecessary_cast, reason = "not unnecessary on every architecture")]
+pub fn times(stat: &Stat) -> [(i64, u32); 2] {
+    [
+        (stat.st_mtime as i64, stat.st_mtime_nsec as u32),
+        (stat.st_ctime as i64, stat.st_ctime_nsec as u32),
+    ]
 }
 
 pub fn kind(stat: &Stat) -> FileType {
@@ -128,11 +159,8 @@ pub fn read_regular(dir: BorrowedFd<'_>, name: &[u8], limit: u64) -> Result<Vec<
     if kind(&seen) != FileType::RegularFile {
         return Err(ReadError::NotRegular);
     }
-    let flags = OFlags::RDONLY
-        | OFlags::NONBLOCK
-        | OFlags::NOCTTY
-        | OFlags::NOFOLLOW
-        | OFlags::CLOEXEC;
+    let flags =
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = open_beneath(dir, name, flags)?;
     let stat = rustix::fs::fstat(&fd)?;
     if kind(&stat) != FileType::RegularFile {
@@ -152,10 +180,7 @@ pub fn read_regular(dir: BorrowedFd<'_>, name: &[u8], limit: u64) -> Result<Vec<
 }
 
 /// Names in a directory with their types, at most `limit`; the flag says that there were more.
-pub fn list(
-    dir: BorrowedFd<'_>,
-    limit: usize,
-) -> Result<(Vec<(OsString, FileType)>, bool), Errno> {
+pub fn list(dir: BorrowedFd<'_>, limit: usize) -> Result<(Vec<(OsString, FileType)>, bool), Errno> {
     let mut buffer = Vec::<u8>::with_capacity(LIST_BUFFER);
     let mut raw = rustix::fs::RawDir::new(dir, buffer.spare_capacity_mut());
     let mut names = Vec::new();
@@ -190,6 +215,11 @@ pub fn read_link(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<PathBuf
 /// and then verified. A tail that does not exist yet is kept as spelled.
 pub fn real(base: &Path, path: &Path) -> std::io::Result<PathBuf> {
     let joined = base.join(path);
+    // Mostly there is neither a link nor a `..`: then one call says so.
+    let plain = joined.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    if plain && open_absolute(&joined, PLACE).is_ok() {
+        return Ok(joined.components().collect());
+    }
     let mut tail: Vec<OsString> = Vec::new();
     let mut head = joined.as_path();
     loop {

@@ -347,8 +347,8 @@ impl Finder<'_> {
         let shown = git_dir.display();
         let fd = fd::open_absolute(git_dir, fd::PLACE | OFlags::DIRECTORY)
             .map_err(|e| format!("its git directory {shown} cannot be opened: {e}"))?;
-        let common = common_dir(fd.as_fd(), git_dir)
-            .map_err(|e| format!("commondir of {shown}: {e}"))?;
+        let common =
+            common_dir(fd.as_fd(), git_dir).map_err(|e| format!("commondir of {shown}: {e}"))?;
         let worktree = Some(dir.to_owned());
         if self.is_inside(git_dir) {
             let kind = match &common {
@@ -370,7 +370,8 @@ impl Finder<'_> {
             if back.as_deref() != Some(&dir.join(".git")) {
                 return Err(format!("{shown} belongs to another working tree"));
             }
-            let worktrees = git_dir.parent().filter(|p| p.file_name() == Some("worktrees".as_ref()));
+            let worktrees =
+                git_dir.parent().filter(|p| p.file_name() == Some("worktrees".as_ref()));
             if worktrees.and_then(Path::parent) != Some(&*common) {
                 return Err(format!("{shown} is not one of the worktrees of {}", common.display()));
             }
@@ -398,7 +399,10 @@ impl Finder<'_> {
             .and_then(|e| e.value)
             .and_then(|v| fd::real(git_dir, Path::new(OsStr::from_bytes(&v))).ok());
         if back.as_deref() != Some(dir) {
-            return Err(format!("{shown} lies outside the workspace and does not name {} as its working tree", dir.display()));
+            return Err(format!(
+                "{shown} lies outside the workspace and does not name {} as its working tree",
+                dir.display()
+            ));
         }
         let kind = if is_module(git_dir) { Kind::Submodule } else { Kind::Plain };
         let outside = self.outside(git_dir.to_owned())?;
@@ -419,7 +423,11 @@ impl Finder<'_> {
         if stat.st_uid == self.owner {
             return Ok(());
         }
-        Err(format!("{} belongs to user {}, not to the workspace's owner", path.display(), stat.st_uid))
+        Err(format!(
+            "{} belongs to user {}, not to the workspace's owner",
+            path.display(),
+            stat.st_uid
+        ))
     }
 
     /// Describes a git directory and the modules in it, once.
@@ -454,11 +462,13 @@ impl Finder<'_> {
         let fd = fd::open_absolute(&git_dir, fd::PLACE | OFlags::DIRECTORY)
             .map_err(|e| fail(&git_dir, &e))?;
         let common_dir = match common_dir(fd.as_fd(), &git_dir) {
+            Ok(Some(common)) if !self.is_inside(&common) && outside.as_ref() != Some(&common) => {
+                // Nothing of it is looked at or granted.
+                let why = format!("names a common directory outside: {}", common.display());
+                self.out.refused.push((git_dir.join("commondir"), why));
+                git_dir.clone()
+            }
             Ok(Some(common)) if common != git_dir => {
-                if !self.is_inside(&common) && outside.as_ref() != Some(&common) {
-                    let why = format!("names a common directory outside: {}", common.display());
-                    self.out.refused.push((git_dir.join("commondir"), why));
-                }
                 kind = Kind::Worktree;
                 common
             }
@@ -487,6 +497,8 @@ impl Finder<'_> {
         repository.guards.dedup();
         repository.absent.sort_unstable();
         repository.absent.dedup();
+        // The workspace itself is a mount point already.
+        repository.pins.retain(|pin| pin != self.workspace);
         repository.pins.sort_unstable();
         repository.pins.dedup();
         Ok((repository, modules))
@@ -603,9 +615,7 @@ impl Finder<'_> {
                         .into_iter()
                         .rfind(|e| e.is("core", "worktree"))
                         .and_then(|e| e.value)
-                        .and_then(|v| {
-                            fd::real(&path, Path::new(OsStr::from_bytes(&v))).ok()
-                        })
+                        .and_then(|v| fd::real(&path, Path::new(OsStr::from_bytes(&v))).ok())
                         .filter(|w| self.is_inside(w) && w.is_dir());
                     found.push(Origin {
                         git_dir: path,
@@ -826,7 +836,7 @@ fn identity(path: &Path) -> Result<(u64, u64), Errno> {
     let fd = fd::open_absolute(path, fd::PLACE)
         .or_else(|e| if e == Errno::LOOP { open_link(path) } else { Err(e) })?;
     let stat = rustix::fs::fstat(fd)?;
-    Ok((stat.st_dev as u64, stat.st_ino as u64))
+    Ok(fd::id(&stat))
 }
 
 /// Opens a name that is itself a link, without following it.
@@ -856,7 +866,8 @@ fn has_shape(dir: BorrowedFd<'_>) -> bool {
 /// Enough of a git directory that git takes it for one or soon could. Directories of these names may
 /// as well be parts of a submodule's name.
 pub(super) fn has_some_shape(dir: BorrowedFd<'_>) -> bool {
-    let has = |name: &str| fd::stat_name(dir, name).is_ok_and(|s| fd::kind(&s) != FileType::Directory);
+    let has =
+        |name: &str| fd::stat_name(dir, name).is_ok_and(|s| fd::kind(&s) != FileType::Directory);
     has("HEAD") || has("config")
 }
 

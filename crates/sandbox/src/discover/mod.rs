@@ -42,3 +42,6 @@ pub use {
         walk,
     },
 };
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;

@@ -31,7 +31,10 @@ const MAX_LISTED: usize = 10_000;
 pub enum Before {
     Nothing,
     /// At `at` (the name or a directory on the way) is a symbolic link with this text.
-    Link { at: PathBuf, target: PathBuf },
+    Link {
+        at: PathBuf,
+        target: PathBuf,
+    },
     /// A directory on the way could not be entered.
     Closed,
 }
@@ -74,6 +77,15 @@ enum Probe {
 
 /// Follows `name` from `root` without following a link.
 fn probe(root: BorrowedFd<'_>, name: &Path) -> io::Result<Probe> {
+    // Mostly there is nothing, and one call says so.
+    let plain = name.components().all(|c| matches!(c, Component::Normal(_)));
+    let bytes = name.as_os_str().as_bytes();
+    if plain
+        && !bytes.is_empty()
+        && matches!(fd::open_beneath(root, bytes, fd::PLACE), Err(Errno::NOENT | Errno::NOTDIR))
+    {
+        return Ok(Probe::Absent);
+    }
     let mut held: Option<OwnedFd> = None;
     let mut at = PathBuf::new();
     let mut parts = name.components().peekable();
@@ -171,8 +183,7 @@ pub fn hold(root: BorrowedFd<'_>, path: &Path) -> io::Result<PathBuf> {
         };
         let kept = name.len().min(MAX_NAME - suffix.len());
         let held = [&name.as_bytes()[..kept], suffix.as_bytes()].concat();
-        let renamed =
-            rustix::fs::renameat_with(&dir, name, &dir, &*held, RenameFlags::NOREPLACE);
+        let renamed = rustix::fs::renameat_with(&dir, name, &dir, &*held, RenameFlags::NOREPLACE);
         let renamed = match renamed {
             // A file system without RENAME_NOREPLACE: the run is over, so looking first is enough.
             Err(Errno::INVAL | Errno::NOSYS) => match fd::stat_name(&dir, &*held) {
@@ -353,8 +364,11 @@ impl Inspector<'_> {
             Ok(FileType::Directory) => {
                 for (name, _) in self.listed(&hooks, dir, b"hooks") {
                     if !name.as_bytes().ends_with(b".sample")
-                        && !name.as_bytes().windows(HELD_SUFFIX.len()).any(|w| w == HELD_SUFFIX.as_bytes())
-                        && self.is_live(dir, &name)
+                        && !name
+                            .as_bytes()
+                            .windows(HELD_SUFFIX.len())
+                            .any(|w| w == HELD_SUFFIX.as_bytes())
+                        && Self::is_live(dir, &name)
                     {
                         self.take(hooks.join(name));
                     }
@@ -365,7 +379,7 @@ impl Inspector<'_> {
     }
 
     /// git runs a hook when it is executable; a link may lead to anything.
-    fn is_live(&self, git_dir: BorrowedFd<'_>, name: &OsStr) -> bool {
+    fn is_live(git_dir: BorrowedFd<'_>, name: &OsStr) -> bool {
         let path = [b"hooks/", name.as_bytes()].concat();
         fd::stat_name(git_dir, &*path).is_ok_and(|stat| match fd::kind(&stat) {
             FileType::Symlink => true,

@@ -27,6 +27,8 @@ use super::fd;
 
 /// PATH entries looked at; a shell's PATH has some dozens.
 const MAX_PATH_ENTRIES: usize = 256;
+/// Names of home listed to see what may exist; in a larger home each place is looked at instead.
+const MAX_HOME_NAMES: usize = 1_024;
 
 /// A directory or file in home that a tool needs to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +144,15 @@ pub struct Toolchains {
     pub refused: Vec<(PathBuf, String)>,
 }
 
+impl Toolchains {
+    /// Leaves out what lies in `workspace`, which has its own rules (a virtual environment or
+    /// `node_modules/.bin` in PATH must stay writable there).
+    pub fn drop_inside(&mut self, workspace: &Path) {
+        self.tools.retain(|tool| !tool.path.starts_with(workspace));
+        self.masked.retain(|path| !path.starts_with(workspace));
+    }
+}
+
 /// One root of a tool: a variable, its default, and the parts shown (empty: all of it).
 struct Row {
     env: Option<&'static str>,
@@ -165,7 +176,12 @@ const fn row(
 const ROWS: &[Row] = &[
     row("ASDF_DATA_DIR", ".asdf", &[], "asdf"),
     row("BUN_INSTALL", ".bun", &["bin", "install/global", "install/cache"], "bun"),
-    row("CARGO_HOME", ".cargo", &["bin", "env", "config", "config.toml", "git", "registry"], "cargo"),
+    row(
+        "CARGO_HOME",
+        ".cargo",
+        &["bin", "env", "config", "config.toml", "git", "registry"],
+        "cargo",
+    ),
     row("DENO_INSTALL", ".deno", &["bin"], "deno"),
     row("DOTNET_ROOT", ".dotnet", &[], ".NET"),
     row("ELAN_HOME", ".elan", &[], "elan"),
@@ -250,8 +266,17 @@ const PRIVATE: &[&str] = &[
 
 /// Never shown as a whole: they hold everything.
 const WHOLE: &[&str] = &[
-    "", ".cache", ".config", ".local", ".local/share", ".local/state", "Desktop", "Documents",
-    "Downloads", ".cargo", "go",
+    "",
+    ".cache",
+    ".config",
+    ".local",
+    ".local/share",
+    ".local/state",
+    "Desktop",
+    "Documents",
+    "Downloads",
+    ".cargo",
+    "go",
 ];
 
 /// Where a link in home may lead: mounted read-only for every sandbox, or a package store.
@@ -259,7 +284,7 @@ const SYSTEM: &[&str] =
     &["/usr", "/opt", "/nix", "/gnu", "/snap", "/bin", "/lib", "/lib64", "/home/linuxbrew"];
 
 /// Looks for toolchains in `home` (absolute, free of links). `variable` answers for the caller's
-/// environment. One `lstat` for each place of the table.
+/// environment. One listing of home, and a few calls for each place that exists.
 ///
 /// # Errors
 /// Only when home cannot be opened.
@@ -268,7 +293,11 @@ pub fn toolchains(
     variable: &dyn Fn(&str) -> Option<OsString>,
 ) -> std::io::Result<Toolchains> {
     let fd = fd::open_absolute(home, fd::PLACE | OFlags::DIRECTORY)?;
-    let mut finder = Finder { home, fd, out: Toolchains::default() };
+    let names = fd::open_beneath(fd.as_fd(), b"", fd::DIRECTORY)
+        .and_then(|dir| fd::list(dir.as_fd(), MAX_HOME_NAMES))
+        .ok()
+        .and_then(|(names, more)| (!more).then_some(names));
+    let mut finder = Finder { home, fd, names, out: Toolchains::default() };
     for row in ROWS {
         finder.row(row, variable);
     }
@@ -286,6 +315,8 @@ pub fn toolchains(
 struct Finder<'a> {
     home: &'a Path,
     fd: OwnedFd,
+    /// What lies directly in home, sorted; `None` when that is not known.
+    names: Option<Vec<(OsString, FileType)>>,
     out: Toolchains,
 }
 
@@ -303,22 +334,30 @@ impl Finder<'_> {
             let value = Path::new(OsStr::from_bytes(value));
             let Some(clean) = clean(value) else { continue };
             match clean.strip_prefix(self.home) {
-                Ok(relative) if row.parts.is_empty() => {
-                    let _ = relative;
-                    self.asked(value, row.what, row.env);
-                }
+                Ok(_) if row.parts.is_empty() => self.asked(value, row.what, row.env),
                 // The parts are shown, not the root: so a root that holds everything is no harm
                 // unless it is home.
                 Ok(relative) if relative.as_os_str().is_empty() || is_private(relative) => {
                     self.refuse(value, "is home itself, or a place of secrets");
                 }
-                Ok(relative) => self.parts(&relative.to_owned(), row, row.env),
+                Ok(relative) => self.parts(relative, row, row.env),
                 Err(_) => self.elsewhere(value),
             }
         }
     }
 
+    /// One listing of home spares a call for each tool that is not installed.
+    fn may_exist(&self, relative: &Path) -> bool {
+        let (Some(names), Some(first)) = (&self.names, relative.components().next()) else {
+            return true;
+        };
+        names.binary_search_by(|(name, _)| (**name).cmp(first.as_os_str())).is_ok()
+    }
+
     fn parts(&mut self, root: &Path, row: &Row, env: Option<&'static str>) {
+        if !self.may_exist(root) {
+            return;
+        }
         if row.parts.is_empty() {
             self.show(root, row.what, env);
             return;
@@ -341,7 +380,7 @@ impl Finder<'_> {
         match clean.strip_prefix(self.home) {
             Ok(relative) if is_whole(relative) => self.refuse(value, "holds more than tools"),
             Ok(relative) if is_private(relative) => self.refuse(value, "is a place of secrets"),
-            Ok(relative) => self.show(&relative.to_owned(), what, env),
+            Ok(relative) => self.show(relative, what, env),
             Err(_) if env == Some("PATH") && !self.home.starts_with(&clean) => {}
             Err(_) => self.elsewhere(value),
         }
@@ -361,6 +400,9 @@ impl Finder<'_> {
 
     /// Adds what is at `relative`, if anything is.
     fn show(&mut self, relative: &Path, what: &'static str, env: Option<&'static str>) {
+        if !self.may_exist(relative) {
+            return;
+        }
         let at = self.home.join(relative);
         if self.out.tools.iter().any(|t| at.starts_with(&t.at) && t.is_dir) {
             return;
@@ -379,7 +421,9 @@ impl Finder<'_> {
                 Ok(inside) if is_whole(inside) => Some("a link to more than tools"),
                 Ok(inside) if is_private(inside) => Some("a link to a place of secrets"),
                 Ok(_) => None,
-                Err(_) if SYSTEM.iter().any(|s| real.starts_with(s) && real != Path::new(s)) => None,
+                Err(_) if SYSTEM.iter().any(|s| real.starts_with(s) && real != Path::new(s)) => {
+                    None
+                }
                 Err(_) => Some("a link that leads out of home"),
             };
             if let Some(why) = refusal {

@@ -42,7 +42,13 @@ const SHARE_FROM: usize = 4;
 /// File systems whose directory timestamps can be relied on: local, and kept by the kernel itself.
 /// ext2/3/4, xfs, btrfs, tmpfs, overlayfs, f2fs, zfs, bcachefs.
 const STAMPED: [u64; 8] = [
-    0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0x794C_7630, 0xF2F5_2010, 0x2FC1_2FC1,
+    0xEF53,
+    0x5846_5342,
+    0x9123_683E,
+    0x0102_1994,
+    0x794C_7630,
+    0xF2F5_2010,
+    0x2FC1_2FC1,
     0xCA45_1A4E,
 ];
 
@@ -185,7 +191,7 @@ pub fn walk(
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let walker = Walker {
         root,
-        root_dev: root_stat.st_dev as u64,
+        root_dev: fd::id(&root_stat).0,
         matcher,
         settled: stamped.then(|| now.saturating_sub(RACY)),
         settled_seconds: now.saturating_sub(RACY_SECONDS),
@@ -195,21 +201,15 @@ pub fn walk(
         stop: AtomicBool::new(false),
         truncated: Mutex::new(None),
     };
-    let key = Key {
-        dev: walker.root_dev,
-        ino: root_stat.st_ino as u64,
-        fingerprint: matcher.fingerprint(),
-    };
+    let key =
+        Key { dev: walker.root_dev, ino: fd::id(&root_stat).1, fingerprint: matcher.fingerprint() };
     let cache_path = options.cache.filter(|_| stamped);
     let store = cache_path.and_then(|path| Store::open(path, &root_stat));
     let bytes = store.as_ref().and_then(|store| store.load(&key));
     let cached = bytes.as_deref().and_then(cache::decode).unwrap_or_default();
 
-    let mut tree = if cached.is_empty() {
-        Tree::fresh(&walker)
-    } else {
-        Tree::renewed(&walker, &cached)
-    };
+    let mut tree =
+        if cached.is_empty() { Tree::fresh(&walker) } else { Tree::renewed(&walker, &cached) };
     tree.find_aliases(&walker);
     let truncated = walker.truncated.lock().unwrap_or_else(PoisonError::into_inner).take();
     let worth = tree.changed && truncated.is_none() && tree.directories() >= CACHE_FROM;
@@ -324,7 +324,7 @@ impl Walker<'_> {
         let mut notes = Vec::new();
         let (dev, again) = match opened {
             Ok((dir, stat)) => {
-                let dev = stat.st_dev as u64;
+                let (dev, _) = fd::id(&stat);
                 let mut listing =
                     Listing { walker: self, known, task: &task, dev, tasks, produced, notes };
                 let listed = listing.read(dir.as_fd(), scratch);
@@ -435,7 +435,7 @@ impl Walker<'_> {
             let Again::Stamp(stamp) = cached.again else { return State::Changed };
             let path = if cached.path.is_empty() { c"." } else { cached.path };
             match fd::stat_name(self.root, path) {
-                Ok(stat) if stat.st_dev as u64 == self.root_dev && Stamp::of(&stat) == stamp => {
+                Ok(stat) if fd::id(&stat).0 == self.root_dev && Stamp::of(&stat) == stamp => {
                     State::Same
                 }
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => State::Gone,
@@ -562,12 +562,13 @@ impl Listing<'_, '_> {
             Verdict::Match { rule, descend: below } => {
                 descend &= below;
                 let stat = if is_dir { None } else { fd::stat_name(dir, name).ok() };
+                let (dev, ino) = stat.map_or((self.dev, ino), |s| fd::id(&s));
                 self.notes.push(Note {
                     kind: NoteKind::Match { rule, is_dir, is_symlink },
                     name: name.to_vec(),
-                    ino: stat.map_or(ino, |s| s.st_ino as u64),
-                    dev: stat.map_or(self.dev, |s| s.st_dev as u64),
-                    nlink: stat.map_or(1, |s| s.st_nlink as u64),
+                    ino,
+                    dev,
+                    nlink: stat.map_or(1, |s| fd::links(&s)),
                 });
             }
         }
@@ -594,7 +595,7 @@ impl Listing<'_, '_> {
             return;
         }
         let walker = self.walker;
-        if path.iter().filter(|&&b| b == b'/').count() >= MAX_DEPTH {
+        if path.split(|&b| b == b'/').count() > MAX_DEPTH {
             walker.truncate(Truncated::Depth(to_path(path)));
             return;
         }
@@ -823,7 +824,7 @@ impl<'a> Tree<'a> {
                     continue;
                 }
                 let path = join(cached.path.to_bytes(), &note.name);
-                let nlink = fd::stat_name(walker.root, path).map_or(0, |s| s.st_nlink as u64);
+                let nlink = fd::stat_name(walker.root, path).map_or(0, |s| fd::links(&s));
                 stale |= nlink != note.nlink;
                 if nlink > 1 {
                     wanted.insert(note.ino, nlink);

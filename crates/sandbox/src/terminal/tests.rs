@@ -151,11 +151,14 @@ fn init() -> ! {
         Ok(file) => Stdio::from(file),
         Err(_) => Stdio::null(),
     };
+    // The jail's command takes the foreground itself; this one waits until it was given to it.
+    let gate = format!("gate.{}", std::process::id());
+    let text = std::env::var("RF_CMD").unwrap();
     // An empty mask, as the jail gives it; `env` also unblocks what it sets to default.
     let mut command = Command::new("env");
     command
         .arg(format!("--default-signal={BLOCK}"))
-        .args(["sh", "-c", &std::env::var("RF_CMD").unwrap()])
+        .args(["sh", "-c", &format!("while ! [ -e {gate} ]; do :; done\n{text}")])
         .stdin(stdio(0, stdin))
         .stdout(stdio(1, Stdio::inherit()))
         .stderr(stdio(2, Stdio::inherit()))
@@ -166,6 +169,7 @@ fn init() -> ! {
     if let (Some(peer), true) = (&peer, front) {
         rustix::termios::tcsetpgrp(peer, pid).unwrap();
     }
+    File::create(gate).unwrap();
     let group = |signal: u8| {
         if let Some(signal) = Signal::from_named_raw(i32::from(signal)) {
             let _ = rustix::process::kill_process_group(pid, signal);
@@ -282,7 +286,9 @@ impl User {
         self.directory.path().join(name)
     }
 
-    /// Writes a script that `rf exec sh NAME` runs.
+    /// Writes a script that `rf exec bash NAME` runs. Not `sh`, where that is dash: a Ctrl-Z between
+    /// its vfork and exec stops the child while the parent cannot stop, so the job hangs, sandbox or
+    /// not.
     fn script(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
@@ -371,7 +377,7 @@ fn a_command_has_a_terminal_of_its_own() {
     user.sees("outer /dev/pts/");
     let outer: String = user.screen().chars().take_while(char::is_ascii_digit).collect();
     user.script("s", "echo in''ner $(tty)\n[ -t 1 ] && [ -t 2 ] && echo all''three\nstty size\n: </dev/tty && exit 7\n");
-    user.types("rf exec sh s\n");
+    user.types("rf exec bash s\n");
     user.sees("inner /dev/pts/");
     let inner: String = user.screen().chars().take_while(char::is_ascii_digit).collect();
     user.sees("allthree");
@@ -397,7 +403,7 @@ fn ctrl_c_interrupts_the_command() {
         "s",
         "trap 'echo cau''ght; exit 3' INT\necho rea''dy\nwhile :; do sleep 0.05; done\n",
     );
-    user.types("rf exec sh s\n");
+    user.types("rf exec bash s\n");
     user.sees("ready");
     assert!(user.is_raw());
     user.types("\x03");
@@ -416,7 +422,7 @@ fn ctrl_z_stops_and_fg_continues() {
     let mut user = User::new();
     user.script("s", WAIT_FOR_GO);
     for round in ["first", "second"] {
-        user.types("rf exec sh s\n");
+        user.types("rf exec bash s\n");
         user.sees("ready");
         for _ in 0..2 {
             user.types("\x1a");
@@ -425,7 +431,7 @@ fn ctrl_z_stops_and_fg_continues() {
             assert!(!user.is_raw(), "{round}");
             if round == "first" {
                 user.types("fg\n");
-                user.sees("rf exec sh s");
+                user.sees("rf exec bash s");
                 eventually("raw again", || user.is_raw());
             } else {
                 user.types("true\n");
@@ -435,7 +441,7 @@ fn ctrl_z_stops_and_fg_continues() {
                 sleep(100 * MS);
                 assert!(!user.is_raw());
                 user.types("fg\n");
-                user.sees("rf exec sh s");
+                user.sees("rf exec bash s");
                 // It did not ask for the keyboard since, so the terminal's own Ctrl-Z reaches us.
                 sleep(100 * MS);
             }
@@ -482,7 +488,7 @@ fn a_resize_arrives() {
         "s",
         "trap 'stty size' WINCH\necho rea''dy\nwhile ! [ -e go ]; do sleep 0.05; done\n",
     );
-    user.types("rf exec sh s\n");
+    user.types("rf exec bash s\n");
     user.sees("ready");
     resize(&user.master, 41, 101);
     user.sees("41 101");
@@ -517,7 +523,7 @@ fn a_large_paste_and_a_large_output_arrive_whole() {
         "s",
         "stty raw -echo\necho rea''dy\nhead -c 1048576 >received\necho sta''rt\ncat big\nexit 2\n",
     );
-    user.types("rf exec sh s\n");
+    user.types("rf exec bash s\n");
     user.sees("ready");
     write_all(&user.master, &big);
     user.sees("start\n");
@@ -552,7 +558,7 @@ fn the_terminal_is_restored_after_a_termination() {
 fn a_supervisor_that_was_stopped_takes_the_terminal_again() {
     let mut user = User::new();
     user.script("s", WAIT_FOR_GO);
-    user.types("rf exec sh s\n");
+    user.types("rf exec bash s\n");
     user.sees("ready");
     user.kills(Signal::STOP);
     user.sees("Stopped");
@@ -592,7 +598,7 @@ fn a_panic_restores_the_terminal() {
 fn a_hangup_reaches_the_command() {
     let mut user = User::new();
     user.script("s", "trap 'touch hup; exit' HUP\necho rea''dy\nwhile :; do sleep 0.05; done\n");
-    user.types("rf exec sh s\n");
+    user.types("rf exec bash s\n");
     user.sees("ready");
     let file = user.path("hup");
     // Only the supervisor is left to tell: the shell is gone without a word.
@@ -608,7 +614,7 @@ fn a_hangup_reaches_the_command() {
 fn a_pipeline_leaves_the_keys_to_others() {
     let mut user = User::new();
     user.script("s", WAIT_FOR_GO);
-    user.types("rf exec sh s | cat\n");
+    user.types("rf exec bash s | cat\n");
     user.sees("ready");
     assert!(!user.is_raw());
     user.types("echo ke''pt\n");
@@ -625,12 +631,12 @@ fn ctrl_c_and_ctrl_z_reach_a_pipeline() {
         "s",
         "trap 'echo cau''ght; exit 3' INT\necho rea''dy\nwhile :; do sleep 0.05; done\n",
     );
-    user.types("rf exec sh s | cat\n");
+    user.types("rf exec bash s | cat\n");
     user.sees("ready");
     user.types("\x1a");
     user.sees("Stopped");
     user.types("fg\n");
-    user.sees("rf exec sh s");
+    user.sees("rf exec bash s");
     sleep(200 * MS);
     user.types("\x03");
     user.sees("@@130@@");
@@ -640,7 +646,7 @@ fn ctrl_c_and_ctrl_z_reach_a_pipeline() {
 fn a_pipeline_that_reads_gets_the_keys() {
     let mut user = User::new();
     user.script("s", "echo rea''dy\nread x\necho \"got:$x\"\n");
-    user.types("rf exec sh s | cat\n");
+    user.types("rf exec bash s | cat\n");
     user.sees("ready");
     eventually("raw", || user.is_raw());
     user.types("hello\n");
@@ -656,7 +662,7 @@ fn a_command_with_piped_input_reads_keys_from_its_terminal() {
         "s",
         "cat\nstty -echo </dev/tty\nread x </dev/tty\nstty echo </dev/tty\necho \"key:$x\"\n",
     );
-    user.types("echo pip''ed | rf exec sh s\n");
+    user.types("echo pip''ed | rf exec bash s\n");
     user.sees("piped");
     eventually("raw", || user.is_raw());
     user.types("hidden\n");
@@ -676,7 +682,7 @@ fn errors_to_a_file_go_there() {
 fn a_background_job_that_reads_stops_until_fg() {
     let mut user = User::new();
     user.script("s", "echo rea''dy\nread x\necho \"got:$x\"\nexit 5\n");
-    user.types("rf exec sh s &\n");
+    user.types("rf exec bash s &\n");
     user.sees("ready");
     assert!(!user.is_raw());
     eventually("stopped", || {
@@ -848,7 +854,7 @@ fn the_deadline_kills_after_the_grace() {
 fn the_deadline_holds_while_stopped() {
     let mut user = User::new();
     user.script("s", "echo $$ >command.pid\necho rea''dy\nwhile :; do sleep 0.05; done\n");
-    user.types("RF_TIMEOUT=1500 RF_GRACE=200 rf exec sh s\n");
+    user.types("RF_TIMEOUT=1500 RF_GRACE=200 rf exec bash s\n");
     user.sees("ready");
     user.types("\x1a");
     user.sees("Stopped");

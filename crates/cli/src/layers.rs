@@ -1,0 +1,354 @@
+//! Which policy applies: flags, the file named by a flag, the nearest project file, the user's file,
+//! the built-in default; in that order of search, the first found being the base.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use ringfence_policy::{
+    Bytes, Count, Cpu, Entry, Fragment, Loader, Millis, NetworkMode, NoFiles, Origin, Policy,
+    PolicyError, Pty, import, profiles, resolve, resolve_layers,
+};
+
+use crate::flags::{Id, Typed};
+use crate::trust;
+
+/// A policy that could not be had. Nothing runs.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error("{0}")]
+    Flag(String),
+    #[error("cannot read {file}: {problem}")]
+    Read { file: String, problem: String },
+    /// Not obeyed, and not ignored either: whoever wrote it may have meant to forbid something.
+    #[error(
+        "{file} {why}, and it asks for more than the default allows:\n  {}\n  read it, then run \
+         `ringfence trust {file}`; or pass --no-config to run without it",
+        .wants.join("\n  ")
+    )]
+    Untrusted { file: String, why: &'static str, wants: Vec<String> },
+}
+
+impl LayerError {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Untrusted { .. } => crate::exit::REFUSED,
+            _ => crate::exit::FAILED,
+        }
+    }
+}
+
+/// The layered result.
+#[derive(Debug)]
+pub struct Layered {
+    pub policy: Policy,
+    pub notes: Vec<String>,
+    /// Policy files that were read: protected from the sandbox whatever their place.
+    pub files: Vec<PathBuf>,
+}
+
+/// The layer called `command line`.
+const COMMAND_LINE: &str = "command line";
+
+/// Lays everything over each other.
+pub fn layered(typed: &Typed) -> Result<Layered, LayerError> {
+    let mut notes = Vec::new();
+    let loader = Files::default();
+    let flags = from_flags(typed)?;
+    let mut profiles = Fragment::named("profiles");
+    for value in typed.all(Id::Profile) {
+        for name in text("profile", value)?.split(',') {
+            profiles.extends.0.push(entry(name.trim().to_owned()));
+        }
+    }
+    profiles.layers.clear();
+    let has_profiles = !profiles.extends.0.is_empty();
+    let file = base(typed, has_profiles, &loader, &mut notes)?;
+    let policy = if file.is_none() && !has_profiles && flags == Fragment::named(COMMAND_LINE) {
+        profiles::workspace()?
+    } else {
+        let mut layers = vec![(profiles, None)];
+        if let Some((fragment, path)) = file {
+            layers.push((fragment, Some(path)));
+        }
+        layers.push((flags, None));
+        resolve_layers(layers, &loader)?.finish()?
+    };
+    Ok(Layered { policy, notes, files: loader.read.into_inner() })
+}
+
+fn command_line() -> Origin {
+    Origin { layer: COMMAND_LINE.into(), line: None }
+}
+
+/// Reads files for `extends`, and remembers which.
+#[derive(Default)]
+struct Files {
+    read: RefCell<Vec<PathBuf>>,
+}
+
+impl Loader for Files {
+    fn read(&self, path: &Path) -> Result<Vec<u8>, String> {
+        let bytes = read(path).map_err(|e| match e {
+            LayerError::Read { problem, .. } => problem,
+            other => other.to_string(),
+        })?;
+        self.read.borrow_mut().push(path.to_owned());
+        Ok(bytes)
+    }
+
+    fn user_config(&self) -> Option<PathBuf> {
+        user_candidates().into_iter().flatten().find(|p| std::fs::symlink_metadata(p).is_ok())
+    }
+}
+
+/// The policy file: named by `-s`, else (unless a profile was named) the nearest project file, else
+/// the user's.
+fn base(
+    typed: &Typed,
+    has_profiles: bool,
+    loader: &Files,
+    notes: &mut Vec<String>,
+) -> Result<Option<(Fragment, PathBuf)>, LayerError> {
+    let found = if let Some(settings) = typed.last(Id::Settings) {
+        let path = PathBuf::from(settings);
+        let bytes = read(&path)?;
+        Some((path, bytes, false))
+    } else if has_profiles || typed.has(Id::NoConfig) {
+        None
+    } else if let Some((path, bytes)) = find_project(typed)? {
+        Some((path, bytes, true))
+    } else {
+        find_user()?.map(|(path, bytes)| (path, bytes, false))
+    };
+    let Some((path, bytes, came_with_the_checkout)) = found else { return Ok(None) };
+    let shown = path.display().to_string();
+    let imported = import::load_with_notes(&shown, &bytes)?;
+    notes.extend(imported.notes.iter().map(|n| format!("{}: {}: {}", n.at, n.key, n.note)));
+    loader.read.borrow_mut().push(path.clone());
+    if came_with_the_checkout {
+        obey(&imported.fragment, &path, &bytes, notes)?;
+    }
+    Ok(Some((imported.fragment, path)))
+}
+
+/// A project file is obeyed when its content is trusted; else only if it does no more than narrow.
+fn obey(
+    fragment: &Fragment,
+    path: &Path,
+    bytes: &[u8],
+    notes: &mut Vec<String>,
+) -> Result<(), LayerError> {
+    let store = trust::Store::open().map_err(|e| LayerError::Read {
+        file: "the trust store".into(),
+        problem: e.to_string(),
+    })?;
+    if store.trusts(path, bytes) {
+        return Ok(());
+    }
+    let why = if store.changed(path, bytes) {
+        "was changed since it was trusted"
+    } else {
+        "is not trusted yet"
+    };
+    // Profiles only: an untrusted file may not pull in further files.
+    let resolved = resolve(fragment.clone(), Some(path), &NoFiles);
+    let wants = match resolved {
+        Ok(resolved) => match resolved.narrowing_over(&profiles::workspace_fragment()) {
+            Ok(()) => {
+                notes.push(format!("{} {why}; it only narrows, so it applies", path.display()));
+                return Ok(());
+            }
+            Err(wants) => wants,
+        },
+        Err(e @ PolicyError::Read { .. }) => vec![e.to_string()],
+        Err(e) => return Err(e.into()),
+    };
+    Err(LayerError::Untrusted { file: path.display().to_string(), why, wants })
+}
+
+/// The nearest policy file from the working directory upward, with its content.
+pub fn find_project(typed: &Typed) -> Result<Option<(PathBuf, Vec<u8>)>, LayerError> {
+    let start = typed.last(Id::Workspace).or_else(|| typed.last(Id::Cwd)).map_or_else(
+        std::env::current_dir,
+        |d| std::fs::canonicalize(Path::new(d)),
+    );
+    // A directory that is not there is reported by the run itself, with its flag.
+    let Ok(start) = start else { return Ok(None) };
+    for path in ringfence_policy::search::project_candidates(&start) {
+        const NOT_A_DIRECTORY: i32 = 20;
+        match std::fs::symlink_metadata(&path) {
+            Ok(_) => return read(&path).map(|bytes| Some((path, bytes))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) if e.raw_os_error() == Some(NOT_A_DIRECTORY) => {}
+            Err(e) => return Err(read_error(&path, &e)),
+        }
+    }
+    Ok(None)
+}
+
+/// The user's own file below `$XDG_CONFIG_HOME` or `~/.config`.
+pub fn find_user() -> Result<Option<(PathBuf, Vec<u8>)>, LayerError> {
+    for path in user_candidates().into_iter().flatten() {
+        if std::fs::symlink_metadata(&path).is_ok() {
+            return read(&path).map(|bytes| Some((path, bytes)));
+        }
+    }
+    Ok(None)
+}
+
+fn user_candidates() -> Option<Vec<PathBuf>> {
+    let absolute = |v: std::ffi::OsString| Some(PathBuf::from(v)).filter(|p| p.is_absolute());
+    let base = std::env::var_os("XDG_CONFIG_HOME")
+        .and_then(absolute)
+        .or_else(|| std::env::var_os("HOME").and_then(absolute).map(|h| h.join(".config")))?;
+    Some(ringfence_policy::search::user_candidates(&base).collect())
+}
+
+fn read_error(path: &Path, e: &std::io::Error) -> LayerError {
+    let problem = match e.kind() {
+        std::io::ErrorKind::NotFound => "no such file".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::IsADirectory => "is a directory".to_owned(),
+        _ => e.to_string().to_lowercase(),
+    };
+    LayerError::Read { file: path.display().to_string(), problem }
+}
+
+/// Reads at most one byte more than a policy may have; never blocks on a FIFO.
+pub fn read(path: &Path) -> Result<Vec<u8>, LayerError> {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    const O_NONBLOCK: i32 = 0o4000;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)
+        .map_err(|e| read_error(path, &e))?;
+    let meta = file.metadata().map_err(|e| read_error(path, &e))?;
+    if !meta.is_file() {
+        return Err(LayerError::Read {
+            file: path.display().to_string(),
+            problem: "not a regular file".into(),
+        });
+    }
+    let mut bytes = Vec::new();
+    file.take(ringfence_policy::MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| read_error(path, &e))?;
+    Ok(bytes)
+}
+
+fn text(id: &str, value: &OsStr) -> Result<String, LayerError> {
+    value
+        .to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| LayerError::Flag(format!("--{id}: {} is not utf-8", value.display())))
+}
+
+fn entry(value: String) -> Entry {
+    Entry::new(value, command_line())
+}
+
+/// A path typed on the command line is relative to where it was typed, not to the workspace.
+fn typed_path(id: &str, value: &OsStr) -> Result<Entry, LayerError> {
+    let text = text(id, value)?;
+    if text.is_empty() {
+        return Err(LayerError::Flag(format!("--{id}: empty path")));
+    }
+    if text.starts_with('/') || text.starts_with("~/") || text == "~" || text.starts_with("**") {
+        return Ok(entry(text));
+    }
+    let cwd = std::env::current_dir()
+        .map_err(|e| LayerError::Flag(format!("--{id}: current directory: {e}")))?;
+    Ok(entry(cwd.join(text).to_string_lossy().into_owned()))
+}
+
+/// The flags as a layer of their own.
+fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
+    let mut f = Fragment::named(COMMAND_LINE);
+    let bad =
+        |id: &'static str| move |problem: String| LayerError::Flag(format!("--{id}: {problem}"));
+    for (id, value) in &typed.flags {
+        match id {
+            Id::AllowRead => f.files.read.push(typed_path("allow-read", value)?),
+            Id::AllowWrite => f.files.write.push(typed_path("allow-write", value)?),
+            Id::DenyRead => f.files.deny.push(typed_path("deny-read", value)?),
+            Id::DenyWrite => f.files.protect.push(typed_path("deny-write", value)?),
+            Id::Device => f.files.devices.push(entry(text("device", value)?)),
+            Id::Lift => f.lift.push(entry(text("lift", value)?)),
+            Id::AcceptMissing => {
+                for name in text("accept-missing", value)?.split(',') {
+                    f.accept_missing.push(entry(name.trim().to_owned()));
+                }
+            }
+            Id::Env => match value.as_bytes().iter().position(|b| *b == b'=') {
+                Some(_) => {
+                    let text = text("env", value)?;
+                    if let Some((name, value)) = text.split_once('=') {
+                        if name.is_empty() {
+                            return Err(LayerError::Flag("--env: empty name".into()));
+                        }
+                        f.environment.set.insert(name.to_owned(), value.to_owned());
+                    }
+                }
+                None => f.environment.pass.push(entry(text("env", value)?)),
+            },
+            Id::DenyEnv => f.environment.deny.push(entry(text("deny-env", value)?)),
+            Id::Network => {
+                f.network.mode = Some(match text("network", value)?.as_str() {
+                    "none" => NetworkMode::None,
+                    "host" => NetworkMode::Host,
+                    other => {
+                        return Err(LayerError::Flag(format!(
+                            "--network: `{other}` is not one of none, host"
+                        )));
+                    }
+                });
+            }
+            Id::Memory => {
+                let text = text("memory", value)?;
+                f.limits.memory = Some(Bytes::parse(&text).map_err(bad("memory"))?);
+            }
+            Id::FileSize => {
+                let text = text("file-size", value)?;
+                f.limits.file_size = Some(Bytes::parse(&text).map_err(bad("file-size"))?);
+            }
+            Id::Cpu => {
+                f.limits.cpu = Some(Cpu::parse(&text("cpu", value)?).map_err(bad("cpu"))?);
+            }
+            Id::Pids => {
+                f.limits.pids = Some(Count::parse(&text("pids", value)?).map_err(bad("pids"))?);
+            }
+            Id::OpenFiles => {
+                let text = text("open-files", value)?;
+                f.limits.open_files = Some(Count::parse(&text).map_err(bad("open-files"))?);
+            }
+            Id::Timeout => {
+                let text = text("timeout", value)?;
+                f.limits.timeout = Some(Millis::parse(&text).map_err(bad("timeout"))?);
+            }
+            Id::Grace => {
+                let text = text("grace", value)?;
+                f.limits.grace = Some(Millis::parse(&text).map_err(bad("grace"))?);
+            }
+            Id::Pty => {
+                f.terminal.pty = Some(match text("pty", value)?.as_str() {
+                    "auto" => Pty::Auto,
+                    "always" => Pty::Always,
+                    "never" => Pty::Never,
+                    other => {
+                        return Err(LayerError::Flag(format!(
+                            "--pty: `{other}` is not one of auto, always, never"
+                        )));
+                    }
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(f)
+}

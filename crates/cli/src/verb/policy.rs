@@ -1,0 +1,11 @@
+//! `ringfence policy`.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+pub fn main(args: &[OsString]) -> ExitCode {
+    match crate::help::matches(args) {
+        Ok(_) => crate::output::fail("not built yet"),
+        Err(code) => code,
+    }
+}

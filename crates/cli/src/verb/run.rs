@@ -1,0 +1,354 @@
+//! `ringfence run [FLAGS] -- COMMAND`: what was typed, what it means, the run, the report.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ringfence_policy::{Network, Policy};
+use ringfence_sandbox::lower::Command;
+use ringfence_sandbox::plan::{NetworkPlan, Plan};
+use ringfence_sandbox::prepare::{Request, prepare};
+use ringfence_sandbox::run::{self, Deadline, Failed, RunError, Running};
+use ringfence_sandbox::status::{Rung, Status};
+use ringfence_sandbox::terminal::{self, Io, Signals};
+
+use crate::flags::{self, Id, Problem, Typed};
+use crate::layers::{self, Layered};
+use crate::ports::{self, Port};
+use crate::{help, output};
+
+pub fn main(args: &[OsString]) -> ExitCode {
+    let typed = match flags::parse(args) {
+        Ok(t) => t,
+        Err(problem) => return usage(args, &problem),
+    };
+    match meant(&typed) {
+        Ok(meant) => go(&typed, &meant),
+        Err(code) => code,
+    }
+}
+
+/// Lets clap print help, or words the problem with the nearest flag.
+fn usage(args: &[OsString], problem: &Problem) -> ExitCode {
+    if *problem == Problem::ForClap {
+        let version = args.iter().any(|a| a == "-V" || a == "-v" || a == "--version");
+        if version {
+            return help::main(&["--version".into()]);
+        }
+    }
+    let words: Vec<OsString> =
+        std::iter::once("run".into()).chain(args.iter().cloned()).collect();
+    match help::command().try_get_matches_from(
+        std::iter::once(OsString::from("ringfence")).chain(words),
+    ) {
+        Err(e) => help::clap_error(&e),
+        Ok(_) => output::fail(format!("cannot understand the arguments: {problem:?}")),
+    }
+}
+
+/// What the flags mean together.
+struct Meant {
+    layered: Layered,
+    request: Request,
+    argv: Vec<OsString>,
+}
+
+fn meant(typed: &Typed) -> Result<Meant, ExitCode> {
+    let argv = match (typed.last(Id::Shell), typed.command.is_empty()) {
+        (Some(_), false) => {
+            return Err(output::fail("-c and a command after -- exclude each other"));
+        }
+        (Some(text), true) => vec!["/bin/sh".into(), "-c".into(), text.to_owned()],
+        (None, true) => {
+            return Err(output::fail(
+                "no command: write it after --, or give a shell string with -c\n  example: ringfence -- npm test",
+            ));
+        }
+        (None, false) => typed.command.clone(),
+    };
+    if argv.first().is_some_and(|program| program.is_empty()) {
+        return Err(output::fail("the command is empty"));
+    }
+    let mut layered = layers::layered(typed).map_err(|e| {
+        output::say(&e);
+        ExitCode::from(e.exit_code())
+    })?;
+    if let Some(code) = hosts_of_the_users_own(&layered.policy) {
+        return Err(code);
+    }
+    let path = |id: Id| typed.last(id).map(PathBuf::from);
+    let request = Request {
+        workspace: path(Id::Workspace),
+        cwd: path(Id::Cwd),
+        ..Request::current()
+    };
+    protect_policy_files(&mut layered);
+    Ok(Meant { layered, request, argv })
+}
+
+/// Built-in profiles list hosts for the egress filter, which is not in this version: they fall back
+/// to no network, and the status says so. A list that the user wrote is refused, because they would
+/// otherwise wonder why their host is not reached.
+fn hosts_of_the_users_own(policy: &Policy) -> Option<ExitCode> {
+    let Network::Filtered { allow, deny } = &policy.network else { return None };
+    let own: Vec<String> = allow
+        .iter()
+        .chain(deny)
+        .filter(|rule| rule.origin.line.is_some())
+        .map(|rule| format!("{} ({})", rule.host, rule.origin))
+        .collect();
+    if own.is_empty() {
+        return None;
+    }
+    Some(output::fail(format!(
+        "network.allow and network.deny cannot be honoured yet, this version has no egress filter: {}\n  remedy: --network none (loopback only) or --network host (unfiltered)",
+        own.join(", ")
+    )))
+}
+
+/// The policy that confines this run must not be changed by it, wherever its file lies.
+fn protect_policy_files(layered: &mut Layered) {
+    use ringfence_policy::{Effect, Permission, Rule, priority};
+    for file in &layered.files {
+        let Ok(real) = std::fs::canonicalize(file) else { continue };
+        let place = "the policy of this run";
+        if let Some(rule) = Rule::grant_path(&real, Permission::Read, place) {
+            layered.policy.files.rules.push(Rule {
+                effect: Effect::Cap,
+                priority: priority::GUARD,
+                id: Some("guard.ringfence".into()),
+                ..rule
+            });
+        }
+    }
+}
+
+fn go(typed: &Typed, meant: &Meant) -> ExitCode {
+    let Meant { layered, request, argv } = meant;
+    let loud = typed.has(Id::Debug) || typed.has(Id::Monitor);
+    if loud || !layered.notes.is_empty() {
+        for note in &layered.notes {
+            output::say(note);
+        }
+    }
+    if typed.has(Id::Explain) {
+        return explain(typed, &layered.policy, request);
+    }
+    let mut log = match Log::open(typed.last(Id::Log)) {
+        Ok(log) => log,
+        Err(code) => return code,
+    };
+    let exposed = match ports::parse(typed.all(Id::Port)) {
+        Ok(exposed) => exposed,
+        Err(e) => return output::fail(e),
+    };
+    let signals = Signals::take();
+    let outcome = run::with_ladder(&layered.policy, request, |plan| {
+        attempt(typed, &layered.policy, argv, &signals, &exposed, &mut log, plan)
+    });
+    match outcome {
+        Ok((code, status)) => {
+            let held = status.end.as_ref().map(|e| e.held.clone()).unwrap_or_default();
+            for line in held {
+                output::say(line);
+            }
+            if let Err(e) = write_status(typed.last(Id::Status), &status) {
+                return output::fail(e);
+            }
+            ExitCode::from(code as u8)
+        }
+        Err(e) => {
+            log.event("refused", &serde_json::json!({ "error": e.to_string() }));
+            output::say(&e);
+            ExitCode::from(e.exit_code() as u8)
+        }
+    }
+}
+
+fn explain(typed: &Typed, policy: &Policy, request: &Request) -> ExitCode {
+    match prepare(policy, request) {
+        Ok(plan) if typed.has(Id::Json) => match serde_json::to_string_pretty(&plan) {
+            Ok(text) => output::print(&format!("{text}\n")),
+            Err(e) => output::fail(e),
+        },
+        Ok(plan) => output::print(&plan.to_string()),
+        Err(e) => {
+            let e = RunError::from(e);
+            output::say(&e);
+            ExitCode::from(e.exit_code() as u8)
+        }
+    }
+}
+
+/// One plan, from start to end.
+fn attempt(
+    typed: &Typed,
+    policy: &Policy,
+    argv: &[OsString],
+    signals: &Signals,
+    ports: &[Port],
+    log: &mut Log,
+    plan: Plan,
+) -> Result<(i32, Status), Failed> {
+    let fatal = |error: RunError| Failed { error, refusal: None };
+    let io = Io::new(policy.pty);
+    let (ours, theirs) = connector(ports, &plan).map_err(fatal)?;
+    let command = Command {
+        argv: argv.to_vec(),
+        stdio: ringfence_sandbox::lower::stdio(io.pty()),
+        die_with_parent: true,
+        connector: theirs,
+    };
+    announce(typed, &plan);
+    log.event(
+        "start",
+        &serde_json::json!({
+            "command": argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>(),
+            "rung": plan.rung,
+            "enforced": plan.status.enforced,
+            "degraded": plan.status.degraded,
+            "missing": plan.status.missing,
+        }),
+    );
+    let listeners = match ours {
+        Some(_) => ports::listen(ports).map_err(|what| fatal(RunError::Port(what)))?,
+        None => Vec::new(),
+    };
+    let mut running = run::start(plan, policy, &command).map_err(fatal)?;
+    let forwarder = ports::serve(listeners, ours);
+    let deadline = Deadline::of(&policy.limits)
+        .and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
+    let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
+    drop(forwarder);
+    finish(running, supervised, log)
+}
+
+type Channel = (Option<OwnedFd>, Option<Arc<OwnedFd>>);
+
+/// The channel for `-p`, where there is a port to expose and a network namespace to expose it from.
+fn connector(ports: &[Port], plan: &Plan) -> Result<Channel, RunError> {
+    let Some(first) = ports.first() else { return Ok((None, None)) };
+    match plan.network {
+        NetworkPlan::Loopback => {}
+        // The command listens on the host itself.
+        NetworkPlan::Host if ports.iter().all(|p| p.inside == p.host.port()) => {
+            return Ok((None, None));
+        }
+        NetworkPlan::Host => {
+            return Err(RunError::Port(format!(
+                "--port: {} cannot be mapped to {}: the command uses the host's network",
+                first.host, first.inside
+            )));
+        }
+        NetworkPlan::NoSockets => {
+            return Err(RunError::Port(
+                "--port: needs namespaces, which this host refuses".into(),
+            ));
+        }
+    }
+    let (ours, theirs) = ringfence_sys::raw::seqpacket_owned()
+        .map_err(|e| RunError::Port(format!("--port: cannot make a channel: {e}")))?;
+    Ok((Some(ours), Some(Arc::new(theirs))))
+}
+
+fn finish(
+    mut running: Running,
+    supervised: Result<terminal::Outcome, terminal::Error>,
+    log: &mut Log,
+) -> Result<(i32, Status), Failed> {
+    let outcome = match supervised {
+        Ok(o) => o,
+        Err(e) => {
+            running.jailed.kill();
+            let _ = running.jailed.wait();
+            let error = RunError::Supervise(e.to_string());
+            return Err(Failed { error, refusal: None });
+        }
+    };
+    let waited = running.jailed.wait();
+    let reason = match outcome {
+        terminal::Outcome { timed_out: true, .. } => Some("timeout"),
+        terminal::Outcome { killed: true, .. } => Some("killed"),
+        _ => None,
+    };
+    let (ended, status) = running.finish(waited, reason)?;
+    log.event("end", &serde_json::json!(status.end));
+    Ok((ended.code(), status))
+}
+
+fn announce(typed: &Typed, plan: &Plan) {
+    if plan.rung == Rung::Landlock {
+        output::say("this host refuses namespaces: landlock and the system call filter hold the policy");
+    }
+    for m in &plan.status.missing {
+        output::say(format_args!("missing, as accepted: {}: {}", m.name, m.detail));
+    }
+    for note in &plan.notes {
+        output::say(note);
+    }
+    if typed.has(Id::Debug) {
+        for line in plan.to_string().lines() {
+            output::say(line);
+        }
+        let withheld = &plan.status.withheld_environment;
+        if !withheld.is_empty() {
+            output::say(format_args!("withheld variables: {}", withheld.join(" ")));
+        }
+    } else if typed.has(Id::Monitor) {
+        for d in &plan.status.degraded {
+            output::say(format_args!("degraded: {}: {}", d.name, d.detail));
+        }
+    }
+}
+
+/// Writes the status as JSON. The run is over; a failure to report is still a failure.
+fn write_status(target: Option<&OsStr>, status: &Status) -> Result<(), String> {
+    let Some(target) = target else { return Ok(()) };
+    let mut text = serde_json::to_string_pretty(status).map_err(|e| e.to_string())?;
+    text.push('\n');
+    if target == "-" {
+        return std::io::stdout()
+            .write_all(text.as_bytes())
+            .map_err(|e| format!("cannot write the status to stdout: {e}"));
+    }
+    std::fs::write(Path::new(target), text)
+        .map_err(|e| format!("cannot write the status to {}: {e}", target.display()))
+}
+
+/// Events as JSON lines.
+struct Log {
+    file: Option<std::fs::File>,
+}
+
+impl Log {
+    fn open(target: Option<&OsStr>) -> Result<Self, ExitCode> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let Some(target) = target else { return Ok(Self { file: None }) };
+        let mut options = std::fs::OpenOptions::new();
+        match options.create(true).append(true).mode(0o600).open(Path::new(target)) {
+            Ok(file) => Ok(Self { file: Some(file) }),
+            Err(e) => Err(output::fail(format_args!(
+                "--log: cannot open {}: {e}",
+                Path::new(target).display()
+            ))),
+        }
+    }
+
+    fn event(&mut self, kind: &str, detail: &serde_json::Value) {
+        let Some(file) = &mut self.file else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let line = serde_json::json!({
+            "time_ms": now,
+            "pid": std::process::id(),
+            "event": kind,
+            "detail": detail,
+        });
+        // One write, so that lines of parallel runs do not mix.
+        let _ = file.write_all(format!("{line}\n").as_bytes());
+    }
+}
+

@@ -1,0 +1,214 @@
+use ringfence_policy::{
+    Bytes, Effect, Fragment, Git, Millis, Network, NetworkMode, NoFiles, Permission, resolve_layers,
+};
+
+fn toml(text: &str) -> Fragment {
+    Fragment::parse("p.toml", text.as_bytes()).unwrap()
+}
+
+#[test]
+fn later_scalars_win_lists_append_and_both_formats_are_one_schema() {
+    let a = toml(
+        "[files]\nread = [\"a\", \"b\"]\ngit = \"open\"\n[limits]\npids = 1\n[environment]\nset = {A = \"1\", B = \"1\"}",
+    );
+    let b = Fragment::parse(
+        "p.jsonc",
+        br#"{"files": {"read": ["b", "c"], "git": "guard"}, "environment": {"set": {"B": "2"}}}"#,
+    )
+    .unwrap();
+    let merged = a.merge(b);
+    let values: Vec<&str> = merged.files.read.iter().map(|e| e.value.as_str()).collect();
+    assert_eq!(values, ["a", "b", "c"]);
+    assert_eq!(merged.files.git, Some(Git::Guard));
+    assert_eq!(merged.environment.set["A"], "1");
+    assert_eq!(merged.environment.set["B"], "2");
+    assert_eq!(merged.finish().unwrap().limits.pids, Some(1));
+}
+
+#[test]
+fn an_empty_allow_list_allows_nothing() {
+    let policy = toml("[network]\nmode = \"filtered\"\nallow = []").finish().unwrap();
+    assert_eq!(policy.network, Network::Filtered { allow: vec![], deny: vec![] });
+    assert!(!policy.explain_host("example.com").allowed);
+    let policy = toml("[network]\nallow = []").finish().unwrap();
+    assert_eq!(policy.network, Network::None);
+    let policy = toml("[files]\nwrite = []\nread = []").finish().unwrap();
+    assert!(
+        !policy.files.rules.iter().any(|r| r.effect == Effect::Grant && r.id.is_none()),
+        "no grant from an empty list"
+    );
+    let policy = toml("[environment]\npass = []").finish().unwrap();
+    let (kept, _) = policy.environment.filter([("PATH".into(), "/bin".into())]);
+    assert!(kept.is_empty());
+}
+
+#[test]
+fn rules_know_file_and_line() {
+    let policy = toml("[files]\nwrite = [\n  \".\",\n  \"x\",\n]\n").finish().unwrap();
+    let rule = policy.files.rules.iter().find(|r| r.pattern == "x").unwrap();
+    assert_eq!(rule.origin.to_string(), "p.toml:4");
+    let policy = Fragment::parse("p.jsonc", b"{\n\"files\": {\n\"deny\": [\"y\"]}}").unwrap();
+    assert_eq!(policy.files.deny[0].origin.to_string(), "p.jsonc:3");
+}
+
+#[test]
+fn lifting_removes_a_rule_or_a_group() {
+    let has = |text: &str, id: &str| {
+        toml(text).finish().unwrap().files.rules.iter().any(|r| r.id.as_deref() == Some(id))
+    };
+    assert!(has("", "guard.editors"));
+    assert!(!has("lift = [\"guard.editors\"]", "guard.editors"));
+    assert!(has("lift = [\"guard.editors\"]", "guard.agents"));
+    assert!(!has("lift = [\"guard\"]", "guard.agents"));
+    assert!(has("lift = [\"guard\"]", "secret.ssh"));
+    assert!(toml("").finish().unwrap().files.guard_git);
+    assert!(!toml("lift = [\"guard.git\"]").finish().unwrap().files.guard_git);
+    assert!(!toml("lift = [\"guard\"]").finish().unwrap().files.guard_git);
+    assert!(!toml("[files]\ngit = \"open\"").finish().unwrap().files.guard_git);
+}
+
+#[test]
+fn layers_without_extends_lie_over_the_default_profile() {
+    let policy = resolve_layers(vec![(toml("[limits]\npids = 9"), None)], &NoFiles)
+        .unwrap()
+        .finish()
+        .unwrap();
+    assert_eq!(policy.layers, ["built-in workspace", "p.toml"]);
+    assert_eq!(policy.limits.pids, Some(9));
+    assert!(policy.files.toolchains);
+    let policy = resolve_layers(vec![(toml("extends = \"strict\""), None)], &NoFiles)
+        .unwrap()
+        .finish()
+        .unwrap();
+    assert_eq!(policy.layers, ["built-in strict", "p.toml"]);
+    assert!(!policy.files.toolchains);
+}
+
+#[test]
+fn limits_and_defaults() {
+    let policy = toml("").finish().unwrap();
+    assert_eq!(policy.limits.core, Some(0));
+    assert_eq!(policy.limits.grace_ms, Some(5000));
+    assert_eq!(policy.limits.memory, None);
+    assert_eq!(policy.network, Network::None);
+    let policy = toml("[limits]\nmemory = \"2GiB\"\ntimeout = \"1m30s\"\ncore = \"unlimited\"\ncpu = \"150%\"\ngrace = 0.5")
+        .finish()
+        .unwrap();
+    assert_eq!(policy.limits.memory, Some(2 << 30));
+    assert_eq!(policy.limits.timeout_ms, Some(90_000));
+    assert_eq!(policy.limits.core, None);
+    assert_eq!(policy.limits.cpu_percent, Some(150));
+    assert_eq!(policy.limits.grace_ms, Some(500));
+    for (text, bytes) in
+        [("1k", 1 << 10), ("1.5m", 3 << 19), ("2 GB", 2 << 30), ("7", 7), ("3TiB", 3 << 40)]
+    {
+        assert_eq!(Bytes::parse(text), Ok(Bytes::new(bytes)), "{text}");
+    }
+    for (text, millis) in [("500ms", 500), ("90", 90_000), ("2h", 7_200_000), ("0.25s", 250)] {
+        assert_eq!(Millis::parse(text), Ok(Millis::new(millis)), "{text}");
+    }
+}
+
+#[test]
+fn an_untrusted_layer_may_only_narrow() {
+    toml(
+        "[files]\ndeny = [\"x\"]\nprotect = [\"y\"]\ngit = \"guard\"\nsystem = false\n\
+         [network]\nmode = \"none\"\ndeny = [\"a.example\"]\n[environment]\ndeny = [\"A\"]\n\
+         [processes]\nptrace = false\n[limits]\ncore = 0\n[terminal]\npty = \"always\"",
+    )
+    .narrowing_only()
+    .unwrap();
+    let wide = toml(
+        "extends = \"code\"\nlift = [\"guard\"]\naccept_missing = [\"seccomp\"]\n\
+         [files]\nwrite = [\"/\"]\nread = [\"~\"]\nview = [\"v\"]\ngit = \"open\"\ntmp_size = \"9g\"\n\
+         devices = [\"/dev/kvm\"]\n[[files.rules]]\npattern = \"**/*\"\npermission = \"write\"\n\
+         [network]\nmode = \"host\"\nallow = [\"x.example\"]\n\
+         [environment]\npass = [\"*\"]\nset = {LD_PRELOAD = \"x\"}\n\
+         [limits]\nmemory = \"9g\"\ncore = 1\n[processes]\nnested_namespaces = true\nptrace = true\n\
+         io_uring = true\n[terminal]\npty = \"never\"",
+    )
+    .narrowing_only()
+    .unwrap_err();
+    for key in [
+        "extends = \"code\" (p.toml:1)",
+        "lift = \"guard\" (p.toml:2)",
+        "accept_missing = \"seccomp\" (p.toml:3)",
+        "files.write = \"/\" (p.toml:5)",
+        "files.read = \"~\" (p.toml:6)",
+        "files.view = \"v\" (p.toml:7)",
+        "files.git = \"open\"",
+        "files.tmp_size",
+        "files.devices = \"/dev/kvm\" (p.toml:10)",
+        "files.rules \"**/*\" (p.toml:11)",
+        "network.mode",
+        "network.allow = \"x.example\" (p.toml:16)",
+        "environment.pass = \"*\" (p.toml:18)",
+        "environment.set.LD_PRELOAD",
+        "limits.memory",
+        "limits.core",
+        "processes.nested_namespaces",
+        "processes.ptrace",
+        "processes.io_uring",
+        "terminal.pty",
+    ] {
+        assert!(wide.iter().any(|w| w == key), "{key} not in {wide:#?}");
+    }
+    assert_eq!(wide.len(), 20);
+}
+
+#[test]
+fn narrowing_knows_what_lies_below() {
+    let below = ringfence_policy::profiles::workspace_fragment();
+    toml("[files]\nwrite = [\".\"]\ntmp_size = \"1g\"\n[limits]\nmemory = \"1g\"\npids = 10")
+        .narrowing_over(&below)
+        .unwrap();
+    let limited = below.clone().merge(toml("[limits]\nmemory = \"1g\""));
+    toml("[limits]\nmemory = \"512m\"").narrowing_over(&limited).unwrap();
+    assert_eq!(
+        toml("[limits]\nmemory = \"2g\"").narrowing_over(&limited).unwrap_err(),
+        ["limits.memory"]
+    );
+    assert_eq!(
+        toml("[limits]\nmemory = \"unlimited\"").narrowing_over(&limited).unwrap_err(),
+        ["limits.memory"]
+    );
+    assert_eq!(
+        toml("[files]\ntmp_size = \"3g\"").narrowing_over(&below).unwrap_err(),
+        ["files.tmp_size"]
+    );
+}
+
+#[test]
+fn fragments_filled_by_hand() {
+    let mut flags = Fragment::default();
+    flags.files.deny = vec!["secrets".into()];
+    flags.network.mode = Some(NetworkMode::Host);
+    let policy = flags.with_origin("command line").finish().unwrap();
+    let rule = policy.files.rules.iter().find(|r| r.pattern == "secrets").unwrap();
+    assert_eq!(rule.origin.layer, "command line");
+    assert_eq!((rule.effect, rule.permission), (Effect::Cap, Permission::None));
+    assert_eq!(policy.network, Network::Host);
+    let mut bad = Fragment::default();
+    bad.files.write = vec!["../x".into()];
+    assert!(
+        bad.with_origin("command line")
+            .finish()
+            .unwrap_err()
+            .to_string()
+            .starts_with("command line: files.write: \"../x\" climbs out of the workspace")
+    );
+}
+
+#[test]
+fn a_fragment_survives_serde() {
+    let fragment = toml(
+        "extends = \"code\"\n[files]\nwrite = [\"a\"]\ntmp_size = \"1g\"\n[limits]\ntimeout = \"1500ms\"\n[[files.rules]]\npattern = \"x\"\npermission = \"view\"",
+    );
+    let json = serde_json::to_value(&fragment).unwrap();
+    let back: Fragment = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(serde_json::to_value(back).unwrap(), json);
+    let policy = fragment.finish().unwrap();
+    let back: ringfence_policy::Policy =
+        serde_json::from_value(serde_json::to_value(&policy).unwrap()).unwrap();
+    assert_eq!(back, policy);
+}
