@@ -8,11 +8,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use crate::pattern::{self, Glob, Grammar, Part, Token};
-use crate::{Decision, Effect, Kind, Permission, Places, Policy, Rule, builtin};
+use crate::{Base, Decision, Effect, Kind, Permission, Places, Policy, Rule, builtin};
 
 /// Where a rule stands in the order of application; a greater key has the later word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,14 +129,127 @@ struct Ordered<'a> {
 #[derive(Debug)]
 pub struct CompiledRules<'a> {
     workspace: PathBuf,
-    /// Absolute path to the rules that name it.
-    literal: HashMap<Vec<u8>, Vec<&'a Rule>>,
+    /// Rules that name one path, found by the hash of that path.
+    literal: Literals<'a>,
+    /// What each rule that can raise a permission starts from, absolute; the empty path is the root.
+    raising: Vec<Vec<u8>>,
+    bases: Bases,
     /// Native rules with wildcards, prefixes made absolute.
     globs: Vec<Native<'a>>,
     ordered: Vec<Ordered<'a>>,
     rules: Vec<&'a Rule>,
     places: Places,
     names: NameFilter,
+}
+
+/// The absolute paths that patterns are relative to, in the form of [`Clean`].
+#[derive(Debug)]
+struct Bases {
+    workspace: Vec<u8>,
+    home: Vec<u8>,
+}
+
+impl Bases {
+    fn of(&self, base: Base) -> &[u8] {
+        match base {
+            Base::Workspace => &self.workspace,
+            Base::Home => &self.home,
+            Base::Root => &[],
+        }
+    }
+}
+
+/// A multimap from paths to rules that stores no path where the rule itself spells it: most of what
+/// compiling the default policy would cost is copying paths that nobody asks about.
+#[derive(Debug, Default)]
+struct Literals<'a> {
+    first: HashMap<u64, u32, BuildHasherDefault<Prehashed>>,
+    entries: Vec<Literal<'a>>,
+}
+
+#[derive(Debug)]
+struct Literal<'a> {
+    rule: &'a Rule,
+    /// The path, where base and pattern do not spell it (escapes, braces).
+    path: Option<Vec<u8>>,
+    /// The next entry of the same hash; `u32::MAX` ends the chain.
+    next: u32,
+}
+
+/// Keys are hashes already.
+#[derive(Default)]
+struct Prehashed(u64);
+
+impl Hasher for Prehashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {}
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+/// FNV-1a, which can go on where it stopped: one pass over a path hashes all its parents.
+const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn hash_on(mut hash: u64, bytes: &[u8]) -> u64 {
+    for byte in bytes {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash
+}
+
+/// FNV's low bits are good, the table also looks at the high ones.
+fn hash_end(hash: u64) -> u64 {
+    hash ^ hash.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl<'a> Literals<'a> {
+    fn add(&mut self, rule: &'a Rule, path: Option<Vec<u8>>, bases: &Bases) {
+        let hash = match &path {
+            Some(path) => hash_on(HASH_START, path),
+            None => {
+                let hash = hash_on(HASH_START, bases.of(rule.base));
+                if rule.pattern.is_empty() {
+                    hash
+                } else {
+                    hash_on(hash_on(hash, b"/"), rule.pattern.as_bytes())
+                }
+            }
+        };
+        let index = self.entries.len() as u32;
+        let next = self.first.insert(hash_end(hash), index).unwrap_or(u32::MAX);
+        self.entries.push(Literal { rule, path, next });
+    }
+
+    /// Calls `found` for each rule that names `path`; `hash` is that of the path.
+    fn each(&self, hash: u64, path: &[u8], bases: &Bases, mut found: impl FnMut(&'a Rule)) {
+        let mut at = self.first.get(&hash_end(hash)).copied().unwrap_or(u32::MAX);
+        while let Some(entry) = self.entries.get(at as usize) {
+            let same = match &entry.path {
+                Some(own) => own == path,
+                None => spells(bases.of(entry.rule.base), &entry.rule.pattern, path),
+            };
+            if same {
+                found(entry.rule);
+            }
+            at = entry.next;
+        }
+    }
+}
+
+fn spells(base: &[u8], pattern: &str, path: &[u8]) -> bool {
+    match path.strip_prefix(base) {
+        Some([]) => pattern.is_empty(),
+        Some([b'/', rest @ ..]) => !pattern.is_empty() && rest == pattern.as_bytes(),
+        _ => false,
+    }
+}
+
+/// Whether `path` is `other` or lies below it.
+fn is_below(path: &[u8], other: &[u8]) -> bool {
+    path.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
 /// Quick answer to "can a rule with wildcards end in this name?".
@@ -252,6 +366,16 @@ fn join(names: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
+fn point_bytes(base: &[u8], pattern: &str) -> Vec<u8> {
+    let mut path = Vec::with_capacity(base.len() + 1 + pattern.len());
+    path.extend_from_slice(base);
+    if !pattern.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(pattern.as_bytes());
+    }
+    path
+}
+
 fn owned_names(path: &Path) -> Vec<Vec<u8>> {
     Clean::new(path, Path::new("/")).names().into_iter().map(<[u8]>::to_vec).collect()
 }
@@ -266,13 +390,20 @@ impl<'a> CompiledRules<'a> {
     pub fn with_extra(policy: &'a Policy, places: &Places, extra: &'a [Rule]) -> Self {
         let mut compiled = Self {
             workspace: places.workspace.clone(),
-            literal: HashMap::with_capacity(policy.files.rules.len() + 32),
+            literal: Literals::default(),
+            raising: Vec::new(),
+            bases: Bases {
+                workspace: Clean::new(&places.workspace, Path::new("/")).bytes,
+                home: Clean::new(&places.home, Path::new("/")).bytes,
+            },
             globs: Vec::new(),
             ordered: Vec::new(),
             rules: policy.files.rules.iter().chain(extra).collect(),
             places: places.clone(),
             names: NameFilter::default(),
         };
+        compiled.literal.first.reserve(compiled.rules.len() + 32);
+        compiled.literal.entries.reserve(compiled.rules.len() + 32);
         for rule in policy.files.rules.iter().chain(extra) {
             compiled.add(rule, true);
         }
@@ -293,6 +424,13 @@ impl<'a> CompiledRules<'a> {
     /// if it denies. Fragments are checked before; this is for policies that came another way.
     fn add(&mut self, rule: &'a Rule, walked: bool) {
         match rule.kind {
+            Kind::Path if !pattern::has_meta(&rule.pattern) => {
+                if rule.effect != Effect::Cap {
+                    let path = point_bytes(self.bases.of(rule.base), &rule.pattern);
+                    self.raising.push(path);
+                }
+                self.literal.add(rule, None, &self.bases);
+            }
             Kind::Path => {
                 let base = owned_names(self.places.base(rule.base));
                 let globs = match pattern::compile(&rule.pattern, Grammar::Native) {
@@ -304,8 +442,11 @@ impl<'a> CompiledRules<'a> {
                 };
                 for mut glob in globs {
                     glob.prefix = base.iter().cloned().chain(glob.prefix).collect();
+                    if rule.effect != Effect::Cap {
+                        self.raising.push(join(&glob.prefix));
+                    }
                     if glob.is_literal() {
-                        self.literal.entry(join(&glob.prefix)).or_default().push(rule);
+                        self.literal.add(rule, Some(join(&glob.prefix)), &self.bases);
                     } else {
                         if walked {
                             self.names.add(&glob);
@@ -322,6 +463,7 @@ impl<'a> CompiledRules<'a> {
                     }
                 }
                 self.ordered.push(ordered);
+                self.raising.push(self.bases.workspace.clone());
             }
         }
     }
@@ -369,11 +511,15 @@ impl<'a> CompiledRules<'a> {
         let names = clean.names();
         let depth = names.len();
         let mut found: Vec<(Key, &'a Rule)> = Vec::new();
+        let mut hash = HASH_START;
+        let mut hashed = 0;
         for level in 0..=depth {
-            if let Some(rules) = self.literal.get(clean.ancestor(level)) {
-                let specificity = level as u32 * 2 + 1;
-                found.extend(rules.iter().map(|r| (key(r, specificity), *r)));
-            }
+            let path = clean.ancestor(level);
+            hash = hash_on(hash, &path[hashed..]);
+            hashed = path.len();
+            self.literal.each(hash, path, &self.bases, |rule| {
+                found.push((key(rule, level as u32 * 2 + 1), rule));
+            });
         }
         for native in &self.globs {
             let level = if native.rule.effect == Effect::Grant {
@@ -466,26 +612,50 @@ impl<'a> CompiledRules<'a> {
     /// kinds file and directory. What is enforced by a mechanism of its own (git guards, system
     /// directories) is left out.
     pub fn literal_points(&self) -> Vec<Point<'a>> {
-        let mut points = Vec::with_capacity(self.rules.len());
+        self.points(false)
+    }
+
+    /// As [`Self::literal_points`], without the caps that change nothing because no rule raises
+    /// anything above, at or below their path (most secrets, as long as home is not granted).
+    pub fn binding_points(&self) -> Vec<Point<'a>> {
+        self.points(true)
+    }
+
+    fn points(&self, binding: bool) -> Vec<Point<'a>> {
+        let mut points = Vec::with_capacity(if binding { 64 } else { self.rules.len() });
         for rule in &self.rules {
-            if rule.kind == Kind::Path {
-                let base = self.places.base(rule.base);
+            let mut add = |path: &[u8], subtree: bool| {
+                let idle = binding
+                    && rule.effect == Effect::Cap
+                    && !self.raising.iter().any(|r| is_below(path, r) || is_below(r, path));
+                if !idle {
+                    points.push(Point { path: to_path(path), rule, subtree });
+                }
+            };
+            if rule.kind == Kind::Path && !pattern::has_meta(&rule.pattern) {
+                let base = self.bases.of(rule.base);
+                // Most caps of home are idle; tell so before spelling their paths.
+                if !(binding && rule.effect == Effect::Cap && !self.raised_near(base)) {
+                    add(&point_bytes(base, &rule.pattern), true);
+                }
+            } else if rule.kind == Kind::Path {
+                let base = self.bases.of(rule.base);
                 for glob in pattern::compile(&rule.pattern, Grammar::Native).unwrap_or_default() {
                     if glob.is_literal() {
-                        let mut path = base.to_path_buf();
-                        path.extend(glob.prefix.iter().map(|n| OsStr::from_bytes(n)));
-                        points.push(Point { path, rule, subtree: true });
+                        add(&[base, &join(&glob.prefix)].concat(), true);
                     }
                 }
             } else if rule.kind != Kind::Glob {
-                let ordered = self.ordered(rule);
-                for glob in &ordered.globs {
-                    let path = to_path(&join(&glob.prefix));
-                    points.push(Point { path, rule, subtree: rule.kind == Kind::Directory });
+                for glob in &self.ordered(rule).globs {
+                    add(&join(&glob.prefix), rule.kind == Kind::Directory);
                 }
             }
         }
         points
+    }
+
+    fn raised_near(&self, base: &[u8]) -> bool {
+        self.raising.iter().any(|r| is_below(base, r) || is_below(r, base))
     }
 
     /// Ordered globs that say the same as a subtree rule (`**/*`, `/dir/**`) or name one path, so

@@ -429,6 +429,31 @@ fn what_the_lowering_needs() {
 }
 
 #[test]
+fn caps_that_bind() {
+    let points = |p: &Policy| -> Vec<String> {
+        CompiledRules::new(p, &places())
+            .binding_points()
+            .iter()
+            .map(|p| p.path.display().to_string())
+            .collect()
+    };
+    let has = |p: &Policy, path: &str| points(p).iter().any(|p| p == path);
+    let p = profiles::workspace().unwrap();
+    assert!(has(&p, "/home/u/ws/.vscode"));
+    assert!(has(&p, "/etc/shadow"));
+    assert!(has(&p, "/home/u/.config/git/credentials"));
+    assert!(has(&p, "/home/u/.gitconfig"));
+    assert!(!has(&p, "/home/u/.ssh"));
+    assert!(!has(&p, "/run/docker.sock"));
+    let p = policy("[files]\nread = [\"/\"]");
+    assert!(has(&p, "/home/u/.ssh"));
+    assert!(has(&p, "/run/docker.sock"));
+    let p = policy("[files]\nwrite = [\"~/.claude/hooks/*/x\"]");
+    assert!(has(&p, "/home/u/.claude/hooks"));
+    assert!(!has(&p, "/home/u/.ssh"));
+}
+
+#[test]
 fn rules_found_on_the_host_join_in() {
     let p = profiles::workspace().unwrap();
     let extra = [Rule::grant_path(Path::new("/home/u/.cargo/[bin]*"), Read, "toolchains").unwrap()];
@@ -555,6 +580,10 @@ fn cost() {
     time("literal points", &mut || {
         std::hint::black_box(compiled.literal_points());
     });
+    time("binding points", &mut || {
+        std::hint::black_box(compiled.binding_points());
+    });
+    println!("{} of {}", compiled.binding_points().len(), compiled.literal_points().len());
     time("glob rules", &mut || {
         std::hint::black_box(compiled.glob_rules());
     });

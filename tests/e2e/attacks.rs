@@ -1,0 +1,1 @@
+//! Attacks by name: each is refused inside and works in its control.

@@ -1,0 +1,1 @@
+//! Malformed input: each has its message, nothing runs, nothing is lost.

@@ -1,0 +1,220 @@
+//! A place to run in, a user to run as, the binary, and what came out.
+#![allow(dead_code)] // each module uses a part
+
+use std::ffi::OsStr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// Who runs a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// The user that runs the tests.
+    Me,
+    /// An ordinary user without any right, when the tests run as root.
+    Ordinary,
+}
+
+/// An id that no distribution gives to a person or a service.
+pub const ORDINARY_ID: u32 = 54_321;
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Runs `case` as whoever runs the tests and, for root, as an ordinary user too.
+pub fn as_each_user(case: impl Fn(&Place)) {
+    case(&Place::new(User::Me));
+    if is_root() {
+        case(&Place::new(User::Ordinary));
+    } else {
+        println!("ran as an ordinary user only: the tests were not started by root");
+    }
+}
+
+/// A copy of the binary that every user can reach, wherever the build directory lies.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    &BINARY
+        .get_or_init(|| {
+            let built = std::env::var_os("RINGFENCE_BIN")
+                .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ringfence")), PathBuf::from);
+            let dir = tempfile::Builder::new().prefix("ringfence-e2e-bin").tempdir().unwrap();
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+            let copy = dir.path().join("ringfence");
+            std::fs::copy(&built, &copy).unwrap();
+            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
+            (dir, copy)
+        })
+        .1
+}
+
+/// A workspace and a home of its own, owned by the user.
+#[derive(Debug)]
+pub struct Place {
+    pub user: User,
+    root: tempfile::TempDir,
+}
+
+impl Place {
+    pub fn new(user: User) -> Self {
+        let root = tempfile::Builder::new().prefix("ringfence-e2e").tempdir().unwrap();
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let place = Self { user, root };
+        for dir in [place.workspace(), place.home(), place.outside()] {
+            std::fs::create_dir(&dir).unwrap();
+            place.own(&dir);
+        }
+        place
+    }
+
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The project.
+    pub fn workspace(&self) -> PathBuf {
+        self.root.path().join("project")
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.root.path().join("home")
+    }
+
+    /// A directory of the same user that no policy mentions.
+    pub fn outside(&self) -> PathBuf {
+        self.root.path().join("outside")
+    }
+
+    pub fn ids(&self) -> (u32, u32) {
+        match self.user {
+            User::Me => {
+                (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+            }
+            User::Ordinary => (ORDINARY_ID, ORDINARY_ID),
+        }
+    }
+
+    pub fn own(&self, path: &Path) {
+        if self.user == User::Ordinary {
+            chown(path, Some(ORDINARY_ID), Some(ORDINARY_ID)).unwrap();
+        }
+    }
+
+    /// Writes a file owned by the user; parents are made as needed.
+    pub fn write(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.workspace().join(path);
+        let missing: Vec<PathBuf> = path
+            .ancestors()
+            .skip(1)
+            .take_while(|a| !a.exists())
+            .map(Path::to_owned)
+            .collect();
+        for dir in missing.iter().rev() {
+            std::fs::create_dir(dir).unwrap();
+            self.own(dir);
+        }
+        std::fs::write(&path, content).unwrap();
+        self.own(&path);
+        path
+    }
+
+    /// Any command as the user, in the workspace, with a small clean environment.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .current_dir(self.workspace())
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("HOME", self.home())
+            .env("LANG", "C.UTF-8")
+            .env("USER", "tester")
+            .stdin(Stdio::null());
+        if self.user == User::Ordinary {
+            command.uid(ORDINARY_ID).gid(ORDINARY_ID);
+        }
+        command
+    }
+
+    /// The binary, as the user, in the workspace.
+    pub fn ringfence<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.command(binary());
+        command.args(args);
+        command
+    }
+
+    /// `ringfence run FLAGS -- sh -c SCRIPT`.
+    pub fn shell(&self, flags: &[&str], script: &str) -> Ran {
+        let mut args = vec!["run"];
+        args.extend(flags);
+        args.extend(["--", "/bin/sh", "-c", script]);
+        Ran::of(&mut self.ringfence(args))
+    }
+
+    /// The same script without ringfence: the control.
+    pub fn bare(&self, script: &str) -> Ran {
+        Ran::of(self.command("/bin/sh").args(["-c", script]))
+    }
+}
+
+/// What came out of a finished process.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        Self::from(output)
+    }
+
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "should succeed: {self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn failed_with(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        assert!(
+            self.out.contains(text) || self.err.contains(text),
+            "should mention {text:?}: {self:#?}"
+        );
+        self
+    }
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        Self {
+            code: output.status.code(),
+            signal: output.status.signal(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Whether a program is there; prints why a case is skipped when not.
+pub fn has(program: &str) -> bool {
+    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .chain(["/usr/bin".into(), "/usr/local/bin".into()])
+        .any(|dir| dir.join(program).is_file());
+    if !found {
+        println!("skipped: {program} is not installed");
+    }
+    found
+}

@@ -1,0 +1,1 @@
+//! Hosts that refuse namespaces, Landlock, or both: never unconfined.

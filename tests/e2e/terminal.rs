@@ -1,0 +1,1 @@
+//! Interactive use, in a real terminal.

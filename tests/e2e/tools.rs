@@ -1,0 +1,1 @@
+//! git, npm, pip, cargo and friends work as if the sandbox were not there.
