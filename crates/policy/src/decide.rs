@@ -247,9 +247,11 @@ fn spells(base: &[u8], pattern: &str, path: &[u8]) -> bool {
     }
 }
 
-/// Whether `path` is `other` or lies below it.
-fn is_below(path: &[u8], other: &[u8]) -> bool {
-    path.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+/// Whether one of two paths is the other or lies below it.
+fn on_one_line(a: &[u8], b: &[u8]) -> bool {
+    let shorter = a.len().min(b.len());
+    a[..shorter] == b[..shorter]
+        && a.get(shorter).or_else(|| b.get(shorter)).is_none_or(|next| *next == b'/')
 }
 
 /// Quick answer to "can a rule with wildcards end in this name?".
@@ -627,7 +629,7 @@ impl<'a> CompiledRules<'a> {
             let mut add = |path: &[u8], subtree: bool| {
                 let idle = binding
                     && rule.effect == Effect::Cap
-                    && !self.raising.iter().any(|r| is_below(path, r) || is_below(r, path));
+                    && !self.raising.iter().any(|r| on_one_line(path, r));
                 if !idle {
                     points.push(Point { path: to_path(path), rule, subtree });
                 }
@@ -655,7 +657,7 @@ impl<'a> CompiledRules<'a> {
     }
 
     fn raised_near(&self, base: &[u8]) -> bool {
-        self.raising.iter().any(|r| is_below(base, r) || is_below(r, base))
+        self.raising.iter().any(|r| on_one_line(base, r))
     }
 
     /// Ordered globs that say the same as a subtree rule (`**/*`, `/dir/**`) or name one path, so

@@ -111,13 +111,9 @@ fn layer(name: &str) -> Fragment {
 }
 
 fn entries(name: &str, values: &[&str]) -> Vec<Entry> {
-    values
-        .iter()
-        .map(|value| Located {
-            value: (*value).to_owned(),
-            origin: Origin { layer: format!("built-in {name}"), line: None },
-        })
-        .collect()
+    let origin = Origin { layer: format!("built-in {name}"), line: None };
+    let located = |value: &&str| Located { value: (*value).to_owned(), origin: origin.clone() };
+    values.iter().map(located).collect()
 }
 
 /// Variables that programs need and that tell nothing secret.

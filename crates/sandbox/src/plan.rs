@@ -42,6 +42,8 @@ pub struct Survey {
     pub pins: Vec<Object>,
     /// Guarded names inside the workspace that do not exist now.
     pub absent: Vec<PathBuf>,
+    /// Links in the private home: place and target.
+    pub links: Vec<(PathBuf, PathBuf)>,
     /// Private directories in home that should exist.
     pub home_directories: Vec<String>,
     /// Devices that exist, beyond the minimal set.
@@ -158,6 +160,15 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// Guarded names that do not exist; looked at again after the run.
     pub absent: Vec<PathBuf>,
+    /// Repositories as they were, to tell the ones that the run makes.
+    #[serde(skip)]
+    pub git: crate::discover::GitGuards,
+    /// The policy guards git state in a workspace that can be written.
+    #[serde(skip)]
+    pub guards_git: bool,
+    /// Directories of the workspace, where they were counted; else a large number.
+    #[serde(skip)]
+    pub directories: u64,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -262,6 +273,11 @@ impl Plan {
             status,
             notes: survey.notes,
             absent: survey.absent,
+            git: crate::discover::GitGuards::default(),
+            guards_git: policy.files.guard_git
+                && survey.workspace.is_some()
+                && survey.workspace_permission == Permission::Write,
+            directories: u64::MAX,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -397,6 +413,8 @@ struct Builder<'a> {
     steps: Vec<Step>,
     landlock: Vec<LandlockRule>,
     made: BTreeSet<PathBuf>,
+    /// Places where host objects were bound: nothing is made below them.
+    bound: Vec<PathBuf>,
 }
 
 impl<'a> Builder<'a> {
@@ -407,6 +425,7 @@ impl<'a> Builder<'a> {
             steps: Vec::with_capacity(64),
             landlock: Vec::with_capacity(16),
             made: BTreeSet::from([PathBuf::from("/")]),
+            bound: Vec::new(),
         }
     }
 
@@ -451,6 +470,15 @@ impl<'a> Builder<'a> {
         self.basics();
         self.home();
         self.places()?;
+        for (place, target) in &self.survey.links {
+            // Only where the directory around it is ours.
+            let ours = place.parent().is_some_and(|p| !self.bound.iter().any(|b| p.starts_with(b)));
+            if ours && !self.made.contains(place) {
+                self.parents(place);
+                self.made.insert(place.clone());
+                self.push(place, Action::Link { target: target.clone() }, "");
+            }
+        }
         Ok(())
     }
 
@@ -555,6 +583,7 @@ impl<'a> Builder<'a> {
             Permission::Read => Access::Read,
             Permission::Write => Access::Write,
         };
+        self.bound.push(path.clone());
         self.push(&path, Action::Bind { object, permission }, why);
         self.allow(path, access);
     }

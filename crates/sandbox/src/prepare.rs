@@ -151,7 +151,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         found.visible.push(w.path.clone());
     }
     if policy.files.toolchains && places.home != Path::new("/") {
-        found.toolchains(&places.home, request, &mut notes)?;
+        found.toolchains(&places, request, &mut notes)?;
     }
     found.literal_points(&places, &caller)?;
     if let Some(w) = &workspace {
@@ -180,6 +180,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         points: found.points,
         pins: found.pins,
         absent: found.absent,
+        links: found.links,
         home_directories: home_directories(),
         devices,
         resolver,
@@ -191,7 +192,10 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         idmap,
         places,
     };
+    let git = found.git;
     let mut plan = Plan::new(policy, survey)?;
+    plan.git = git;
+    plan.directories = found.directories;
     if let Some(problem) = truncated {
         plan.status.miss("pattern-walk", problem);
         plan.refuse_what_is_missing(policy)?;
@@ -208,6 +212,9 @@ struct Findings<'a> {
     points: Vec<Point>,
     pins: Vec<Object>,
     absent: Vec<PathBuf>,
+    links: Vec<(PathBuf, PathBuf)>,
+    git: discover::GitGuards,
+    directories: u64,
     truncated: Option<String>,
 }
 
@@ -221,6 +228,9 @@ impl<'a> Findings<'a> {
             points: Vec::with_capacity(16),
             pins: Vec::new(),
             absent: Vec::new(),
+            links: Vec::new(),
+            git: discover::GitGuards::default(),
+            directories: u64::MAX,
             truncated: None,
         }
     }
@@ -240,13 +250,16 @@ impl<'a> Findings<'a> {
 
     fn toolchains(
         &mut self,
-        home: &Path,
+        places: &Places,
         request: &Request,
         notes: &mut Vec<String>,
     ) -> Result<(), PrepareError> {
         let variable = |name: &str| request.variable(name).map(OsStr::to_owned);
-        let tools = discover::toolchains(home, &variable)
-            .map_err(|e| path_error(home, plain(&e)))?;
+        let mut tools = discover::toolchains(&places.home, &variable)
+            .map_err(|e| path_error(&places.home, plain(&e)))?;
+        if self.has_workspace {
+            tools.drop_inside(&places.workspace);
+        }
         for tool in tools.tools {
             let decision = self.rules.decide(&tool.path);
             let permission = match decision.rule {
@@ -257,6 +270,9 @@ impl<'a> Findings<'a> {
                 continue;
             }
             if let Some(object) = self.look(&tool.path)? {
+                if tool.at != tool.path {
+                    self.links.push((tool.at, tool.path.clone()));
+                }
                 self.visible.push(tool.path);
                 self.points.push(Point {
                     object,
@@ -378,6 +394,9 @@ impl<'a> Findings<'a> {
             if let Some(t) = &walk.truncated {
                 self.truncated = Some(format!("{}: {t:?}", workspace.path.display()));
             }
+            for (path, why) in &walk.unreadable {
+                notes.push(format!("{}: not looked into: {why}", path.display()));
+            }
             for f in &walk.matches {
                 if f.in_git {
                     continue;
@@ -398,6 +417,7 @@ impl<'a> Findings<'a> {
                     ));
                 }
             }
+            self.directories = walk.statistics.directories;
             hints = walk.repositories;
         } else if policy.files.guard_git {
             hints = shallow_repositories(&workspace.path);
@@ -450,7 +470,13 @@ impl<'a> Findings<'a> {
                 }
             }
             for guard in &repository.guards {
-                let Some(object) = self.look(&guard.path)? else { continue };
+                let seen = if guard.is_symlink {
+                    // The link is held where it is; what it leads to has a guard of its own.
+                    survey::look_at_link(&guard.path).map_err(|e| path_error(&guard.path, e))?
+                } else {
+                    self.look(&guard.path)?
+                };
+                let Some(object) = seen else { continue };
                 let decided = self.rules.decide(&guard.path).permission;
                 // Outside the workspace the rules say nothing; the grant above is what surrounds.
                 let permission = if decided == Permission::None
@@ -485,12 +511,13 @@ impl<'a> Findings<'a> {
             notes.push(format!("{}: not granted: {why}", path.display()));
         }
         let _ = policy;
+        self.git = git;
         Ok(())
     }
 }
 
 /// Without a walk: the workspace itself and its direct subdirectories.
-fn shallow_repositories(workspace: &Path) -> Vec<RepositoryHint> {
+pub(crate) fn shallow_repositories(workspace: &Path) -> Vec<RepositoryHint> {
     const MOST: usize = 256;
     let mut hints = Vec::new();
     let mut check = |relative: PathBuf| {
@@ -587,7 +614,8 @@ fn environment(
     for (name, value) in fixed {
         put(name, value);
     }
-    for v in TOOL_ENVIRONMENT {
+    let online = policy.network == Network::Host;
+    for v in TOOL_ENVIRONMENT.iter().filter(|v| !(v.offline_only && online)) {
         put(v.name, Some(v.value.into()));
     }
     (passed, withheld)

@@ -263,7 +263,7 @@ impl Running {
             scope.kill();
             let _ = scope.remove();
         }
-        let held = self.sweep.finish();
+        let held = self.sweep.finish(self.started.elapsed());
         drop(self.scratch.take());
         match waited {
             Err(f) => {

@@ -2,10 +2,9 @@
 //! taken once, by descriptor, before anything is decided.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ringfence_sys::raw::{self, Errno, FileId};
@@ -42,17 +41,23 @@ pub struct Object {
 /// Looks up an absolute path. `Ok(None)`: does not exist. Symlinks are followed (`canonical`) first,
 /// then the result is opened without following any.
 pub fn look(path: &Path) -> Result<Option<Object>, Errno> {
-    match open_plain(path) {
+    match open_plain(path, false) {
         Err(Errno(libc::ELOOP)) => {
             let Ok(real) = std::fs::canonicalize(path) else { return Ok(None) };
             // A second ELOOP means that it was changed under our feet: refuse.
-            open_plain(&real)
+            open_plain(&real, false)
         }
         r => r,
     }
 }
 
-fn open_plain(path: &Path) -> Result<Option<Object>, Errno> {
+/// As [`look`], but a symlink in the last place is the object itself, so that it can be held where it
+/// is.
+pub fn look_at_link(path: &Path) -> Result<Option<Object>, Errno> {
+    open_plain(path, true)
+}
+
+fn open_plain(path: &Path, link: bool) -> Result<Option<Object>, Errno> {
     let c = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno(libc::EINVAL))?;
     let fd = match raw::open_path(&c) {
         Ok(fd) => fd,
@@ -60,6 +65,9 @@ fn open_plain(path: &Path) -> Result<Option<Object>, Errno> {
         Err(e) => return Err(e),
     };
     let st = rustix::fs::fstat(&fd).map_err(|e| Errno(e.raw_os_error()))?;
+    if !link && rustix::fs::FileType::from_raw_mode(st.st_mode).is_symlink() {
+        return Err(Errno(libc::ELOOP));
+    }
     let id = raw::file_id(fd.as_raw_fd())?;
     Ok(Some(Object {
         path: path.to_owned(),
@@ -144,14 +152,4 @@ impl Objects {
         self.seen.insert(path.to_owned(), found.clone());
         Ok(found)
     }
-}
-
-/// Environment of the caller, as raw pairs.
-pub fn environment() -> Vec<(OsString, OsString)> {
-    std::env::vars_os().collect()
-}
-
-/// Owner of a directory, for deciding whose files the sandbox writes.
-pub fn owner(path: &Path) -> Option<u32> {
-    std::fs::metadata(path).ok().map(|m| m.uid())
 }

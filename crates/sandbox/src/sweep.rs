@@ -10,7 +10,17 @@ use crate::plan::{Access, LandlockRule, Plan};
 #[derive(Debug, Default)]
 pub struct Watch {
     roots: Vec<(PathBuf, Absent)>,
+    workspace: PathBuf,
+    git: Option<discover::GitGuards>,
+    /// How many directories the workspace had, as far as they were counted.
+    directories: u64,
 }
+
+/// A run shorter than this gets the quick look for repositories that it made when the workspace is
+/// large: the full one would take longer than the run.
+const SHORT_RUN: std::time::Duration = std::time::Duration::from_millis(100);
+/// Directories below which the full look costs next to nothing.
+const SMALL_TREE: u64 = 256;
 
 impl Watch {
     pub fn new(plan: &Plan) -> Self {
@@ -28,28 +38,49 @@ impl Watch {
                 None => roots.push((root, vec![relative.to_owned()])),
             }
         }
-        let open = |root: &PathBuf| {
-            rustix::fs::open(
-                root,
-                rustix::fs::OFlags::PATH
-                    | rustix::fs::OFlags::DIRECTORY
-                    | rustix::fs::OFlags::CLOEXEC,
-                rustix::fs::Mode::empty(),
-            )
-        };
         let roots = roots
             .into_iter()
             .filter_map(|(root, names)| {
-                let fd = open(&root).ok()?;
+                let fd = open_directory(&root).ok()?;
                 let absent = discover::absent_names(std::os::fd::AsFd::as_fd(&fd), &names).ok()?;
                 Some((root, absent))
             })
             .collect();
-        Self { roots }
+        let git = plan.guards_git.then(|| plan.git.clone());
+        Self { roots, workspace: plan.workspace.clone(), git, directories: plan.directories }
+    }
+
+    /// Looks at repositories that the run made: hooks are moved aside, configuration that makes
+    /// git run something is reported.
+    fn new_repositories(&self, took: std::time::Duration, lines: &mut Vec<String>) {
+        let Some(before) = &self.git else { return };
+        let Ok(root) = open_directory(&self.workspace) else { return };
+        let root = std::os::fd::AsFd::as_fd(&root);
+        let hints = if took < SHORT_RUN && self.directories > SMALL_TREE {
+            crate::prepare::shallow_repositories(&self.workspace)
+        } else {
+            match discover::walk(root, &Repositories, &discover::WalkOptions::default()) {
+                Ok(walk) => walk.repositories,
+                Err(_) => return,
+            }
+        };
+        for hint in before.new_since(&self.workspace, &hints) {
+            let Ok(new) = discover::inspect_new_repository(root, &hint.path) else { continue };
+            let at = |p: &std::path::Path| self.workspace.join(p).display().to_string();
+            for (old, held) in new.held {
+                lines.push(format!("{} is a git hook that the run created; it is now {}", at(&old), at(&held)));
+            }
+            for (file, key) in new.keys {
+                lines.push(format!("{} was created by the run and sets {key}: read it before using git there", at(&file)));
+            }
+            for (path, why) in new.suspicious {
+                lines.push(format!("{} was created by the run: {why}", at(&path)));
+            }
+        }
     }
 
     /// Moves aside what appeared. Answers one line for each.
-    pub fn finish(&mut self) -> Vec<String> {
+    pub fn finish(&mut self, took: std::time::Duration) -> Vec<String> {
         let mut lines = Vec::new();
         for (root, absent) in &self.roots {
             for a in discover::sweep(absent) {
@@ -67,8 +98,27 @@ impl Watch {
                 }
             }
         }
+        self.new_repositories(took, &mut lines);
         lines
     }
+}
+
+/// Finds repositories and nothing else.
+struct Repositories;
+
+impl discover::Matcher for Repositories {
+    fn verdict(&self, _path: &[u8], _is_dir: bool) -> discover::Verdict {
+        discover::Verdict::Pass
+    }
+
+    fn fingerprint(&self) -> [u8; 16] {
+        *b"repositories----"
+    }
+}
+
+fn open_directory(path: &std::path::Path) -> rustix::io::Result<std::os::fd::OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// A private temporary directory on the rung without namespaces; removed when dropped.
