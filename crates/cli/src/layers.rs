@@ -12,6 +12,7 @@ use ringfence_policy::{
 };
 
 use crate::flags::{Id, Typed};
+use crate::output::printable;
 use crate::trust;
 
 /// A policy that could not be had. Nothing runs.
@@ -75,7 +76,10 @@ pub fn layered(typed: &Typed) -> Result<Layered, LayerError> {
             layers.push((fragment, Some(path)));
         }
         layers.push((flags, None));
-        resolve_layers(layers, &loader)?.finish()?
+        match resolve_layers(layers, &loader) {
+            Ok(fragment) => fragment.finish()?,
+            Err(e) => return Err(loader.refused.take().unwrap_or_else(|| e.into())),
+        }
     };
     Ok(Layered { policy, notes, files: loader.read.into_inner() })
 }
@@ -86,15 +90,56 @@ fn command_line() -> Origin {
 
 /// Reads files for `extends`, and remembers which.
 #[derive(Default)]
-struct Files {
-    read: RefCell<Vec<PathBuf>>,
+pub struct Files {
+    pub read: RefCell<Vec<PathBuf>>,
+    /// Set while a project's file is obeyed: what it extends came with the checkout as well, and
+    /// trust in the one file says nothing of the content of the other.
+    store: RefCell<Option<trust::Store>>,
+    /// Why a file was not handed out, where it was for want of trust.
+    refused: RefCell<Option<LayerError>>,
 }
+
+impl Files {
+    fn obeyed(&self, path: &Path, bytes: &[u8]) -> Result<(), LayerError> {
+        let store = self.store.borrow();
+        let Some(store) = store.as_ref() else { return Ok(()) };
+        let users_own = self
+            .user_config()
+            .and_then(|c| c.parent().map(Path::to_owned))
+            .is_some_and(|folder| path.starts_with(folder));
+        if users_own || store.trusts(&trust::key_path(path), bytes) {
+            return Ok(());
+        }
+        let fragment = import::load(&path.display().to_string(), bytes)?;
+        let Err(wants) = fragment.narrowing_over(&profiles::workspace_fragment()) else {
+            return Ok(());
+        };
+        Err(untrusted(store, path, bytes, &wants))
+    }
+}
+
+fn untrusted(store: &trust::Store, path: &Path, bytes: &[u8], wants: &[String]) -> LayerError {
+    let why = if store.changed(&trust::key_path(path), bytes) { CHANGED } else { NOT_YET };
+    LayerError::Untrusted {
+        file: printable(path).into_owned(),
+        why,
+        wants: wants.iter().map(|w| printable(w).into_owned()).collect(),
+    }
+}
+
+const CHANGED: &str = "was changed since it was trusted";
+const NOT_YET: &str = "is not trusted yet";
 
 impl Loader for Files {
     fn read(&self, path: &Path) -> Result<Vec<u8>, String> {
         let bytes = read(path).map_err(|e| match e {
             LayerError::Read { problem, .. } => problem,
             other => other.to_string(),
+        })?;
+        self.obeyed(path, &bytes).map_err(|e| {
+            let text = e.to_string();
+            self.refused.replace(Some(e));
+            text
         })?;
         self.read.borrow_mut().push(path.to_owned());
         Ok(bytes)
@@ -130,7 +175,7 @@ fn base(
     notes.extend(imported.notes.iter().map(|n| format!("{}: {}: {}", n.at, n.key, n.note)));
     loader.read.borrow_mut().push(path.clone());
     if came_with_the_checkout {
-        obey(&imported.fragment, &path, &bytes, notes)?;
+        obey(&imported.fragment, &path, &bytes, loader, notes)?;
     }
     Ok(Some((imported.fragment, path)))
 }
@@ -140,34 +185,32 @@ fn obey(
     fragment: &Fragment,
     path: &Path,
     bytes: &[u8],
+    loader: &Files,
     notes: &mut Vec<String>,
 ) -> Result<(), LayerError> {
     let store = trust::Store::open().map_err(|e| LayerError::Read {
         file: "the trust store".into(),
         problem: e.to_string(),
     })?;
-    if store.trusts(path, bytes) {
+    if store.trusts(&trust::key_path(path), bytes) {
+        loader.store.replace(Some(store));
         return Ok(());
     }
-    let why = if store.changed(path, bytes) {
-        "was changed since it was trusted"
-    } else {
-        "is not trusted yet"
-    };
     // Profiles only: an untrusted file may not pull in further files.
     let resolved = resolve(fragment.clone(), Some(path), &NoFiles);
     let wants = match resolved {
         Ok(resolved) => match resolved.narrowing_over(&profiles::workspace_fragment()) {
             Ok(()) => {
-                notes.push(format!("{} {why}; it only narrows, so it applies", path.display()));
+                let why = if store.changed(&trust::key_path(path), bytes) { CHANGED } else { NOT_YET };
+                notes.push(format!("{} {why}; it only narrows, so it applies", printable(path)));
                 return Ok(());
             }
             Err(wants) => wants,
         },
-        Err(e @ PolicyError::Read { .. }) => vec![e.to_string()],
+        Err(PolicyError::Read { file, .. }) => vec![format!("extends = \"{file}\"")],
         Err(e) => return Err(e.into()),
     };
-    Err(LayerError::Untrusted { file: path.display().to_string(), why, wants })
+    Err(untrusted(&store, path, bytes, &wants))
 }
 
 /// The nearest policy file from the working directory upward, with its content.
@@ -215,7 +258,7 @@ fn read_error(path: &Path, e: &std::io::Error) -> LayerError {
         std::io::ErrorKind::IsADirectory => "is a directory".to_owned(),
         _ => e.to_string().to_lowercase(),
     };
-    LayerError::Read { file: path.display().to_string(), problem }
+    LayerError::Read { file: printable(path).into_owned(), problem }
 }
 
 /// Reads at most one byte more than a policy may have; never blocks on a FIFO.
@@ -231,8 +274,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>, LayerError> {
     let meta = file.metadata().map_err(|e| read_error(path, &e))?;
     if !meta.is_file() {
         return Err(LayerError::Read {
-            file: path.display().to_string(),
-            problem: "not a regular file".into(),
+            file: printable(path).into_owned(),
+            problem: if meta.is_dir() { "is a directory" } else { "not a regular file" }.into(),
         });
     }
     let mut bytes = Vec::new();
@@ -246,7 +289,7 @@ fn text(id: &str, value: &OsStr) -> Result<String, LayerError> {
     value
         .to_str()
         .map(str::to_owned)
-        .ok_or_else(|| LayerError::Flag(format!("--{id}: {} is not utf-8", value.display())))
+        .ok_or_else(|| LayerError::Flag(format!("--{id}: {} is not utf-8", printable(value))))
 }
 
 fn entry(value: String) -> Entry {
@@ -264,7 +307,23 @@ fn typed_path(id: &str, value: &OsStr) -> Result<Entry, LayerError> {
     }
     let cwd = std::env::current_dir()
         .map_err(|e| LayerError::Flag(format!("--{id}: current directory: {e}")))?;
-    Ok(entry(cwd.join(text).to_string_lossy().into_owned()))
+    let cwd = cwd.to_str().ok_or_else(|| {
+        LayerError::Flag(format!(
+            "--{id}: the current directory {} is not utf-8, so {text} cannot be taken from there; write an absolute path or **/{text}",
+            printable(&cwd)
+        ))
+    })?;
+    // Only what was typed is a pattern, not the name of the directory it was typed in.
+    Ok(entry(format!("{}/{text}", literally(cwd.trim_end_matches('/')))))
+}
+
+/// A path as a pattern that matches only itself.
+fn literally(path: &str) -> String {
+    if !ringfence_policy::pattern::has_meta(path) {
+        return path.to_owned();
+    }
+    let special = |c: char| matches!(c, '*' | '?' | '[' | ']' | '{' | '}' | '\\' | '!' | ',');
+    path.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
 /// The flags as a layer of their own.

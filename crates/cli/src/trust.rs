@@ -24,6 +24,16 @@ fn store_path() -> Option<PathBuf> {
     Some(base.join("ringfence/trust.json"))
 }
 
+/// The name a policy file goes by: its directory free of symlinks, its own name as it is.
+pub fn key_path(path: &Path) -> PathBuf {
+    let Some(name) = path.file_name() else { return path.to_owned() };
+    let parent = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    std::fs::canonicalize(parent).map_or_else(|_| path.to_owned(), |p| p.join(name))
+}
+
 pub fn hash(path: &Path, bytes: &[u8]) -> String {
     let mut text = String::with_capacity(64);
     for b in Sha256::digest(ringfence_policy::search::trust_key(path, bytes)) {
@@ -38,7 +48,7 @@ impl Store {
         let Some(file) = store_path() else { return Ok(Self::default()) };
         let entries = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", file.display()))
+                io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", crate::output::printable(&file)))
             })?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(e) => return Err(e),

@@ -207,15 +207,13 @@ fn hash_end(hash: u64) -> u64 {
 
 impl<'a> Literals<'a> {
     fn add(&mut self, rule: &'a Rule, path: Option<Vec<u8>>, bases: &Bases) {
-        let hash = match &path {
-            Some(path) => hash_on(HASH_START, path),
-            None => {
-                let hash = hash_on(HASH_START, bases.of(rule.base));
-                if rule.pattern.is_empty() {
-                    hash
-                } else {
-                    hash_on(hash_on(hash, b"/"), rule.pattern.as_bytes())
-                }
+        let hash = if let Some(path) = &path {
+            hash_on(HASH_START, path)
+        } else {
+            let base = hash_on(HASH_START, bases.of(rule.base));
+            match rule.pattern.as_str() {
+                "" => base,
+                pattern => hash_on(hash_on(base, b"/"), pattern.as_bytes()),
             }
         };
         let index = self.entries.len() as u32;

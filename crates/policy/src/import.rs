@@ -33,18 +33,22 @@ pub fn load(name: &str, bytes: &[u8]) -> Result<Fragment, PolicyError> {
 /// As [`load`], with the notes.
 pub fn load_with_notes(name: &str, bytes: &[u8]) -> Result<Imported, PolicyError> {
     let node = node::parse(name, bytes, Format::of(name))?;
-    match dialect(name, &node) {
+    read(name, &node, dialect(name, &node))
+}
+
+pub(crate) fn read(name: &str, node: &Node, dialect: Dialect) -> Result<Imported, PolicyError> {
+    match dialect {
         Dialect::Ringfence => Ok(Imported {
-            fragment: Fragment::from_node(name, &node)?,
+            fragment: Fragment::from_node(name, node)?,
             dialect: Dialect::Ringfence,
             notes: Vec::new(),
         }),
-        other => Import::new(name, other).run(&node),
+        other => Import::new(name, other).run(node),
     }
 }
 
 /// By file name, else by keys that only the others have.
-fn dialect(name: &str, node: &Node) -> Dialect {
+pub(crate) fn dialect(name: &str, node: &Node) -> Dialect {
     if Format::of(name) == Format::Toml {
         return Dialect::Ringfence;
     }

@@ -75,7 +75,7 @@ impl Node {
     }
 }
 
-fn camel(snake: &str) -> String {
+pub(crate) fn camel(snake: &str) -> String {
     let mut out = String::new();
     let mut upper = false;
     for c in snake.chars() {
@@ -394,6 +394,15 @@ impl de::Error for NodeError {
             de::Unexpected::Map => "a table".to_owned(),
             de::Unexpected::Unit => "null".to_owned(),
             other => other.to_string(),
+        };
+        // serde's words for what a file calls otherwise.
+        let expected = match expected.to_string() {
+            s if s == "a sequence" => "a list".to_owned(),
+            s if s == "a string" => "text".to_owned(),
+            s if s == "a boolean" => "true or false".to_owned(),
+            s if s == "a map" || s.starts_with("struct ") => "a table".to_owned(),
+            s if matches!(s.as_str(), "i32" | "u32" | "i64" | "u64") => "a whole number".to_owned(),
+            other => other,
         };
         Self::custom(format!("expected {expected}, found {found}"))
     }

@@ -7,5 +7,6 @@ mod import;
 mod laws;
 mod layering;
 mod messages;
+mod problems;
 mod profiles;
 mod schema;

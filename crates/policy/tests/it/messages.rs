@@ -77,6 +77,20 @@ fn the_documented_example_is_accepted() {
 }
 
 #[test]
+fn the_example_of_the_documentation_is_accepted() {
+    let page = include_str!("../../../../docs/policy.md");
+    let example = page.split("```toml").nth(1).unwrap().split("```").next().unwrap();
+    says(&toml(example), "accepted");
+    for builtin in ringfence_policy::builtin_rules() {
+        let id = builtin.id;
+        assert!(id == "system" || page.contains(&format!("`{id}`")), "{id} is not documented");
+    }
+    for profile in ringfence_policy::profiles::all() {
+        assert!(page.contains(&format!("`{}`", profile.name)), "{}", profile.name);
+    }
+}
+
+#[test]
 fn camel_case_comments_and_trailing_commas_are_accepted() {
     says(
         &jsonc(
@@ -114,11 +128,16 @@ fn unknown_keys_name_the_nearest() {
 fn wrong_types_and_values() {
     says(
         &toml("[files]\nwrite = \".\""),
-        "p.toml:2: files.write: expected a sequence, found text \".\"",
+        "p.toml:2: files.write: expected a list, found text \".\"",
     );
     says(
         &toml("[files]\nwrite = [\n \".\",\n 3]"),
-        "p.toml:4: files.write[1]: expected a string, found number 3",
+        "p.toml:4: files.write[1]: expected text, found number 3",
+    );
+    says(&toml("files = 3"), "p.toml:1: files: expected a table, found number 3");
+    says(
+        &toml("[files]\nsystem = \"yes\""),
+        "p.toml:2: files.system: expected true or false, found text \"yes\"",
     );
     says(
         &toml("[files]\ngit = \"gaurd\""),

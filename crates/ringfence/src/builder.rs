@@ -1,0 +1,295 @@
+//! A sandbox from what was asked for: profiles below, single wishes above, as on the command line.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ringfence_policy::{
+    Bytes, Count, Cpu, Entry, Fragment, Millis, Network, NetworkMode, NoFiles, Origin, Permission,
+    Policy, Rule, resolve_layers,
+};
+use ringfence_sandbox::plan::Plan;
+use ringfence_sandbox::prepare::{Request, prepare};
+use ringfence_sandbox::run::RunError;
+
+use crate::command::Command;
+use crate::error::Error;
+
+/// The layer that the builder's methods make, as rules name it.
+const LAYER: &str = "program";
+
+/// A finished policy and the directory to work in.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    policy: Policy,
+    workspace: Option<PathBuf>,
+    cache: bool,
+}
+
+impl Sandbox {
+    /// Starts from the default profile, `workspace`.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// A command to run inside; searched along `PATH` as it is inside.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command<'_> {
+        Command::new(self, program.as_ref())
+    }
+
+    /// What was decided.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// What a command would be confined by on this host right now; runs nothing. `Display` shows it
+    /// as `ringfence run --explain` does.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let sandbox = ringfence::Sandbox::builder().workspace(dir.path()).build()?;
+    /// assert!(sandbox.plan()?.to_string().contains("network     none"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn plan(&self) -> Result<Plan, Error> {
+        Ok(prepare(&self.policy, &self.request()).map_err(RunError::from)?)
+    }
+
+    pub(crate) fn request(&self) -> Request {
+        Request { workspace: self.workspace.clone(), cache: self.cache, ..Request::current() }
+    }
+}
+
+/// Makes a [`Sandbox`].
+#[derive(Debug)]
+#[must_use]
+pub struct Builder {
+    workspace: Option<PathBuf>,
+    profiles: Fragment,
+    layers: Vec<Fragment>,
+    own: Fragment,
+    policy: Option<Policy>,
+    cache: bool,
+    problem: Option<Error>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            workspace: None,
+            profiles: Fragment::default(),
+            layers: Vec::new(),
+            own: Fragment::named(LAYER),
+            policy: None,
+            cache: true,
+            problem: None,
+        }
+    }
+}
+
+fn entry(value: impl Into<String>) -> Entry {
+    Entry::new(value.into(), Origin { layer: LAYER.into(), line: None })
+}
+
+impl Builder {
+    /// The directory to work in, writable unless the profile says otherwise. Default: the current
+    /// directory, unless that is home or the system, which are not shared.
+    pub fn workspace(mut self, dir: impl AsRef<Path>) -> Self {
+        self.workspace = Some(dir.as_ref().to_owned());
+        self
+    }
+
+    /// A built-in profile ([`crate::profiles`] names them); call again to lay one over the other.
+    pub fn profile(mut self, name: impl Into<String>) -> Self {
+        self.profiles.extends.0.push(entry(name));
+        self
+    }
+
+    /// A layer over the profiles, for what has no method here. It is trusted.
+    pub fn layer(mut self, layer: Fragment) -> Self {
+        self.layers.push(layer);
+        self
+    }
+
+    /// Uses a finished policy instead of profiles and layers; the other wishes still apply to it
+    /// where they are paths, and are an error where they are not.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// Lets commands read `path` and what is below it. Taken literally; relative to the current
+    /// directory.
+    pub fn allow_read(self, path: impl AsRef<Path>) -> Self {
+        self.grant(path.as_ref(), Permission::Read)
+    }
+
+    /// Lets commands read and change `path` and what is below it. Taken literally; relative to the
+    /// current directory.
+    pub fn allow_write(self, path: impl AsRef<Path>) -> Self {
+        self.grant(path.as_ref(), Permission::Write)
+    }
+
+    fn grant(mut self, path: &Path, permission: Permission) -> Self {
+        let rule = std::path::absolute(path)
+            .ok()
+            .and_then(|path| Rule::grant_path(&path, permission, LAYER));
+        match rule {
+            Some(rule) => self.own.files.extra.push(rule),
+            None => {
+                self.problem.get_or_insert(Error::Path {
+                    path: path.display().to_string(),
+                    problem: "not a path that a policy can name (it must be utf-8)".into(),
+                });
+            }
+        }
+        self
+    }
+
+    /// Hides a path or pattern (`**/*.key`, `~/x`, `/x`; else relative to the workspace).
+    pub fn deny_read(mut self, pattern: impl Into<String>) -> Self {
+        self.own.files.deny.push(entry(pattern));
+        self
+    }
+
+    /// Keeps a path or pattern from being changed.
+    pub fn deny_write(mut self, pattern: impl Into<String>) -> Self {
+        self.own.files.protect.push(entry(pattern));
+        self
+    }
+
+    /// Sets a variable for every command.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.own.environment.set.insert(name.into(), value.into());
+        self
+    }
+
+    /// Passes one of this program's variables (a name, or `PREFIX_*`).
+    pub fn pass_env(mut self, name: impl Into<String>) -> Self {
+        self.own.environment.pass.push(entry(name));
+        self
+    }
+
+    /// Does not pass a variable that the profile would.
+    pub fn deny_env(mut self, name: impl Into<String>) -> Self {
+        self.own.environment.deny.push(entry(name));
+        self
+    }
+
+    /// The host's network, unfiltered.
+    pub fn host_network(mut self) -> Self {
+        self.own.network.mode = Some(NetworkMode::Host);
+        self
+    }
+
+    /// No network but a loopback of its own.
+    pub fn no_network(mut self) -> Self {
+        self.own.network.mode = Some(NetworkMode::None);
+        self
+    }
+
+    /// Ends a command after this time: SIGTERM to all of it, SIGKILL after the grace. Holds whether
+    /// or not anybody waits.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.own.limits.timeout = Some(Millis(Some(millis(timeout))));
+        self
+    }
+
+    /// Time between SIGTERM and SIGKILL at the timeout; five seconds by default.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.own.limits.grace = Some(Millis(Some(millis(grace))));
+        self
+    }
+
+    /// Memory of each command with all its children, bytes; needs a writable control group.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.own.limits.memory = Some(Bytes(Some(bytes)));
+        self
+    }
+
+    /// Hundredths of one CPU: 150 is one and a half; needs a writable control group.
+    pub fn cpu_percent(mut self, percent: u32) -> Self {
+        self.own.limits.cpu = Some(Cpu(Some(percent)));
+        self
+    }
+
+    /// Processes and threads of each command.
+    pub fn pids(mut self, count: u64) -> Self {
+        self.own.limits.pids = Some(Count(Some(count)));
+        self
+    }
+
+    /// Runs although this protection cannot be had on the host; [`crate::Status`] says so.
+    pub fn accept_missing(mut self, name: impl Into<String>) -> Self {
+        self.own.accept_missing.push(entry(name));
+        self
+    }
+
+    /// Whether what a walk of a large workspace found is remembered in the user's cache directory.
+    pub fn cache(mut self, cache: bool) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// Puts the layers together. Nothing of the host is looked at but the workspace's path.
+    pub fn build(self) -> Result<Sandbox, Error> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        let policy = match self.policy {
+            Some(mut policy) => {
+                let rest = Fragment {
+                    files: ringfence_policy::FilesFragment::default(),
+                    ..self.own.clone()
+                };
+                let only_grants = self.own.files.deny.is_empty()
+                    && self.own.files.protect.is_empty()
+                    && rest == Fragment::named(LAYER)
+                    && self.profiles == Fragment::default()
+                    && self.layers.is_empty();
+                if !only_grants {
+                    return Err(Error::Path {
+                        path: "policy".into(),
+                        problem: "a finished policy takes only allow_read and allow_write besides; \
+                                  change the policy, or use profile and layer"
+                            .into(),
+                    });
+                }
+                policy.files.rules.extend(self.own.files.extra);
+                policy
+            }
+            None => {
+                let mut layers = vec![(self.profiles, None)];
+                layers.extend(self.layers.into_iter().map(|l| (l.with_origin(LAYER), None)));
+                layers.push((self.own, None));
+                resolve_layers(layers, &NoFiles)?.finish()?
+            }
+        };
+        refuse_hosts(&policy)?;
+        let workspace = match self.workspace {
+            Some(dir) => Some(std::path::absolute(&dir).map_err(|e| Error::Path {
+                path: dir.display().to_string(),
+                problem: e.to_string(),
+            })?),
+            None => None,
+        };
+        Ok(Sandbox { policy, workspace, cache: self.cache })
+    }
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Hosts of built-in profiles fall back to no network, as the status says; a list of the program's
+/// own is refused, because its author would otherwise wonder why the host is not reached.
+fn refuse_hosts(policy: &Policy) -> Result<(), Error> {
+    let Network::Filtered { allow, deny } = &policy.network else { return Ok(()) };
+    let own: Vec<&str> = allow
+        .iter()
+        .chain(deny)
+        .filter(|rule| !rule.origin.layer.starts_with("built-in "))
+        .map(|rule| rule.host.as_str())
+        .collect();
+    if own.is_empty() { Ok(()) } else { Err(Error::Hosts(own.join(", "))) }
+}

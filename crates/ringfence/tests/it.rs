@@ -1,0 +1,202 @@
+//! The library as a program uses it. Needs a kernel; runs as whoever runs the tests.
+#![cfg(target_os = "linux")]
+
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+use ringfence::{Error, Network, Sandbox, Stdio};
+
+fn place() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("ringfence-lib").tempdir().unwrap()
+}
+
+fn sandbox(dir: &tempfile::TempDir) -> Sandbox {
+    Sandbox::builder().workspace(dir.path()).build().unwrap()
+}
+
+#[test]
+fn output_status_and_streams_are_the_commands() {
+    let dir = place();
+    let out = sandbox(&dir).command("sh").arg("-c").arg("echo o; echo e >&2; exit 3").output().unwrap();
+    assert_eq!(out.status.code(), Some(3));
+    assert_eq!((out.stdout.as_slice(), out.stderr.as_slice()), (&b"o\n"[..], &b"e\n"[..]));
+    assert_eq!(out.report.end.unwrap().code, Some(3));
+    let status = sandbox(&dir).command("sh").args(["-c", "kill -TERM $$"]).status().unwrap();
+    assert_eq!(status.signal(), Some(15));
+}
+
+#[test]
+fn stdin_is_empty_unless_asked_for() {
+    let dir = place();
+    let out = sandbox(&dir).command("cat").output().unwrap();
+    assert!(out.status.success() && out.stdout.is_empty());
+    let mut child = sandbox(&dir)
+        .command("cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let megabyte = vec![b'x'; 1 << 20];
+    let mut stdin = child.stdin.take().unwrap();
+    let sent = megabyte.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&sent).unwrap());
+    let out = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert_eq!(out.stdout, megabyte);
+}
+
+#[test]
+fn a_pipe_ends_with_its_command() {
+    // A copy of the write end that stayed open here would make this hang.
+    let dir = place();
+    let mut child = sandbox(&dir).command("echo").arg("x").stdout(Stdio::piped()).spawn().unwrap();
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "x\n");
+    assert!(child.wait().unwrap().success());
+    assert!(child.wait().unwrap().success(), "can be asked again");
+    assert!(child.report().unwrap().end.is_some());
+}
+
+#[test]
+fn files_can_stand_in_for_streams() {
+    let dir = place();
+    let file = tempfile::tempfile().unwrap();
+    let copy = file.try_clone().unwrap();
+    sandbox(&dir).command("echo").arg("to a file").stdout(copy).status().unwrap();
+    let mut text = String::new();
+    std::io::Seek::rewind(&mut &file).unwrap();
+    (&file).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "to a file\n");
+}
+
+#[test]
+fn grants_denials_and_environment_are_honoured() {
+    let (dir, other, odd) = (place(), place(), place());
+    let odd = odd.path().join("a [b] *c");
+    std::fs::create_dir(&odd).unwrap();
+    std::fs::write(dir.path().join("x.token"), "secret").unwrap();
+    std::fs::write(dir.path().join("kept"), "kept").unwrap();
+    std::fs::write(odd.join("f"), "odd").unwrap();
+    let sandbox = Sandbox::builder()
+        .workspace(dir.path())
+        .allow_write(other.path())
+        .allow_read(&odd)
+        .deny_read("**/*.token")
+        .deny_write("kept")
+        .env("A", "1")
+        .build()
+        .unwrap();
+    let shell = |script: &str| {
+        let script = script.replace("OTHER", other.path().to_str().unwrap());
+        sandbox.command("sh").args(["-c", &script]).env("B", "2").env_remove("LANG").output().unwrap()
+    };
+    let said = shell("echo $A $B ${LANG-none}; pwd");
+    assert_eq!(
+        String::from_utf8_lossy(&said.stdout),
+        format!("1 2 none\n{}\n", dir.path().canonicalize().unwrap().display())
+    );
+    assert!(!shell("cat x.token").status.success());
+    assert!(!shell("echo x > kept").status.success());
+    assert!(shell("echo x > OTHER/f").status.success());
+    assert!(other.path().join("f").exists());
+    let read = sandbox.command("cat").arg(odd.join("f")).output().unwrap();
+    assert_eq!(read.stdout, b"odd");
+    assert!(!sandbox.command("touch").arg(odd.join("g")).output().unwrap().status.success());
+}
+
+#[test]
+fn a_timeout_holds_though_nobody_waits() {
+    let dir = place();
+    let sandbox = Sandbox::builder()
+        .workspace(dir.path())
+        .timeout(Duration::from_millis(200))
+        .grace(Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let mut child =
+        sandbox.command("sh").args(["-c", "trap '' TERM; while :; do sleep 0.05; done"]).spawn().unwrap();
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(30), "still running");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(child.report().unwrap().end.as_ref().unwrap().reason, "timeout");
+    assert!(sandbox.command("sleep").arg("100").output().unwrap().timed_out());
+}
+
+#[test]
+fn dropping_a_child_kills_and_reaps_it() {
+    let dir = place();
+    let child = sandbox(&dir).command("sleep").arg("1000").spawn().unwrap();
+    let id = child.id();
+    assert!(std::path::Path::new(&format!("/proc/{id}")).exists());
+    drop(child);
+    assert!(!std::path::Path::new(&format!("/proc/{id}")).exists());
+}
+
+#[test]
+fn problems_are_typed() {
+    let dir = place();
+    let missing = sandbox(&dir).command("no-such-program").output().unwrap_err();
+    assert!(missing.is_not_found(), "{missing}");
+    let missing = sandbox(&dir).command("no-such-program").spawn().and_then(|mut c| c.wait());
+    assert!(missing.unwrap_err().is_not_found());
+    assert!(matches!(Sandbox::builder().profile("nope").build(), Err(Error::Policy(_))));
+    let gone = Sandbox::builder().workspace("/nonexistent/x").build().unwrap();
+    assert!(matches!(gone.command("true").status(), Err(Error::Run(_))));
+    let mut policy = ringfence::profile("strict").unwrap();
+    policy.network = Network::Filtered {
+        allow: vec![serde_like_host("example.org")],
+        deny: Vec::new(),
+    };
+    let refused = Sandbox::builder().policy(policy).build();
+    assert!(matches!(refused, Err(Error::Hosts(_))), "{refused:?}");
+}
+
+fn serde_like_host(host: &str) -> ringfence_policy::HostRule {
+    ringfence_policy::HostRule {
+        host: host.into(),
+        origin: ringfence_policy::Origin { layer: "test".into(), line: None },
+    }
+}
+
+#[test]
+fn many_threads_may_run_commands_at_once() {
+    let dir = place();
+    let sandbox = sandbox(&dir);
+    std::thread::scope(|scope| {
+        for t in 0..8 {
+            let sandbox = &sandbox;
+            scope.spawn(move || {
+                for i in 0..10 {
+                    let word = format!("{t}-{i}");
+                    let out = sandbox.command("echo").arg(&word).output().unwrap();
+                    assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), word);
+                    // Memory is taken and given meanwhile, so that a lock held at the clone shows.
+                    drop(vec![0u8; 1 << 16]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn no_descriptor_thread_or_child_is_left_behind() {
+    let dir = place();
+    let sandbox = Sandbox::builder()
+        .workspace(dir.path())
+        .timeout(Duration::from_secs(60))
+        .build()
+        .unwrap();
+    let run = || assert!(sandbox.command("true").output().unwrap().status.success());
+    run();
+    let mine = format!("{:?}", std::thread::current().id());
+    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    // Other tests of this process open and close descriptors at the same time: look for a trend.
+    let least = |n: usize| (0..n).map(|_| { run(); count() }).min().unwrap();
+    let before = least(20);
+    let after = least(40);
+    assert!(after < before + 20, "{mine}: {before} descriptors before, {after} after");
+}
