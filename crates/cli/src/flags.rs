@@ -179,9 +179,24 @@ fn take<'a>(
     Ok(())
 }
 
-/// The same flags for clap.
+/// The same flags for clap, and the command after them.
 pub fn clap_args() -> Vec<Arg> {
-    let mut args: Vec<Arg> = FLAGS
+    let mut args = clap_flags();
+    args.push(
+        Arg::new("cmd")
+            .value_name("COMMAND")
+            .help("The command and its arguments, after --")
+            .num_args(0..)
+            .trailing_var_arg(true)
+            .allow_hyphen_values(true)
+            .value_parser(clap::value_parser!(OsString)),
+    );
+    args
+}
+
+/// The same flags for clap.
+pub fn clap_flags() -> Vec<Arg> {
+    FLAGS
         .iter()
         .map(|f| {
             let mut arg = Arg::new(f.long).long(f.long).help(f.help).help_heading(f.group);
@@ -195,20 +210,11 @@ pub fn clap_args() -> Vec<Arg> {
                     .action(ArgAction::Append)
                     .value_parser(clap::value_parser!(OsString))
                     .allow_hyphen_values(true),
-                None => arg.action(ArgAction::Count),
+                // Said twice is said.
+                None => arg.action(ArgAction::SetTrue).overrides_with(f.long),
             }
         })
-        .collect();
-    args.push(
-        Arg::new("cmd")
-            .value_name("COMMAND")
-            .help("The command and its arguments, after --")
-            .num_args(0..)
-            .trailing_var_arg(true)
-            .allow_hyphen_values(true)
-            .value_parser(clap::value_parser!(OsString)),
-    );
-    args
+        .collect()
 }
 
 #[cfg(test)]

@@ -27,12 +27,23 @@ Exit codes:
   the command's own; 128+N when signal N ended it; 127 not found; 126 refused by policy or not
   executable; 125 ringfence itself failed";
 
+const RUN_USAGE: &str =
+    "ringfence [run] [FLAGS] -- COMMAND [ARGS]...\n       ringfence [run] [FLAGS] -c STRING";
+
 pub fn run_command() -> Command {
     Command::new("run")
         .about("Run a command confined (also without the verb: ringfence -- CMD)")
         .args(flags::clap_args())
         .after_help(EXAMPLES)
-        .override_usage("ringfence [run] [FLAGS] -- COMMAND [ARGS]...\n       ringfence [run] [FLAGS] -c STRING")
+        .override_usage(RUN_USAGE)
+        .disable_version_flag(true)
+}
+
+/// Only the flags of `run`, for wording what is wrong with them.
+pub fn flags_command() -> Command {
+    Command::new("run")
+        .args(flags::clap_flags())
+        .override_usage(RUN_USAGE)
         .disable_version_flag(true)
 }
 

@@ -91,7 +91,9 @@ fn command_line() -> Origin {
 /// Reads files for `extends`, and remembers which.
 #[derive(Default)]
 pub struct Files {
-    pub read: RefCell<Vec<PathBuf>>,
+    read: RefCell<Vec<PathBuf>>,
+    /// Content of what was read, where it is kept.
+    kept: Option<RefCell<Vec<(PathBuf, Vec<u8>)>>>,
     /// Set while a project's file is obeyed: what it extends came with the checkout as well, and
     /// trust in the one file says nothing of the content of the other.
     store: RefCell<Option<trust::Store>>,
@@ -100,14 +102,26 @@ pub struct Files {
 }
 
 impl Files {
+    /// A loader that keeps what it reads, the user's own files left out.
+    pub fn keeping() -> Self {
+        Self { kept: Some(RefCell::default()), ..Self::default() }
+    }
+
+    pub fn kept(self) -> Vec<(PathBuf, Vec<u8>)> {
+        self.kept.map(RefCell::into_inner).unwrap_or_default()
+    }
+
+    /// In the user's own configuration directory.
+    fn users_own(&self, path: &Path) -> bool {
+        self.user_config()
+            .and_then(|c| c.parent().map(Path::to_owned))
+            .is_some_and(|folder| path.starts_with(folder))
+    }
+
     fn obeyed(&self, path: &Path, bytes: &[u8]) -> Result<(), LayerError> {
         let store = self.store.borrow();
         let Some(store) = store.as_ref() else { return Ok(()) };
-        let users_own = self
-            .user_config()
-            .and_then(|c| c.parent().map(Path::to_owned))
-            .is_some_and(|folder| path.starts_with(folder));
-        if users_own || store.trusts(&trust::key_path(path), bytes) {
+        if self.users_own(path) || store.trusts(&trust::key_path(path), bytes) {
             return Ok(());
         }
         let fragment = import::load(&path.display().to_string(), bytes)?;
@@ -142,6 +156,11 @@ impl Loader for Files {
             text
         })?;
         self.read.borrow_mut().push(path.to_owned());
+        if let Some(kept) = &self.kept
+            && !self.users_own(path)
+        {
+            kept.borrow_mut().push((path.to_owned(), bytes.clone()));
+        }
         Ok(bytes)
     }
 
@@ -302,7 +321,8 @@ fn typed_path(id: &str, value: &OsStr) -> Result<Entry, LayerError> {
     if text.is_empty() {
         return Err(LayerError::Flag(format!("--{id}: empty path")));
     }
-    if text.starts_with('/') || text.starts_with("~/") || text == "~" || text.starts_with("**") {
+    // `~user` and `$VARIABLE` go on as they are, to be refused with the reason.
+    if text.starts_with(['/', '~', '$']) || text.starts_with("**") {
         return Ok(entry(text));
     }
     let cwd = std::env::current_dir()

@@ -65,8 +65,8 @@ pub(crate) fn view(spec: &JailSpec, trees: &[i32]) -> Res {
 
 /// What the command's process does while init builds the view: network namespace, limits,
 /// capabilities, system call filter. None of it needs the view.
-pub(crate) fn private(spec: &JailSpec, page: &Page) -> Res {
-    if spec.namespaces & ns::flags::NET != 0 {
+pub(crate) fn private(spec: &JailSpec, page: &Page, has_network: bool) -> Res {
+    if !has_network && spec.namespaces & ns::flags::NET != 0 {
         at(Stage::Network, raw::unshare(libc::CLONE_NEWNET))?;
         if spec.loopback {
             at(Stage::Loopback, raw::loopback_up())?;
@@ -118,6 +118,7 @@ fn take_ids(ids: &Ids, supervisor: i32, page: &Page) -> Res {
                 raw::exit(1);
             }
         }
+        // Leaves the supervisor's descriptor table, where it is shared.
         at(Stage::Ids, raw::unshare(libc::CLONE_FILES))?;
         at(Stage::Ids, raw::setgroups_none())?;
         at(Stage::Ids, raw::setresgid(ids.inside_gid))?;

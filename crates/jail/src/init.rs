@@ -19,6 +19,7 @@ const CONTROL: i32 = 3;
 const SUPERVISOR: i32 = 4;
 const CHILDREN: i32 = 5;
 const CONNECTOR: i32 = 6;
+const TERMINAL: i32 = 7;
 
 /// Never returns: the rest of PID 1's life.
 pub(crate) fn run(
@@ -27,27 +28,27 @@ pub(crate) fn run(
     control: i32,
     supervisor: i32,
     page: &Page,
+    has_network: bool,
 ) -> ! {
-    if spec.stdio.wants_pty() {
-        // Init, not the command, leads the session: a command that led it would be in an orphaned
-        // process group, and the kernel discards Ctrl-Z for those.
-        if let Err(errno) = raw::setsid() {
-            fail_and_exit(page, &Fail::new(Stage::Session, errno));
-        }
-    }
+    let (terminal, front) = match session(spec, trees, control) {
+        Ok(found) => found,
+        Err(fail) => fail_and_exit(page, &fail),
+    };
     // SAFETY: this process is single-threaded since the clone, and the child only makes raw calls
     // before execve or _exit.
     match unsafe { ringfence_sys::ns::fork() } {
         Err(errno) => fail_and_exit(page, &Fail::new(Stage::Fork, errno)),
         Ok(None) => {
-            let Err(fail) = become_command(spec, page);
+            let Err(fail) = become_command(spec, terminal, front, page, has_network);
             report(page, &fail);
             raw::exit(SETUP_FAILED)
         }
         Ok(Some((pid, pidfd))) => {
             page.command.store(pid, Ordering::Release);
-            let done = finish_set_up(spec, trees, control, pidfd, page)
-                .and_then(|()| keep_house(spec, pid, control, supervisor, page));
+            // The command does the same; whoever comes first, its group is there before any signal.
+            let _ = raw::setpgid(pid, pid);
+            let done = finish_set_up(spec, trees, pidfd, page, has_network)
+                .and_then(|()| keep_house(spec, pid, [control, supervisor, terminal], page));
             match done {
                 Ok(()) => raw::exit(0),
                 Err(fail) => {
@@ -64,13 +65,14 @@ pub(crate) fn run(
 fn finish_set_up(
     spec: &JailSpec,
     trees: &[i32],
-    control: i32,
     command: i32,
     page: &Page,
+    has_network: bool,
 ) -> Res {
-    child::view(spec, trees)?;
-    prepare_terminal(spec, control)?;
-    if spec.namespaces & ringfence_sys::ns::flags::NET != 0 {
+    if !spec.stdio.wants_pty() {
+        child::view(spec, trees)?;
+    }
+    if !has_network && spec.namespaces & ringfence_sys::ns::flags::NET != 0 {
         // Through /proc/1/net the command could otherwise read the host's network tables.
         while page.net_ready.load(Ordering::Acquire) == 0 {
             if page.failed_stage.load(Ordering::Acquire) != 0 {
@@ -94,46 +96,59 @@ pub(crate) fn fail_and_exit(page: &Page, fail: &Fail) -> ! {
     raw::exit(SETUP_FAILED)
 }
 
+/// Starts a session, so that the caller's terminal is out of reach. Init, not the command, leads it:
+/// a command that led it would be in an orphaned process group, and the kernel discards Ctrl-Z for
+/// those. Answers the terminal (-1 without one) and whether the command starts in its foreground.
+///
+/// A process gets its session's terminal from the one that forks it, so the terminal, and the view
+/// that it is part of, must be there before the command's process.
+fn session(spec: &JailSpec, trees: &[i32], control: i32) -> Result<(i32, bool), Fail> {
+    at(Stage::Session, raw::setsid())?;
+    if !spec.stdio.wants_pty() {
+        return Ok((-1, false));
+    }
+    child::view(spec, trees)?;
+    at(Stage::Session, open_terminal(control))
+}
+
 /// Opens a terminal in the sandbox's own devpts, makes it the controlling terminal of init's
 /// session, and hands the master to the supervisor, which copies size and modes of the real terminal
 /// and then says go on.
-fn prepare_terminal(spec: &JailSpec, control: i32) -> Res {
-    if !spec.stdio.wants_pty() {
-        return Ok(());
-    }
+fn open_terminal(control: i32) -> raw::Result<(i32, bool)> {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    let open = || -> raw::Result<()> {
-        let master = raw::openat(libc::AT_FDCWD, c"/dev/ptmx", flags, 0)?;
-        let slave = ringfence_sys::tty::open_peer(master)?;
-        ringfence_sys::tty::make_controlling(slave)?;
-        raw::send_with_fd(control, &[message::TERMINAL, 0], master)?;
-        raw::close(master);
-        raw::close(slave);
-        let mut answer = [0u8; 2];
-        match raw::recv_with_fd(control, &mut answer, 0)? {
-            (2, _) if answer[0] == message::RESUME => Ok(()),
-            _ => Err(Errno(libc::EPIPE)),
-        }
-    };
-    at(Stage::Session, open())
+    let master = raw::openat(libc::AT_FDCWD, c"/dev/ptmx", flags, 0)?;
+    let slave = ringfence_sys::tty::open_peer(master)?;
+    ringfence_sys::tty::make_controlling(slave)?;
+    raw::send_with_fd(control, &[message::TERMINAL, 0], master)?;
+    raw::close(master);
+    let mut answer = [0u8; 2];
+    match raw::recv_with_fd(control, &mut answer, 0)? {
+        (2, _) if answer[0] == message::RESUME => Ok((slave, answer[1] != 0)),
+        _ => Err(Errno(libc::EPIPE)),
+    }
 }
 
-fn become_command(spec: &JailSpec, page: &Page) -> Result<std::convert::Infallible, Fail> {
+fn become_command(
+    spec: &JailSpec,
+    terminal: i32,
+    front: bool,
+    page: &Page,
+    has_network: bool,
+) -> Result<std::convert::Infallible, Fail> {
     if spec.namespaces == 0 {
         // No pid namespace will end us with init.
         let kill = libc::SIGKILL as u64;
         at(Stage::ParentDeath, raw::prctl(libc::PR_SET_PDEATHSIG, kill, 0, 0, 0))?;
     }
-    child::private(spec, page)?;
+    child::private(spec, page, has_network)?;
     raw::wait_until_set(&page.view_ready);
     child::landlock(spec)?;
-    let mut terminal = -1;
-    if spec.stdio.wants_pty() {
-        // The session's controlling terminal is the one that init just made.
-        let flags = libc::O_RDWR | libc::O_CLOEXEC;
-        let tty = raw::openat(libc::AT_FDCWD, c"/dev/tty", flags, 0);
-        terminal = at(Stage::Session, tty)?;
-        at(Stage::Session, own_process_group(terminal))?;
+    // It leads a process group of its own in init's session.
+    at(Stage::Session, raw::setpgid(0, 0))?;
+    if front {
+        // All signals are still blocked here, so taking the foreground from the background is allowed.
+        let taken = ringfence_sys::tty::set_foreground(terminal, raw::getpid());
+        at(Stage::Session, taken)?;
     }
     wire_stdio(spec, terminal)?;
     at(Stage::Descriptors, raw::close_from(3, false))?;
@@ -143,13 +158,6 @@ fn become_command(spec: &JailSpec, page: &Page) -> Result<std::convert::Infallib
     let errno = exec(&spec.exec);
     page.started.store(0, Ordering::Release);
     Err(Fail::new(Stage::Exec, errno))
-}
-
-/// The command leads a process group of its own in init's session, in the foreground.
-fn own_process_group(terminal: i32) -> raw::Result<()> {
-    raw::setpgid(0, 0)?;
-    // All signals are still blocked here, so taking the foreground from the background is allowed.
-    ringfence_sys::tty::set_foreground(terminal, raw::getpid())
 }
 
 fn wire_stdio(spec: &JailSpec, terminal: i32) -> Res {
@@ -184,7 +192,8 @@ fn exec(e: &Exec) -> Errno {
 }
 
 /// Reaps and forwards until the command ends.
-fn keep_house(spec: &JailSpec, command: i32, control: i32, supervisor: i32, page: &Page) -> Res {
+fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res {
+    let [control, supervisor, terminal] = kept;
     let children = at(Stage::Descriptors, raw::signalfd(libc::SIGCHLD))?;
     // Nothing of the caller's stays open here: a pipe whose writer is the command must end with it.
     let keep = [
@@ -192,10 +201,11 @@ fn keep_house(spec: &JailSpec, command: i32, control: i32, supervisor: i32, page
         (supervisor, SUPERVISOR),
         (children, CHILDREN),
         (spec.connector, CONNECTOR),
+        (terminal, TERMINAL),
     ];
     // Through high numbers, so that none is overwritten before it was copied.
     const HIGH: i32 = 64;
-    let mut high = [-1; 4];
+    let mut high = [-1; 5];
     for (slot, (fd, _)) in high.iter_mut().zip(keep) {
         if fd >= 0 {
             *slot = at(Stage::Descriptors, raw::dup_from(fd, HIGH))?;
@@ -204,14 +214,14 @@ fn keep_house(spec: &JailSpec, command: i32, control: i32, supervisor: i32, page
     for (fd, (_, number)) in high.iter().zip(keep) {
         if *fd >= 0 {
             at(Stage::Descriptors, raw::dup3(*fd, number, libc::O_CLOEXEC))?;
+        } else {
+            raw::close(number);
         }
     }
-    let last = if spec.connector >= 0 { CONNECTOR } else { CHILDREN };
-    at(Stage::Descriptors, raw::close_from(last as u32 + 1, false))?;
+    at(Stage::Descriptors, raw::close_from(TERMINAL as u32 + 1, false))?;
     for fd in 0..3 {
         raw::close(fd);
     }
-    let in_session = spec.stdio.wants_pty();
     let connector = if spec.connector >= 0 { CONNECTOR } else { -1 };
     // A negative descriptor is passed over by poll.
     let mut fds = [
@@ -231,7 +241,7 @@ fn keep_house(spec: &JailSpec, command: i32, control: i32, supervisor: i32, page
             return Ok(());
         }
         if fds[1].revents & libc::POLLIN != 0 {
-            obey(spec, command, in_session);
+            obey(spec, command, terminal >= 0);
         }
         if fds[3].revents & libc::POLLIN != 0 {
             hand_out_connection();
@@ -268,20 +278,27 @@ fn reap(command: i32, page: &Page) -> bool {
     }
 }
 
-fn obey(spec: &JailSpec, command: i32, own_group: bool) {
+fn obey(spec: &JailSpec, command: i32, has_terminal: bool) {
     let mut m = [0u8; 2];
     while let Ok((2, fd)) = raw::recv_with_fd(CONTROL, &mut m, libc::MSG_DONTWAIT) {
         if let Some(fd) = fd {
             raw::close(fd);
         }
-        let target = if own_group { -command } else { command };
+        let group = raw::getpgid(command).unwrap_or(command);
         match m[0] {
             message::SIGNAL => {
-                let _ = raw::kill(target, i32::from(m[1]));
+                let signal = i32::from(m[1]);
+                // What these do to a child that does not expect them nobody meant.
+                let alone = matches!(signal, libc::SIGUSR1 | libc::SIGUSR2);
+                let _ = raw::kill(if alone { command } else { -group }, signal);
             }
             message::SIGNAL_ALL => kill_all(spec, i32::from(m[1])),
             message::RESUME => {
-                let _ = raw::kill(target, libc::SIGCONT);
+                if has_terminal {
+                    let front = if m[1] != 0 { Ok(group) } else { raw::getpgid(0) };
+                    let _ = front.and_then(|g| ringfence_sys::tty::set_foreground(TERMINAL, g));
+                }
+                let _ = raw::kill(-group, libc::SIGCONT);
             }
             _ => {}
         }

@@ -21,6 +21,7 @@ mod spawn;
 mod spec;
 mod stage;
 
+pub use ringfence_sys::early::Early;
 pub use spawn::{Jailed, spawn};
 pub use spec::*;
 pub use stage::{Failure, Stage};
@@ -31,7 +32,7 @@ pub mod message {
     pub const SIGNAL: u8 = 1;
     /// Supervisor to init: send signal VALUE to every process of the sandbox.
     pub const SIGNAL_ALL: u8 = 2;
-    /// Supervisor to init: the user brought us back to the foreground; continue the command.
+    /// Supervisor to init: let the command go on, in the foreground of its terminal (VALUE 1) or not.
     pub const RESUME: u8 = 3;
     /// Init to supervisor: the command was stopped by signal VALUE.
     pub const STOPPED: u8 = 4;

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+use ringfence_sys::early::Early;
 use ringfence_sys::ns::{self, Side};
 use ringfence_sys::raw::{self, Errno, mnt};
 use ringfence_sys::shared::SharedPage;
@@ -25,16 +26,51 @@ pub struct Jailed {
     /// nobody waits for that moment, so these stay open as long as the jail.
     #[allow(dead_code)] // held, not read
     shared_table: Vec<OwnedFd>,
+    /// Reaped with the jail, not on the way to the command's start.
+    #[allow(dead_code)] // held, not read
+    early: Option<Early>,
+}
+
+/// What the new process needs of the supervisor's memory.
+struct Birth<'a> {
+    spec: &'a JailSpec,
+    trees: &'a [i32],
+    control: i32,
+    supervisor: i32,
+    page: &'a ringfence_sys::shared::Page,
+    /// The network namespace exists already.
+    has_network: bool,
+}
+
+/// The new process's first and last function.
+extern "C" fn born(birth: *const libc::c_void) -> ! {
+    // SAFETY: `spawn` passes a Birth that lives on its stack while this process is made; here it is
+    // read from the copy of that memory.
+    let b = unsafe { &*birth.cast::<Birth<'_>>() };
+    if b.spec.namespaces & ns::flags::PID == 0 {
+        let _ = ringfence_sys::subreaper::become_subreaper();
+    }
+    match child::enter(b.spec, b.supervisor, b.page) {
+        Ok(()) => init::run(b.spec, b.trees, b.control, b.supervisor, b.page, b.has_network),
+        Err(f) => init::fail_and_exit(b.page, &f),
+    }
 }
 
 /// Makes the processes. Returns as soon as PID 1 exists; set-up failures show when it ends
 /// ([`Jailed::wait`]), because waiting here for the command to start would cost a wake-up.
-pub fn spawn(spec: &JailSpec, parent: Parent) -> Result<Jailed, Failure> {
+///
+/// `early`: namespaces that were made in advance; used where they fit the plan.
+pub fn spawn(
+    spec: &JailSpec,
+    parent: Parent,
+    early: Option<Early>,
+) -> Result<Jailed, Failure> {
     let fail = |stage: Stage| move |errno: Errno| Failure { stage, index: 0, errno };
+    let wants = ns::flags::USER | ns::flags::NET | ns::flags::PID;
+    let early = early
+        .filter(|e| spec.namespaces & wants == wants && spec.loopback && e.ready());
     let page = SharedPage::new().map_err(fail(Stage::Clone))?;
-    let (ours, theirs) = raw::seqpacket_pair().map_err(fail(Stage::Clone))?;
-    // SAFETY: both descriptors were just made and are owned by nobody else.
-    let (control, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    let (control, theirs) = raw::seqpacket_owned().map_err(fail(Stage::Clone))?;
     let me = raw::pidfd_open(raw::getpid()).map_err(fail(Stage::Clone))?;
     // SAFETY: just made.
     let me = unsafe { OwnedFd::from_raw_fd(me) };
@@ -49,25 +85,46 @@ pub fn spawn(spec: &JailSpec, parent: Parent) -> Result<Jailed, Failure> {
         })?);
     }
     let numbers: Vec<i32> = trees.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut birth = Birth {
+        spec,
+        trees: &numbers,
+        control: theirs.as_raw_fd(),
+        supervisor: me.as_raw_fd(),
+        page: &page,
+        has_network: false,
+    };
+
+    if let Some(mut early) = early {
+        if let Some(ids) = by_parent {
+            give_ids(early.pid(), &ids, &parent.trees, &trees, &page)?;
+        }
+        birth.has_network = true;
+        let flags = spec.namespaces & !(ns::flags::USER | ns::flags::NET);
+        // SAFETY: `born` makes only raw calls on prepared memory and ends in execve or _exit; `birth`
+        // lives until the copy is made.
+        let made = unsafe { early.fork(flags, born, (&raw const birth).cast()) };
+        let (pid, pidfd) = made.map_err(fail(Stage::Clone))?;
+        return Ok(Jailed {
+            pid,
+            pidfd,
+            control,
+            page,
+            reaped: false,
+            shared_table: Vec::new(),
+            early: Some(early),
+        });
+    }
 
     // Signals stay blocked until the child has set its own dispositions, so that one that arrives
     // in between is not lost on a half-made process.
     let mask = raw::block_signals();
     // The network namespace, the slowest to make, is made by the command's process meanwhile.
-    let flags = (spec.namespaces & !ns::flags::NET) | if by_parent.is_some() { ns::flags::FILES } else { 0 };
+    let shared = if by_parent.is_some() { ns::flags::FILES } else { 0 };
+    let flags = (spec.namespaces & !ns::flags::NET) | shared;
     // SAFETY: the child makes only raw calls on prepared memory and ends in execve or _exit.
     let side = unsafe { ns::clone(flags) };
     let (pid, pidfd) = match side {
-        Ok(Side::Child) => {
-            let page: &ringfence_sys::shared::Page = &page;
-            if spec.namespaces & ns::flags::PID == 0 {
-                let _ = ringfence_sys::subreaper::become_subreaper();
-            }
-            match child::enter(spec, me.as_raw_fd(), page) {
-                Ok(()) => init::run(spec, &numbers, theirs.as_raw_fd(), me.as_raw_fd(), page),
-                Err(f) => init::fail_and_exit(page, &f),
-            }
-        }
+        Ok(Side::Child) => born((&raw const birth).cast()),
         Ok(Side::Parent { pid, pidfd }) => (pid, pidfd),
         Err(errno) => {
             raw::set_signal_mask(&mask);
@@ -75,14 +132,58 @@ pub fn spawn(spec: &JailSpec, parent: Parent) -> Result<Jailed, Failure> {
         }
     };
     raw::set_signal_mask(&mask);
-    let mut jailed = Jailed { pid, pidfd, control, page, reaped: false, shared_table: Vec::new() };
+    let mut jailed = Jailed {
+        pid,
+        pidfd,
+        control,
+        page,
+        reaped: false,
+        shared_table: Vec::new(),
+        early: None,
+    };
     if let Some(ids) = by_parent {
-        jailed.give_ids(&ids, &parent.trees, &trees)?;
+        give_ids(pid, &ids, &parent.trees, &trees, &jailed.page)?;
         trees.push(theirs);
         trees.push(me);
         jailed.shared_table = trees;
     }
     Ok(jailed)
+}
+
+/// Writes the id maps of the user namespace of `pid` and translates the owners of the trees that ask
+/// for it, then lets the child go on.
+fn give_ids(
+    pid: i32,
+    ids: &Ids,
+    specs: &[Tree],
+    trees: &[OwnedFd],
+    page: &ringfence_sys::shared::Page,
+) -> Result<(), Failure> {
+    let fail = |index: u32| move |errno| Failure { stage: Stage::IdMap, index, errno };
+    let path =
+        |name: &str| std::ffi::CString::new(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let mut line = Line::default();
+    let text = line.map(ids.inside_uid, ids.outside_uid);
+    raw::write_file(libc::AT_FDCWD, &path("uid_map"), text).map_err(fail(1))?;
+    let text = line.map(ids.inside_gid, ids.outside_gid);
+    raw::write_file(libc::AT_FDCWD, &path("gid_map"), text).map_err(fail(2))?;
+    if specs.iter().any(|t| t.idmap) {
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+        let user = raw::openat(libc::AT_FDCWD, &path("ns/user"), flags, 0).map_err(fail(3))?;
+        for (i, (spec, tree)) in specs.iter().zip(trees).enumerate() {
+            if !spec.idmap {
+                continue;
+            }
+            let recursive = if spec.recursive { mnt::AT_RECURSIVE } else { 0 };
+            let flags = mnt::AT_EMPTY_PATH | recursive;
+            let set = mnt::ATTR_IDMAP;
+            raw::mount_setattr(tree.as_raw_fd(), c"", flags, set, 0, user)
+                .map_err(|errno| Failure { stage: Stage::Tree, index: i as u32, errno })?;
+        }
+        raw::close(user);
+    }
+    raw::set_and_wake(&page.go);
+    Ok(())
 }
 
 fn clone_tree(tree: &Tree) -> raw::Result<OwnedFd> {
@@ -94,39 +195,6 @@ fn clone_tree(tree: &Tree) -> raw::Result<OwnedFd> {
 }
 
 impl Jailed {
-    /// Writes the id maps and translates the owners of the trees that ask for it, then lets the
-    /// child go on.
-    fn give_ids(&self, ids: &Ids, specs: &[Tree], trees: &[OwnedFd]) -> Result<(), Failure> {
-        let fail = |index: u32| move |errno| Failure { stage: Stage::IdMap, index, errno };
-        let path = |name: &str| {
-            std::ffi::CString::new(format!("/proc/{}/{name}", self.pid)).unwrap_or_default()
-        };
-        let mut line = Line::default();
-        let text = line.map(ids.inside_uid, ids.outside_uid);
-        raw::write_file(libc::AT_FDCWD, &path("uid_map"), text).map_err(fail(1))?;
-        let text = line.map(ids.inside_gid, ids.outside_gid);
-        raw::write_file(libc::AT_FDCWD, &path("gid_map"), text).map_err(fail(2))?;
-        if specs.iter().any(|t| t.idmap) {
-            let flags = libc::O_RDONLY | libc::O_CLOEXEC;
-            let user = raw::openat(libc::AT_FDCWD, &path("ns/user"), flags, 0).map_err(fail(3))?;
-            for (i, (spec, tree)) in specs.iter().zip(trees).enumerate() {
-                if !spec.idmap {
-                    continue;
-                }
-                let recursive = if spec.recursive { mnt::AT_RECURSIVE } else { 0 };
-                let flags = mnt::AT_EMPTY_PATH | recursive;
-                let set = mnt::ATTR_IDMAP;
-                raw::mount_setattr(tree.as_raw_fd(), c"", flags, set, 0, user).map_err(
-                    |errno| Failure { stage: Stage::Tree, index: i as u32, errno },
-                )?;
-            }
-            raw::close(user);
-        }
-        self.page.go.store(1, Ordering::Release);
-        raw::futex_wake(&self.page.go);
-        Ok(())
-    }
-
     pub fn pid(&self) -> i32 {
         self.pid
     }

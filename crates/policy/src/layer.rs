@@ -40,9 +40,22 @@ const DEFAULT_SHM_BYTES: u64 = 512 << 20;
 /// Time to tidy up between SIGTERM and SIGKILL.
 const DEFAULT_GRACE_MS: u64 = 5000;
 
-/// Protections that `accept_missing` may name.
-pub const PROTECTIONS: &[&str] =
-    &["namespaces", "landlock", "seccomp", "cgroup", "guards", "network", "mounts", "limits"];
+/// Protections that `accept_missing` may name. A run never goes on without a system call filter, and
+/// never with neither namespaces nor Landlock, whatever is accepted.
+pub const PROTECTIONS: &[&str] = &[
+    // Guarded names inside a writable workspace, which Landlock alone cannot hold.
+    "guards",
+    // Hidden files inside a readable directory, likewise.
+    "hidden-files",
+    // Signals and abstract sockets towards processes outside, before Landlock's sixth version.
+    "landlock-scope",
+    // Patterns in a workspace too large to be looked through.
+    "pattern-walk",
+    // Limits that need a control group: both, or one.
+    "cgroup",
+    "memory-limit",
+    "cpu-limit",
+];
 
 /// A value and where it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -434,6 +447,10 @@ impl Fragment {
         // Repeats within one file: merging must not depend on whether a layer was merged before.
         fragment = Self::default().merge(fragment);
         fragment.layers = vec![name.to_owned()];
+        // Said of this file, so that a mode of a layer below does not silence its hosts.
+        if fragment.network.mode.is_none() && !fragment.network.allow.is_empty() {
+            fragment.network.mode = Some(NetworkMode::Filtered);
+        }
         fragment.check().map_err(|mut error| {
             // Scalars carry no line; look the key up again.
             if let PolicyError::Invalid { at, key, .. } = &mut error {
@@ -707,6 +724,21 @@ impl Fragment {
         if rest.terminal.pty == below.terminal.pty {
             rest.terminal.pty = None;
         }
+        for (new, old) in [
+            (&mut rest.processes.nested_namespaces, below.processes.nested_namespaces),
+            (&mut rest.processes.ptrace, below.processes.ptrace),
+            (&mut rest.processes.io_uring, below.processes.io_uring),
+        ] {
+            if *new == old {
+                *new = None;
+            }
+        }
+        if rest.files.git == below.files.git {
+            rest.files.git = None;
+        }
+        rest.files.rules.retain(|r| !below.files.rules.iter().any(|b| b.value == r.value));
+        rest.files.extra.retain(|r| !below.files.extra.contains(r));
+        rest.environment.set.retain(|name, value| below.environment.set.get(name) != Some(value));
         rest.narrowing_only()
     }
 

@@ -21,9 +21,8 @@ pub fn problems(name: &str, bytes: &[u8]) -> Vec<PolicyError> {
     while found.len() < MOST {
         let Err(problem) = import::read(name, &node, dialect) else { break };
         let removed = match &problem {
-            PolicyError::UnknownKey { at, key, .. } | PolicyError::Invalid { at, key, .. } => {
-                remove(&mut node, key, at.line)
-            }
+            PolicyError::UnknownKey { key, .. } => remove(&mut node, key, None),
+            PolicyError::Invalid { at, key, .. } => remove(&mut node, key, at.line),
             PolicyError::UnknownRule { at, .. } => remove(&mut node, "lift", at.line),
             PolicyError::UnknownProfile { at, .. } => remove(&mut node, "extends", at.line),
             PolicyError::NotYet { keys } => {

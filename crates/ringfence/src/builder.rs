@@ -111,8 +111,8 @@ impl Builder {
         self
     }
 
-    /// Uses a finished policy instead of profiles and layers; the other wishes still apply to it
-    /// where they are paths, and are an error where they are not.
+    /// Uses a finished policy instead of profiles and layers. Only [`Builder::allow_read`] and
+    /// [`Builder::allow_write`] still add to it; anything else besides is an error.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = Some(policy);
         self
@@ -236,34 +236,24 @@ impl Builder {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        let policy = match self.policy {
-            Some(mut policy) => {
-                let rest = Fragment {
-                    files: ringfence_policy::FilesFragment::default(),
-                    ..self.own.clone()
-                };
-                let only_grants = self.own.files.deny.is_empty()
-                    && self.own.files.protect.is_empty()
-                    && rest == Fragment::named(LAYER)
-                    && self.profiles == Fragment::default()
-                    && self.layers.is_empty();
-                if !only_grants {
-                    return Err(Error::Path {
-                        path: "policy".into(),
-                        problem: "a finished policy takes only allow_read and allow_write besides; \
-                                  change the policy, or use profile and layer"
-                            .into(),
-                    });
-                }
-                policy.files.rules.extend(self.own.files.extra);
-                policy
+        let policy = if let Some(mut policy) = self.policy {
+            let rest =
+                Fragment { files: ringfence_policy::FilesFragment::default(), ..self.own.clone() };
+            let only_grants = self.own.files.deny.is_empty()
+                && self.own.files.protect.is_empty()
+                && rest == Fragment::named(LAYER)
+                && self.profiles == Fragment::default()
+                && self.layers.is_empty();
+            if !only_grants {
+                return Err(Error::TwoPolicies);
             }
-            None => {
-                let mut layers = vec![(self.profiles, None)];
-                layers.extend(self.layers.into_iter().map(|l| (l.with_origin(LAYER), None)));
-                layers.push((self.own, None));
-                resolve_layers(layers, &NoFiles)?.finish()?
-            }
+            policy.files.rules.extend(self.own.files.extra);
+            policy
+        } else {
+            let mut layers = vec![(self.profiles, None)];
+            layers.extend(self.layers.into_iter().map(|l| (l.with_origin(LAYER), None)));
+            layers.push((self.own, None));
+            resolve_layers(layers, &NoFiles)?.finish()?
         };
         refuse_hosts(&policy)?;
         let workspace = match self.workspace {

@@ -190,7 +190,8 @@ fn read_both(
     err: Option<ChildStderr>,
     into: [&mut Vec<u8>; 2],
 ) -> io::Result<()> {
-    let mut pipes = [out.map(OwnedFd::from), err.map(OwnedFd::from)].map(|p| p.map(std::fs::File::from));
+    let mut pipes =
+        [out.map(OwnedFd::from), err.map(OwnedFd::from)].map(|p| p.map(std::fs::File::from));
     let mut chunk = vec![0u8; 64 << 10];
     let [out, err] = into;
     let mut into = [out, err];

@@ -19,6 +19,12 @@ pub enum Error {
     /// A path that cannot be part of a policy.
     #[error("{path}: {problem}")]
     Path { path: String, problem: String },
+    /// A finished policy and layers of one were given.
+    #[error(
+        "a finished policy takes only allow_read and allow_write besides; change the policy itself, \
+         or use profile and layer instead of it"
+    )]
+    TwoPolicies,
     /// The policy lists hosts of its own; this version has no egress filter.
     #[error("hosts cannot be allowed or denied yet, this version has no egress filter: {0}")]
     Hosts(String),

@@ -12,7 +12,7 @@
 //!     .timeout(std::time::Duration::from_secs(30))
 //!     .build()?;
 //!
-//! let output = sandbox.command("sh").arg("-c").arg("echo $GREETING | tee note; ls ~").output()?;
+//! let output = sandbox.command("sh").arg("-c").arg("echo $GREETING | tee note").output()?;
 //! assert!(output.status.success());
 //! assert_eq!(output.stdout, b"hello\n");
 //! assert_eq!(std::fs::read(dir.path().join("note"))?, b"hello\n");

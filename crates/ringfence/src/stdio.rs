@@ -44,7 +44,9 @@ impl Stdio {
                 let file = File::options().read(true).write(true).open("/dev/null");
                 own(file.map_err(|e| Error::io("open /dev/null", e))?.into())
             }
-            Kind::Given(fd) => own(fd.try_clone().map_err(|e| Error::io("copy a descriptor", e))?),
+            Kind::Given(fd) => {
+                own(fd.try_clone().map_err(|e| Error::io("copy a descriptor", e))?)
+            }
             Kind::Piped => {
                 let (read, write) =
                     pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::io("make a pipe", e))?;

@@ -1,5 +1,6 @@
 //! The library as a program uses it. Needs a kernel; runs as whoever runs the tests.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)] // tests
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -18,7 +19,8 @@ fn sandbox(dir: &tempfile::TempDir) -> Sandbox {
 #[test]
 fn output_status_and_streams_are_the_commands() {
     let dir = place();
-    let out = sandbox(&dir).command("sh").arg("-c").arg("echo o; echo e >&2; exit 3").output().unwrap();
+    let out =
+        sandbox(&dir).command("sh").arg("-c").arg("echo o; echo e >&2; exit 3").output().unwrap();
     assert_eq!(out.status.code(), Some(3));
     assert_eq!((out.stdout.as_slice(), out.stderr.as_slice()), (&b"o\n"[..], &b"e\n"[..]));
     assert_eq!(out.report.end.unwrap().code, Some(3));
@@ -31,12 +33,8 @@ fn stdin_is_empty_unless_asked_for() {
     let dir = place();
     let out = sandbox(&dir).command("cat").output().unwrap();
     assert!(out.status.success() && out.stdout.is_empty());
-    let mut child = sandbox(&dir)
-        .command("cat")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        sandbox(&dir).command("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let megabyte = vec![b'x'; 1 << 20];
     let mut stdin = child.stdin.take().unwrap();
     let sent = megabyte.clone();
@@ -77,6 +75,7 @@ fn grants_denials_and_environment_are_honoured() {
     let odd = odd.path().join("a [b] *c");
     std::fs::create_dir(&odd).unwrap();
     std::fs::write(dir.path().join("x.token"), "secret").unwrap();
+    std::fs::write(dir.path().join("absolute"), "secret").unwrap();
     std::fs::write(dir.path().join("kept"), "kept").unwrap();
     std::fs::write(odd.join("f"), "odd").unwrap();
     let sandbox = Sandbox::builder()
@@ -84,13 +83,20 @@ fn grants_denials_and_environment_are_honoured() {
         .allow_write(other.path())
         .allow_read(&odd)
         .deny_read("**/*.token")
+        .deny_read(dir.path().canonicalize().unwrap().join("absolute").to_str().unwrap())
         .deny_write("kept")
         .env("A", "1")
         .build()
         .unwrap();
     let shell = |script: &str| {
         let script = script.replace("OTHER", other.path().to_str().unwrap());
-        sandbox.command("sh").args(["-c", &script]).env("B", "2").env_remove("LANG").output().unwrap()
+        sandbox
+            .command("sh")
+            .args(["-c", &script])
+            .env("B", "2")
+            .env_remove("LANG")
+            .output()
+            .unwrap()
     };
     let said = shell("echo $A $B ${LANG-none}; pwd");
     assert_eq!(
@@ -98,6 +104,7 @@ fn grants_denials_and_environment_are_honoured() {
         format!("1 2 none\n{}\n", dir.path().canonicalize().unwrap().display())
     );
     assert!(!shell("cat x.token").status.success());
+    assert!(!shell("cat absolute").status.success());
     assert!(!shell("echo x > kept").status.success());
     assert!(shell("echo x > OTHER/f").status.success());
     assert!(other.path().join("f").exists());
@@ -115,8 +122,11 @@ fn a_timeout_holds_though_nobody_waits() {
         .grace(Duration::from_millis(200))
         .build()
         .unwrap();
-    let mut child =
-        sandbox.command("sh").args(["-c", "trap '' TERM; while :; do sleep 0.05; done"]).spawn().unwrap();
+    let mut child = sandbox
+        .command("sh")
+        .args(["-c", "trap '' TERM; while :; do sleep 0.05; done"])
+        .spawn()
+        .unwrap();
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
         assert!(start.elapsed() < Duration::from_secs(30), "still running");
@@ -147,15 +157,14 @@ fn problems_are_typed() {
     let gone = Sandbox::builder().workspace("/nonexistent/x").build().unwrap();
     assert!(matches!(gone.command("true").status(), Err(Error::Run(_))));
     let mut policy = ringfence::profile("strict").unwrap();
-    policy.network = Network::Filtered {
-        allow: vec![serde_like_host("example.org")],
-        deny: Vec::new(),
-    };
+    policy.network = Network::Filtered { allow: vec![host_rule("example.org")], deny: Vec::new() };
+    let both = Sandbox::builder().policy(policy.clone()).profile("strict").build();
+    assert!(matches!(both, Err(Error::TwoPolicies)), "{both:?}");
     let refused = Sandbox::builder().policy(policy).build();
     assert!(matches!(refused, Err(Error::Hosts(_))), "{refused:?}");
 }
 
-fn serde_like_host(host: &str) -> ringfence_policy::HostRule {
+fn host_rule(host: &str) -> ringfence_policy::HostRule {
     ringfence_policy::HostRule {
         host: host.into(),
         origin: ringfence_policy::Origin { layer: "test".into(), line: None },
@@ -185,18 +194,72 @@ fn many_threads_may_run_commands_at_once() {
 #[test]
 fn no_descriptor_thread_or_child_is_left_behind() {
     let dir = place();
-    let sandbox = Sandbox::builder()
-        .workspace(dir.path())
-        .timeout(Duration::from_secs(60))
-        .build()
-        .unwrap();
+    let sandbox =
+        Sandbox::builder().workspace(dir.path()).timeout(Duration::from_secs(60)).build().unwrap();
     let run = || assert!(sandbox.command("true").output().unwrap().status.success());
     run();
     let mine = format!("{:?}", std::thread::current().id());
     let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     // Other tests of this process open and close descriptors at the same time: look for a trend.
-    let least = |n: usize| (0..n).map(|_| { run(); count() }).min().unwrap();
+    let least = |n: usize| {
+        (0..n)
+            .map(|_| {
+                run();
+                count()
+            })
+            .min()
+            .unwrap()
+    };
     let before = least(20);
     let after = least(40);
     assert!(after < before + 20, "{mine}: {before} descriptors before, {after} after");
+}
+
+#[test]
+fn deciding_ends_before_confining() {
+    let dir = place();
+    std::fs::create_dir(dir.path().join("names")).unwrap();
+    // `view` inside something readable cannot be held: said by the plan, before anything is made.
+    let mut policy = ringfence::profile("strict").unwrap();
+    let names = dir.path().join("names").canonicalize().unwrap();
+    let rule = ringfence_policy::Rule::grant_path(&names, ringfence::Permission::View, "test");
+    policy.files.rules.push(ringfence_policy::Rule {
+        effect: ringfence_policy::Effect::Cap,
+        ..rule.unwrap()
+    });
+    let sandbox = Sandbox::builder().workspace(dir.path()).policy(policy).build().unwrap();
+    let planned = sandbox.plan().unwrap_err();
+    assert!(planned.is_refused(), "{planned}");
+    let ran = sandbox.command("touch").arg("/tmp/x").status().unwrap_err();
+    assert_eq!(ran.to_string(), planned.to_string());
+}
+
+#[test]
+fn nothing_is_degraded_silently() {
+    let dir = place();
+    let out = sandbox(&dir).command("true").output().unwrap();
+    // Guarded names that do not exist yet can be created for a while.
+    assert!(out.report.degraded.iter().any(|d| d.name == "absent-guards"));
+    // A limit is in force, or weaker and said, or the run is refused by its name.
+    let limited = Sandbox::builder().workspace(dir.path()).pids(4000).memory(1 << 30).build().unwrap();
+    match limited.command("true").output() {
+        Ok(out) => {
+            let said = |name: &str| {
+                let r = &out.report;
+                r.enforced.iter().chain(&r.degraded).any(|p| p.name == name)
+            };
+            assert!(said("pids-limit") && said("memory-limit"), "{:?}", out.report);
+        }
+        Err(e) => assert!(e.is_refused() && e.to_string().contains("memory-limit"), "{e}"),
+    }
+}
+
+#[test]
+fn a_plan_does_not_grow_with_the_tree() {
+    let (small, large) = (place(), place());
+    for i in 0..2000 {
+        std::fs::write(large.path().join(format!("f{i}")), "").unwrap();
+    }
+    let steps = |dir: &tempfile::TempDir| sandbox(dir).plan().unwrap().steps.len();
+    assert_eq!(steps(&small), steps(&large));
 }

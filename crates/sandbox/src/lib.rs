@@ -7,6 +7,8 @@ pub mod discover;
 pub mod lower;
 #[cfg(target_os = "linux")]
 pub mod plan;
+#[cfg(all(test, target_os = "linux"))]
+mod plan_tests;
 #[cfg(target_os = "linux")]
 pub mod prepare;
 #[cfg(target_os = "linux")]
@@ -18,3 +20,6 @@ mod survey;
 mod sweep;
 #[cfg(unix)]
 pub mod terminal;
+
+#[cfg(target_os = "linux")]
+pub use ringfence_jail::Early;

@@ -229,7 +229,7 @@ impl fmt::Display for PathBuf2 {
 pub fn describe(rule: &Rule) -> String {
     let line = rule.origin.line.map(|l| format!(":{l}")).unwrap_or_default();
     let id = rule.id.as_deref().map(|i| format!(" [{i}]")).unwrap_or_default();
-    format!("rule `{}`{id}, {}{line}", rule.pattern, rule.origin.layer)
+    format!("rule `{}`{id}, {}{line}", rule.written(), rule.origin.layer)
 }
 
 /// Top-level names of the private root that are ours.
@@ -255,7 +255,9 @@ impl Plan {
             nested_namespaces: policy.processes.nested_namespaces,
             inet: network != NetworkPlan::NoSockets,
             fake_chown: identity.demoted,
-            unix: true,
+            // No mount hides the sockets of host services (docker, D-Bus, agents) on the lower
+            // rung, and landlock does not hold a connection to one by its path.
+            unix: rung == Rung::Namespaces,
         };
         report(policy, &survey, &mut status);
         let plan = Self {
@@ -289,7 +291,10 @@ impl Plan {
             .status
             .missing
             .iter()
-            .filter(|m| !policy.accept_missing.iter().any(|a| *a == m.name))
+            .filter(|m| {
+                let group = if m.name.ends_with("-limit") { "cgroup" } else { "" };
+                !policy.accept_missing.iter().any(|a| *a == m.name || a == group)
+            })
             .collect();
         if unaccepted.is_empty() {
             return Ok(());
@@ -464,6 +469,17 @@ impl<'a> Builder<'a> {
             || self.survey.points.iter().any(|p| p.permission == Permission::View)
     }
 
+    /// Whether a host object or the private home has its place in `directory`.
+    fn shows_below(&self, directory: &Path) -> bool {
+        let survey = self.survey;
+        survey.places.home.starts_with(directory)
+            || survey.workspace.iter().any(|w| w.path.starts_with(directory))
+            || survey
+                .points
+                .iter()
+                .any(|p| p.permission > Permission::None && p.object.path.starts_with(directory))
+    }
+
     fn private_root(&mut self) -> Result<(), PlanError> {
         self.allow("/", Access::List);
         self.system();
@@ -533,7 +549,14 @@ impl<'a> Builder<'a> {
         for path in ["/run", "/var/cache", "/var/lib", "/var/log"] {
             self.directory(Path::new(path));
         }
-        self.link("/var/tmp", "/tmp");
+        // One place for both, unless something of the host is to be shown below the second.
+        if self.shows_below(Path::new("/var/tmp")) {
+            self.directory(Path::new("/var/tmp"));
+            self.push("/var/tmp", Action::Private { bytes: files.tmp_bytes, shared: true }, "");
+            self.allow("/var/tmp", Access::Write);
+        } else {
+            self.link("/var/tmp", "/tmp");
+        }
         self.link("/var/run", "/run");
         if let Some(resolver) = &self.survey.resolver {
             self.bind(resolver.clone(), Permission::Read, "the host's resolver configuration");

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use ringfence_policy::{
-    CompiledRules, Effect, GlobRule, Network, Permission, Places, Policy, priority,
+    CompiledRules, Effect, GlobRule, Network, Permission, Places, Policy, Rule, priority,
 };
 use ringfence_sys::raw::Errno;
 
@@ -130,6 +130,11 @@ fn whereabouts(request: &Request) -> Result<Where, PrepareError> {
     Ok(Where { places, workspace, cwd, notes })
 }
 
+/// The places that the patterns of a run are relative to, for explaining a policy.
+pub fn places(request: &Request) -> Result<Places, PrepareError> {
+    whereabouts(request).map(|w| w.places)
+}
+
 /// An I/O error without its `(os error 2)`.
 fn plain(e: &std::io::Error) -> String {
     e.raw_os_error().map_or_else(|| e.to_string().to_lowercase(), |n| Errno(n).to_string())
@@ -139,8 +144,15 @@ fn plain(e: &std::io::Error) -> String {
 pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError> {
     let Where { places, workspace, cwd, mut notes } = whereabouts(request)?;
     let caller = Caller::current();
-    let rules = CompiledRules::new(policy, &places);
-    let mut found = Findings::new(&rules, workspace.is_some());
+    let tools = tools(policy, request, &places, workspace.is_some(), &mut notes)?;
+    let extra: Vec<Rule> = tools
+        .tools
+        .iter()
+        .filter_map(|t| Rule::grant_path(&t.path, Permission::Read, t.what))
+        .collect();
+    let rules = CompiledRules::with_extra(policy, &places, &extra);
+    let listing = workspace.as_ref().and_then(Listing::of);
+    let mut found = Findings::new(&rules, workspace.is_some(), listing);
 
     let system = if policy.files.system { survey::system_entries() } else { Vec::new() };
     found.visible.extend(system.iter().filter_map(|s| match s {
@@ -150,17 +162,15 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     if let Some(w) = &workspace {
         found.visible.push(w.path.clone());
     }
-    if policy.files.toolchains && places.home != Path::new("/") {
-        found.toolchains(&places, request, &mut notes)?;
-    }
-    found.literal_points(&places, &caller)?;
+    let idmap = workspace.is_none() || !caller.maps_ids || can_idmap(workspace.as_ref());
+    found.literal_points(&places, caller.maps_ids && idmap)?;
+    found.toolchains(tools)?;
     if let Some(w) = &workspace {
         found.patterns(policy, &places, w, request, &mut notes)?;
     }
 
     let (environment, withheld) = environment(policy, request, &places, &cwd);
     let resolver = resolver(policy);
-    let idmap = workspace.is_none() || !caller.maps_ids || can_idmap(workspace.as_ref());
     let foreign_id =
         if caller.maps_ids { survey::foreign_id(std::process::id()) } else { caller.uid };
     let devices = devices(policy)?;
@@ -168,6 +178,9 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         Some(w) => rules.decide(&w.path).permission,
         None => Permission::None,
     };
+    // Working trees of one repository share names.
+    found.absent.sort_unstable();
+    found.absent.dedup();
     // The walk could not see everything: what it did not see may hold what must be hidden.
     let truncated = found.truncated.take();
     let survey = Survey {
@@ -203,6 +216,70 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     Ok(plan)
 }
 
+/// Toolchains in home, where the policy wants them.
+fn tools(
+    policy: &Policy,
+    request: &Request,
+    places: &Places,
+    has_workspace: bool,
+    notes: &mut Vec<String>,
+) -> Result<discover::Toolchains, PrepareError> {
+    if !policy.files.toolchains || places.home == Path::new("/") {
+        return Ok(discover::Toolchains::default());
+    }
+    let variable = |name: &str| request.variable(name).map(OsStr::to_owned);
+    let mut tools = discover::toolchains(&places.home, &variable)
+        .map_err(|e| path_error(&places.home, plain(&e)))?;
+    if has_workspace {
+        tools.drop_inside(&places.workspace);
+    }
+    for (path, why) in tools.refused.drain(..) {
+        notes.push(format!("{} is not shown: {why}", path.display()));
+    }
+    Ok(tools)
+}
+
+/// The names directly in the workspace.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    names: std::collections::HashSet<OsString>,
+}
+
+impl Listing {
+    /// `None` where listing would cost more than asking for single names.
+    pub(crate) fn of(workspace: &Object) -> Option<Self> {
+        /// Bytes of a directory: some thousand names.
+        const LARGE: i64 = 128 * 1024;
+        let st = rustix::fs::fstat(&workspace.fd).ok()?;
+        if st.st_size as i64 > LARGE {
+            return None;
+        }
+        Self::read(workspace.fd.as_fd())
+    }
+
+    pub(crate) fn read(directory: std::os::fd::BorrowedFd<'_>) -> Option<Self> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(directory, ".", flags, Mode::empty()).ok()?;
+        let mut buffer = Vec::with_capacity(16 * 1024);
+        let mut entries = rustix::fs::RawDir::new(fd, buffer.spare_capacity_mut());
+        let mut names = std::collections::HashSet::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry.ok()?;
+            names.insert(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+        }
+        Some(Self { names })
+    }
+
+    /// Certain that `path` does not exist, because its first part in the workspace does not.
+    pub(crate) fn lacks(&self, workspace: &Path, path: &Path) -> bool {
+        path.strip_prefix(workspace)
+            .ok()
+            .and_then(|p| p.components().next())
+            .is_some_and(|first| !self.names.contains(first.as_os_str()))
+    }
+}
+
 struct Findings<'a> {
     rules: &'a CompiledRules<'a>,
     has_workspace: bool,
@@ -212,6 +289,7 @@ struct Findings<'a> {
     points: Vec<Point>,
     pins: Vec<Object>,
     absent: Vec<PathBuf>,
+    listing: Option<Listing>,
     links: Vec<(PathBuf, PathBuf)>,
     git: discover::GitGuards,
     directories: u64,
@@ -219,7 +297,11 @@ struct Findings<'a> {
 }
 
 impl<'a> Findings<'a> {
-    fn new(rules: &'a CompiledRules<'a>, has_workspace: bool) -> Self {
+    fn new(
+        rules: &'a CompiledRules<'a>,
+        has_workspace: bool,
+        listing: Option<Listing>,
+    ) -> Self {
         Self {
             rules,
             has_workspace,
@@ -228,6 +310,7 @@ impl<'a> Findings<'a> {
             points: Vec::with_capacity(16),
             pins: Vec::new(),
             absent: Vec::new(),
+            listing,
             links: Vec::new(),
             git: discover::GitGuards::default(),
             directories: u64::MAX,
@@ -248,38 +331,11 @@ impl<'a> Findings<'a> {
         }
     }
 
-    fn toolchains(
-        &mut self,
-        places: &Places,
-        request: &Request,
-        notes: &mut Vec<String>,
-    ) -> Result<(), PrepareError> {
-        let variable = |name: &str| request.variable(name).map(OsStr::to_owned);
-        let mut tools = discover::toolchains(&places.home, &variable)
-            .map_err(|e| path_error(&places.home, plain(&e)))?;
-        if self.has_workspace {
-            tools.drop_inside(&places.workspace);
-        }
+    /// Links and secrets of the toolchains; the directories themselves are grants like others.
+    fn toolchains(&mut self, tools: discover::Toolchains) -> Result<(), PrepareError> {
         for tool in tools.tools {
-            let decision = self.rules.decide(&tool.path);
-            let permission = match decision.rule {
-                Some(rule) if rule.effect != Effect::Grant => decision.permission,
-                _ => decision.permission.max(Permission::Read),
-            };
-            if permission == Permission::None {
-                continue;
-            }
-            if let Some(object) = self.look(&tool.path)? {
-                if tool.at != tool.path {
-                    self.links.push((tool.at, tool.path.clone()));
-                }
-                self.visible.push(tool.path);
-                self.points.push(Point {
-                    object,
-                    permission,
-                    why: tool.what.to_owned(),
-                    guard: false,
-                });
+            if tool.at != tool.path {
+                self.links.push((tool.at, tool.path));
             }
         }
         for path in tools.masked {
@@ -289,20 +345,21 @@ impl<'a> Findings<'a> {
                 self.points.push(Point { object, permission, why, guard: false });
             }
         }
-        for (path, why) in tools.refused {
-            notes.push(format!("{} is not shown: {why}", path.display()));
-        }
         Ok(())
     }
 
-    fn literal_points(&mut self, places: &Places, caller: &Caller) -> Result<(), PrepareError> {
+    fn literal_points(&mut self, places: &Places, demoted: bool) -> Result<(), PrepareError> {
         let rules = self.rules;
-        let mut points = rules.literal_points();
+        let mut points = rules.binding_points();
         points.extend(rules.subtree_only_globs());
         // Grants first: they decide what is visible, and so which caps need a look.
         for point in points.iter().filter(|p| p.rule.effect != Effect::Cap) {
             let (path, rule) = (&point.path, point.rule);
             if *path == places.workspace {
+                continue;
+            }
+            if path == Path::new("/") {
+                self.whole_root(rule)?;
                 continue;
             }
             let Some(object) = self.look(path)? else { continue };
@@ -331,19 +388,82 @@ impl<'a> Findings<'a> {
             if !self.is_visible(path) || (guard && !self.has_workspace) {
                 continue;
             }
+            // What the sandbox's host id cannot read anyway needs no mask. That is known of the
+            // built-in secrets of the system only: what people name may be readable by everyone.
+            if demoted
+                && rule.base == ringfence_policy::Base::Root
+                && rule.id.is_some()
+                && !guard
+            {
+                continue;
+            }
+            // One listing of the workspace answers for most of the many guarded names.
+            if self.listing.as_ref().is_some_and(|l| l.lacks(&places.workspace, path)) {
+                if guard {
+                    self.absent.push(path.clone());
+                }
+                continue;
+            }
             let Some(object) = self.look(path)? else {
                 if guard && path.starts_with(&places.workspace) {
                     self.absent.push(path.clone());
                 }
                 continue;
             };
-            // What the sandbox's host id cannot read anyway needs no mask.
-            if caller.maps_ids && rule.base == ringfence_policy::Base::Root {
-                continue;
-            }
             let permission = rules.decide(path).permission.min(rules.decide(&object.path).permission);
             let why = describe(rule);
+            let stays = rule.permission < Permission::Write && path.starts_with(&places.workspace);
+            // What must not change must not be moved away with its parents and made anew either;
+            // and what is hidden by its path would be shown to the next run at another.
+            for parent in path.ancestors().skip(1).filter(|_| stays) {
+                if parent == places.workspace || !parent.starts_with(&places.workspace) {
+                    break;
+                }
+                if let Some(object) = self.look(parent)? {
+                    self.pins.push(object);
+                }
+            }
+            // A name that must not change and is a symlink: the link is held where it is, too.
+            if stays
+                && rule.permission == Permission::Read
+                && std::fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink())
+                && let Some(link) = survey::look_at_link(path).map_err(|e| path_error(path, e))?
+            {
+                let permission = rules.decide(path).permission.min(Permission::Read);
+                self.points.push(Point { object: link, permission, why: why.clone(), guard });
+            }
             self.points.push(Point { object, permission, why, guard });
+        }
+        Ok(())
+    }
+
+    /// A grant of `/` is one of each directory in it. What the sandbox has of its own stays its own,
+    /// and the sockets of the host's services in `/run` are not files to read.
+    fn whole_root(&mut self, rule: &Rule) -> Result<(), PrepareError> {
+        const OWN: [&str; 5] = ["/proc", "/dev", "/sys", "/run", "/tmp"];
+        const OWN_IN_VAR: [&str; 3] = ["/var/tmp", "/var/run", "/var/lock"];
+        let list = |directory: &str| std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = list("/")
+            .map(|e| e.path())
+            .filter(|p| p != Path::new("/var") && !OWN.iter().any(|o| p == Path::new(o)))
+            .collect();
+        paths.extend(
+            list("/var").map(|e| e.path()).filter(|p| !OWN_IN_VAR.iter().any(|o| p == Path::new(o))),
+        );
+        paths.sort_unstable();
+        for path in paths {
+            if let Ok(target) = std::fs::read_link(&path) {
+                self.links.push((path, target));
+                continue;
+            }
+            let permission = self.rules.decide(&path).permission;
+            let shown = permission == Permission::Read && self.visible.contains(&path);
+            if shown || permission == Permission::None {
+                continue;
+            }
+            let Some(object) = self.look(&path)? else { continue };
+            self.visible.push(path);
+            self.points.push(Point { object, permission, why: describe(rule), guard: false });
         }
         Ok(())
     }

@@ -103,7 +103,12 @@ pub struct Running {
 }
 
 /// Starts a planned run.
-pub fn start(mut plan: Plan, policy: &Policy, command: &Command) -> Result<Running, RunError> {
+pub fn start(
+    mut plan: Plan,
+    policy: &Policy,
+    command: &Command,
+    early: Option<jail::Early>,
+) -> Result<Running, RunError> {
     let started = Instant::now();
     let limits = &policy.limits;
     let (scope, nproc) = limit(limits, &mut plan.status);
@@ -121,7 +126,7 @@ pub fn start(mut plan: Plan, policy: &Policy, command: &Command) -> Result<Runni
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
     let steps = spec_steps(&plan, &spec);
-    let jailed = jail::spawn(&spec, parent).map_err(|f| failure(&f, &program, &steps, plan.rung))?;
+    let jailed = jail::spawn(&spec, parent, early).map_err(|f| failure(&f, &program, &steps, plan.rung))?;
     let Plan { status, rung, .. } = plan;
     Ok(Running { jailed, status, scope, started, sweep: watch, program, steps, rung, scratch })
 }

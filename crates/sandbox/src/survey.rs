@@ -103,8 +103,18 @@ impl Caller {
     pub fn current() -> Self {
         let uid = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
-        Self { uid, gid, maps_ids: uid == 0 && has_capabilities() }
+        Self { uid, gid, maps_ids: uid == 0 && has_capabilities() && is_hosts_root() }
     }
+}
+
+/// Whether uid 0 is the host's: in a user namespace (a rootless container) root may neither map ids
+/// that it was not given nor translate the owners of file systems that belong to the host.
+fn is_hosts_root() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| is_whole_map(&map))
+}
+
+fn is_whole_map(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Whether root has what mapping a foreign id and opening trees needs (a container may have taken
@@ -117,24 +127,12 @@ fn has_capabilities() -> bool {
 }
 
 /// A host id for a root caller's sandbox: unprivileged, unlike any other run's, in the range that
-/// systemd's list of reserved ids leaves unused (1879048192 to 2147483647). Falls back to the
-/// overflow id where the caller's own user namespace does not have that range.
+/// systemd's list of reserved ids leaves unused (1879048192 to 2147483647). Only for callers with
+/// [`Caller::maps_ids`], whose namespace has all ids.
 pub fn foreign_id(pid: u32) -> u32 {
     const FIRST: u32 = 1_879_048_192;
     // Largest possible pid (PID_MAX_LIMIT) is 2^22, so this stays inside the range.
-    let wanted = FIRST + pid;
-    let overflow = 65534;
-    let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else { return overflow };
-    let covered = map.lines().any(|line| {
-        let mut n = line.split_ascii_whitespace().filter_map(|w| w.parse::<u64>().ok());
-        match (n.next(), n.next(), n.next()) {
-            (Some(first), Some(_), Some(count)) => {
-                (first..first + count).contains(&u64::from(wanted))
-            }
-            _ => false,
-        }
-    });
-    if covered { wanted } else { overflow }
+    FIRST + pid
 }
 
 /// Objects by canonical path, so that each is looked up once.
@@ -151,5 +149,19 @@ impl Objects {
         let found = look(path)?;
         self.seen.insert(path.to_owned(), found.clone());
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_whole_map;
+
+    #[test]
+    fn root_of_a_container_is_not_the_hosts() {
+        assert!(is_whole_map("         0          0 4294967295\n"));
+        assert!(!is_whole_map("         0       1000          1\n"));
+        assert!(!is_whole_map("         0     100000      65536\n"));
+        assert!(!is_whole_map("0 1000 1\n1 100000 65536\n"));
+        assert!(!is_whole_map(""));
     }
 }

@@ -5,11 +5,14 @@ use std::path::PathBuf;
 
 use crate::discover::{self, Absent};
 use crate::plan::{Access, LandlockRule, Plan};
+use crate::prepare::Listing;
 
 /// Remembers which guarded names were absent at the start.
 #[derive(Debug, Default)]
 pub struct Watch {
     roots: Vec<(PathBuf, Absent)>,
+    /// Guarded paths whose first part in the workspace did not exist.
+    free: Vec<PathBuf>,
     workspace: PathBuf,
     git: Option<discover::GitGuards>,
     /// How many directories the workspace had, as far as they were counted.
@@ -25,8 +28,17 @@ const SMALL_TREE: u64 = 256;
 impl Watch {
     pub fn new(plan: &Plan) -> Self {
         let mut roots: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
+        let mut free = Vec::new();
+        let listing = open_directory(&plan.workspace)
+            .ok()
+            .and_then(|fd| Listing::read(std::os::fd::AsFd::as_fd(&fd)));
         for path in &plan.absent {
-            // Names inside the workspace (the usual case) share one root; others have their parent.
+            // Most guarded names lie directly in the workspace and nothing is there: one listing
+            // before and one after answers for all of them.
+            if listing.as_ref().is_some_and(|l| l.lacks(&plan.workspace, path)) {
+                free.push(path.clone());
+                continue;
+            }
             let root = if path.starts_with(&plan.workspace) {
                 plan.workspace.clone()
             } else {
@@ -47,7 +59,7 @@ impl Watch {
             })
             .collect();
         let git = plan.guards_git.then(|| plan.git.clone());
-        Self { roots, workspace: plan.workspace.clone(), git, directories: plan.directories }
+        Self { roots, free, workspace: plan.workspace.clone(), git, directories: plan.directories }
     }
 
     /// Looks at repositories that the run made: hooks are moved aside, configuration that makes
@@ -79,27 +91,54 @@ impl Watch {
         }
     }
 
+    /// Guarded names in places where nothing was.
+    fn free_names(&self, lines: &mut Vec<String>) {
+        let Ok(root) = open_directory(&self.workspace) else { return };
+        let root = std::os::fd::AsFd::as_fd(&root);
+        let Some(listing) = Listing::read(root) else { return };
+        for path in &self.free {
+            if listing.lacks(&self.workspace, path) || std::fs::symlink_metadata(path).is_err() {
+                continue;
+            }
+            let Ok(relative) = path.strip_prefix(&self.workspace) else { continue };
+            lines.push(held_line(path, relative, root, &self.workspace));
+        }
+    }
+
     /// Moves aside what appeared. Answers one line for each.
     pub fn finish(&mut self, took: std::time::Duration) -> Vec<String> {
         let mut lines = Vec::new();
         for (root, absent) in &self.roots {
             for a in discover::sweep(absent) {
-                let name = root.join(&a.path);
-                match discover::hold(absent.root(), &a.path) {
-                    Ok(new) => lines.push(format!(
-                        "{} is a guarded name that the run created; it is now {}",
-                        name.display(),
-                        root.join(new).display()
-                    )),
-                    Err(e) => lines.push(format!(
-                        "{} is a guarded name that the run created and could not be moved aside: {e}",
-                        name.display()
-                    )),
-                }
+                lines.push(held_line(&root.join(&a.path), &a.path, absent.root(), root));
             }
         }
+        self.free_names(&mut lines);
         self.new_repositories(took, &mut lines);
+        // A submodule is found by its working tree and by its git directory.
+        let mut told = std::collections::HashSet::new();
+        lines.retain(|line| told.insert(line.clone()));
         lines
+    }
+}
+
+/// Moves a guarded name aside and says so.
+fn held_line(
+    name: &std::path::Path,
+    relative: &std::path::Path,
+    root: std::os::fd::BorrowedFd<'_>,
+    root_path: &std::path::Path,
+) -> String {
+    match discover::hold(root, relative) {
+        Ok(new) => format!(
+            "{} is a guarded name that the run created; it is now {}",
+            name.display(),
+            root_path.join(new).display()
+        ),
+        Err(e) => format!(
+            "{} is a guarded name that the run created and could not be moved aside: {e}",
+            name.display()
+        ),
     }
 }
 

@@ -532,13 +532,10 @@ fn stop_self(signal: i32, whole_job: bool, clock: Clock) -> bool {
     };
     let _alarm =
         wake_at.and_then(|at| Alarm::after(at.saturating_duration_since(Instant::now())).ok());
-    let Some(signal) = Signal::from_named_raw(signal) else { return false };
-    // Failing to signal oneself leaves one running, which the caller handles.
-    let _ = if whole_job {
-        rustix::process::kill_current_process_group(signal)
-    } else {
-        rustix::process::kill_process(rustix::process::getpid(), signal)
-    };
-    signal::deliver(signal.as_raw());
+    if let (true, Some(named)) = (whole_job, Signal::from_named_raw(signal)) {
+        // Blocked here, so the others get it first. One that we may not signal is not stopped.
+        let _ = rustix::process::kill_current_process_group(named);
+    }
+    signal::raise(signal);
     signal::is_pending(libc::SIGCONT)
 }

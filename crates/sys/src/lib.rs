@@ -2,6 +2,8 @@
 //! Knows no policy. The only room (with a few lines of `jail`) where `unsafe` is at home.
 
 #[cfg(target_os = "linux")]
+pub mod attack;
+#[cfg(target_os = "linux")]
 pub mod cgroup;
 #[cfg(target_os = "linux")]
 pub mod seccomp;
@@ -19,3 +21,8 @@ pub mod signal;
 pub mod subreaper;
 #[cfg(target_os = "linux")]
 pub mod tty;
+pub mod arena;
+#[cfg(target_os = "linux")]
+pub mod bare;
+#[cfg(target_os = "linux")]
+pub mod early;

@@ -41,6 +41,33 @@ pub enum Side {
     Child,
 }
 
+/// `clone3`, or `clone` where a filter around us refuses the newer call because it cannot see its
+/// flags (containers' default filters do): then the older one may still be allowed.
+///
+/// # Safety
+/// As for [`clone`]; `args` asks for no stack and no shared memory, and its pointers are valid.
+unsafe fn clone_either(args: &mut CloneArgs) -> Result<i64> {
+    // SAFETY: `args` is a valid clone_args of the first version; no stack is given, so the child
+    // continues here on a copy of this one.
+    let new = unsafe {
+        libc::syscall(libc::SYS_clone3, std::ptr::from_mut(args), std::mem::size_of::<CloneArgs>())
+    };
+    if new >= 0 {
+        return Ok(new);
+    }
+    match Errno::last() {
+        Errno(libc::ENOSYS | libc::EPERM) => {}
+        e => return Err(e),
+    }
+    // The flags used here fit into 32 bits; the pidfd goes where the parent's tid would.
+    let flags = args.flags | args.exit_signal;
+    // SAFETY: as above; the third argument is the same on every architecture.
+    let old = unsafe {
+        libc::syscall(libc::SYS_clone, flags, 0usize, args.pidfd as usize, 0usize, 0usize)
+    };
+    if old >= 0 { Ok(old) } else { Err(Errno::last()) }
+}
+
 /// `clone3` with its own memory (fork-like), SIGCHLD at exit, and a pidfd for the parent.
 ///
 /// # Safety
@@ -54,13 +81,8 @@ pub unsafe fn clone(namespaces: u64) -> Result<Side> {
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
-    // SAFETY: `args` is a valid clone_args of the first version; no stack is given, so the child
-    // continues here on a copy of this one.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<CloneArgs>())
-    };
-    match ret {
-        -1 => Err(Errno::last()),
+    // SAFETY: passed on from our caller; `args` is valid and `pidfd` outlives the call.
+    match unsafe { clone_either(&mut args) }? {
         0 => Ok(Side::Child),
         pid => {
             // SAFETY: the kernel stored a new descriptor that nobody else owns.
@@ -84,11 +106,7 @@ pub unsafe fn fork() -> Result<Option<(i32, i32)>> {
         ..CloneArgs::default()
     };
     // SAFETY: as in `clone`.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<CloneArgs>())
-    };
-    match ret {
-        -1 => Err(Errno::last()),
+    match unsafe { clone_either(&mut args) }? {
         0 => Ok(None),
         pid => Ok(Some((pid as i32, pidfd))),
     }

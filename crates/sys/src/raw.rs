@@ -277,6 +277,10 @@ pub fn setpgid(pid: i32, pgid: i32) -> Result<()> {
     call!(libc::SYS_setpgid, pid, pgid).map(|_| ())
 }
 
+pub fn getpgid(pid: i32) -> Result<i32> {
+    call!(libc::SYS_getpgid, pid).map(|group| group as i32)
+}
+
 pub fn kill(pid: i32, signal: i32) -> Result<()> {
     call!(libc::SYS_kill, pid, signal).map(|_| ())
 }

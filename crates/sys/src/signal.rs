@@ -92,10 +92,12 @@ pub fn is_pending(signal: i32) -> bool {
     }
 }
 
-/// Lets a blocked signal through for a moment: a pending one acts before this returns.
-pub fn deliver(signal: i32) {
-    let set = set_of(&[signal]);
-    let before = change_mask(libc::SIG_UNBLOCK, &set);
+/// Sends a signal to the calling thread and lets it through even if it is blocked: it has acted, on
+/// the whole process, when this returns. (Sent to the process, it might act on another thread later.)
+pub fn raise(signal: i32) {
+    // SAFETY: raise takes any number; one that is no signal is an error without effect.
+    unsafe { libc::raise(signal) };
+    let before = change_mask(libc::SIG_UNBLOCK, &set_of(&[signal]));
     change_mask(libc::SIG_SETMASK, &before);
 }
 

@@ -1,11 +1,94 @@
-//! `ringfence policy`.
+//! `ringfence policy`: show, check and explain what a run would be allowed.
+
+mod check;
+mod explain;
+mod show;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::ArgMatches;
+use ringfence_policy::{builtin_rules, profiles};
+use ringfence_sandbox::prepare::Request;
+use serde_json::json;
+
+use crate::flags::{Id, Typed};
+use crate::layers::{self, LayerError, Layered};
+use crate::{help, output};
+
 pub fn main(args: &[OsString]) -> ExitCode {
-    match crate::help::matches(args) {
-        Ok(_) => crate::output::fail("not built yet"),
-        Err(code) => code,
+    let matches = match help::matches(args) {
+        Ok(m) => m,
+        Err(code) => return code,
+    };
+    match matches.subcommand_matches("policy").and_then(ArgMatches::subcommand) {
+        Some(("show", m)) => show::main(m),
+        Some(("check", m)) => check::main(m),
+        Some(("explain", m)) => explain::main(m),
+        Some(("schema", _)) => output::print_json(&ringfence_policy::schema()),
+        Some(("profiles", m)) => list(m.get_flag("json")),
+        _ => output::fail("no such part of policy"),
     }
+}
+
+/// `-s`, `-t` and `-w` as `run` would have got them.
+fn typed(m: &ArgMatches) -> Typed {
+    let mut typed = Typed::default();
+    for (name, id) in
+        [("settings", Id::Settings), ("profile", Id::Profile), ("workspace", Id::Workspace)]
+    {
+        let values = m.get_many::<OsString>(name).into_iter().flatten();
+        typed.flags.extend(values.map(|v| (id, v.clone())));
+    }
+    typed
+}
+
+/// The request that `run` would make of the same flags.
+fn request(typed: &Typed) -> Request {
+    Request { workspace: typed.last(Id::Workspace).map(PathBuf::from), ..Request::current() }
+}
+
+/// The policy that `run` would use, its own files guarded.
+fn layered(typed: &Typed) -> Result<Layered, LayerError> {
+    let mut layered = layers::layered(typed)?;
+    super::run::protect_policy_files(&mut layered, &request(typed)).map_err(LayerError::Flag)?;
+    Ok(layered)
+}
+
+fn refused(e: &LayerError) -> ExitCode {
+    output::say(e);
+    ExitCode::from(e.exit_code())
+}
+
+/// `policy profiles`.
+fn list(as_json: bool) -> ExitCode {
+    if as_json {
+        let profiles: Vec<_> = profiles::all()
+            .iter()
+            .map(|p| json!({ "name": p.name, "about": p.about, "default": p.name == profiles::DEFAULT }))
+            .collect();
+        let rules: Vec<_> = builtin_rules()
+            .iter()
+            .map(|r| {
+                json!({
+                    "id": r.id,
+                    "reason": r.reason,
+                    "effect": r.effect,
+                    "permission": r.permission,
+                    "patterns": r.patterns,
+                })
+            })
+            .collect();
+        return output::print_json(&json!({ "profiles": profiles, "rules": rules }));
+    }
+    let mut text = String::from("Profiles (-t NAME, or extends = \"NAME\"):\n");
+    for p in profiles::all() {
+        text.push_str(&format!("  {:<14} {}\n", p.name, p.about));
+    }
+    text.push_str("\nBuilt-in rules (--lift ID removes one, or a whole group: secret, guard, identity):\n");
+    for r in builtin_rules() {
+        text.push_str(&format!("  {:<18} {} {}: {}\n", r.id, r.effect, r.permission, r.reason));
+    }
+    output::print(&text)
 }

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ringfence_policy::{Network, Policy};
+use ringfence_sandbox::Early;
+use ringfence_policy::{Base, Effect, Network, Permission, Policy, Rule, priority};
 use ringfence_sandbox::lower::Command;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
 use ringfence_sandbox::prepare::{Request, prepare};
@@ -18,16 +19,19 @@ use ringfence_sandbox::terminal::{self, Io, Signals};
 
 use crate::flags::{self, Id, Problem, Typed};
 use crate::layers::{self, Layered};
+use crate::output::printable;
 use crate::ports::{self, Port};
 use crate::{help, output};
 
 pub fn main(args: &[OsString]) -> ExitCode {
+    // Before anything else: namespaces are being made while arguments, policy and project are read.
+    let early = Early::start();
     let typed = match flags::parse(args) {
         Ok(t) => t,
         Err(problem) => return usage(args, &problem),
     };
     match meant(&typed) {
-        Ok(meant) => go(&typed, &meant),
+        Ok(meant) => go(&typed, &meant, early),
         Err(code) => code,
     }
 }
@@ -40,13 +44,17 @@ fn usage(args: &[OsString], problem: &Problem) -> ExitCode {
             return help::main(&["--version".into()]);
         }
     }
-    let words: Vec<OsString> =
-        std::iter::once("run".into()).chain(args.iter().cloned()).collect();
-    match help::command().try_get_matches_from(
-        std::iter::once(OsString::from("ringfence")).chain(words),
-    ) {
+    let outcome = if *problem == Problem::ForClap {
+        let words = ["ringfence".into(), "run".into()].into_iter().chain(args.iter().cloned());
+        help::command().try_get_matches_from(words)
+    } else {
+        // Without a place for the command, or an unknown flag would be taken for one.
+        let flags = args.iter().take_while(|a| *a != "--").cloned();
+        help::flags_command().try_get_matches_from(std::iter::once("ringfence run".into()).chain(flags))
+    };
+    match outcome {
         Err(e) => help::clap_error(&e),
-        Ok(_) => output::fail(format!("cannot understand the arguments: {problem:?}")),
+        Ok(_) => output::fail(format_args!("cannot understand the arguments: {problem:?}")),
     }
 }
 
@@ -77,8 +85,8 @@ fn meant(typed: &Typed) -> Result<Meant, ExitCode> {
         output::say(&e);
         ExitCode::from(e.exit_code())
     })?;
-    if let Some(code) = hosts_of_the_users_own(&layered.policy) {
-        return Err(code);
+    if let Some(problem) = hosts_of_the_users_own(&layered.policy) {
+        return Err(output::fail(problem));
     }
     let path = |id: Id| typed.last(id).map(PathBuf::from);
     let request = Request {
@@ -86,48 +94,63 @@ fn meant(typed: &Typed) -> Result<Meant, ExitCode> {
         cwd: path(Id::Cwd),
         ..Request::current()
     };
-    protect_policy_files(&mut layered);
+    protect_policy_files(&mut layered, &request).map_err(output::fail)?;
     Ok(Meant { layered, request, argv })
 }
 
 /// Built-in profiles list hosts for the egress filter, which is not in this version: they fall back
 /// to no network, and the status says so. A list that the user wrote is refused, because they would
 /// otherwise wonder why their host is not reached.
-fn hosts_of_the_users_own(policy: &Policy) -> Option<ExitCode> {
+pub fn hosts_of_the_users_own(policy: &Policy) -> Option<String> {
     let Network::Filtered { allow, deny } = &policy.network else { return None };
     let own: Vec<String> = allow
         .iter()
         .chain(deny)
         .filter(|rule| rule.origin.line.is_some())
-        .map(|rule| format!("{} ({})", rule.host, rule.origin))
+        .map(|rule| printable(&format!("{} ({})", rule.host, rule.origin)).into_owned())
         .collect();
     if own.is_empty() {
         return None;
     }
-    Some(output::fail(format!(
+    Some(format!(
         "network.allow and network.deny cannot be honoured yet, this version has no egress filter: {}\n  remedy: --network none (loopback only) or --network host (unfiltered)",
         own.join(", ")
-    )))
+    ))
 }
 
-/// The policy that confines this run must not be changed by it, wherever its file lies.
-fn protect_policy_files(layered: &mut Layered) {
-    use ringfence_policy::{Effect, Permission, Rule, priority};
+/// The policy that confines this run must not be changed by it, wherever its file lies: neither the
+/// file nor, where it was named through a symlink, the link.
+pub fn protect_policy_files(layered: &mut Layered, request: &Request) -> Result<(), String> {
+    let workspace = request.workspace.as_deref().or(request.cwd.as_deref());
+    let workspace = std::fs::canonicalize(workspace.unwrap_or(Path::new("."))).ok();
     for file in &layered.files {
         let Ok(real) = std::fs::canonicalize(file) else { continue };
-        let place = "the policy of this run";
-        if let Some(rule) = Rule::grant_path(&real, Permission::Read, place) {
-            layered.policy.files.rules.push(Rule {
-                effect: Effect::Cap,
-                priority: priority::GUARD,
-                id: Some("guard.ringfence".into()),
-                ..rule
-            });
+        let named = crate::trust::key_path(file);
+        for path in [Some(&named), (named != real).then_some(&real)].into_iter().flatten() {
+            let Some(rule) = guard(path, workspace.as_deref()) else {
+                return Err(format!(
+                    "cannot guard the policy {} against the run: its path is not utf-8; move it, or its directory, to one that is",
+                    printable(path)
+                ));
+            };
+            layered.policy.files.rules.push(rule);
         }
     }
+    Ok(())
 }
 
-fn go(typed: &Typed, meant: &Meant) -> ExitCode {
+fn guard(path: &Path, workspace: Option<&Path>) -> Option<Rule> {
+    let place = "the policy of this run";
+    let rule = Rule::grant_path(path, Permission::Read, place).or_else(|| {
+        // Patterns are text; below a directory whose name is not, they can be relative to it.
+        let inside = Path::new("/").join(path.strip_prefix(workspace?).ok()?);
+        Some(Rule { base: Base::Workspace, ..Rule::grant_path(&inside, Permission::Read, place)? })
+    })?;
+    let id = Some("guard.ringfence".into());
+    Some(Rule { effect: Effect::Cap, priority: priority::GUARD, id, ..rule })
+}
+
+fn go(typed: &Typed, meant: &Meant, mut early: Option<Early>) -> ExitCode {
     let Meant { layered, request, argv } = meant;
     let loud = typed.has(Id::Debug) || typed.has(Id::Monitor);
     if loud || !layered.notes.is_empty() {
@@ -148,7 +171,7 @@ fn go(typed: &Typed, meant: &Meant) -> ExitCode {
     };
     let signals = Signals::take();
     let outcome = run::with_ladder(&layered.policy, request, |plan| {
-        attempt(typed, &layered.policy, argv, &signals, &exposed, &mut log, plan)
+        attempt(typed, &layered.policy, argv, &signals, &exposed, &mut log, &mut early, plan)
     });
     match outcome {
         Ok((code, status)) => {
@@ -192,6 +215,7 @@ fn attempt(
     signals: &Signals,
     ports: &[Port],
     log: &mut Log,
+    early: &mut Option<Early>,
     plan: Plan,
 ) -> Result<(i32, Status), Failed> {
     let fatal = |error: RunError| Failed { error, refusal: None };
@@ -218,7 +242,7 @@ fn attempt(
         Some(_) => ports::listen(ports).map_err(|what| fatal(RunError::Port(what)))?,
         None => Vec::new(),
     };
-    let mut running = run::start(plan, policy, &command).map_err(fatal)?;
+    let mut running = run::start(plan, policy, &command, early.take()).map_err(fatal)?;
     let forwarder = ports::serve(listeners, ours);
     let deadline = Deadline::of(&policy.limits)
         .and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
@@ -316,7 +340,7 @@ fn write_status(target: Option<&OsStr>, status: &Status) -> Result<(), String> {
             .map_err(|e| format!("cannot write the status to stdout: {e}"));
     }
     std::fs::write(Path::new(target), text)
-        .map_err(|e| format!("cannot write the status to {}: {e}", target.display()))
+        .map_err(|e| format!("cannot write the status to {}: {e}", printable(target)))
 }
 
 /// Events as JSON lines.
@@ -333,7 +357,7 @@ impl Log {
             Ok(file) => Ok(Self { file: Some(file) }),
             Err(e) => Err(output::fail(format_args!(
                 "--log: cannot open {}: {e}",
-                Path::new(target).display()
+                printable(target)
             ))),
         }
     }

@@ -119,7 +119,7 @@ fn an_untrusted_layer_may_only_narrow() {
     .narrowing_only()
     .unwrap();
     let wide = toml(
-        "extends = \"code\"\nlift = [\"guard\"]\naccept_missing = [\"seccomp\"]\n\
+        "extends = \"code\"\nlift = [\"guard\"]\naccept_missing = [\"guards\"]\n\
          [files]\nwrite = [\"/\"]\nread = [\"~\"]\nview = [\"v\"]\ngit = \"open\"\ntmp_size = \"9g\"\n\
          devices = [\"/dev/kvm\"]\n[[files.rules]]\npattern = \"**/*\"\npermission = \"write\"\n\
          [network]\nmode = \"host\"\nallow = [\"x.example\"]\n\
@@ -132,7 +132,7 @@ fn an_untrusted_layer_may_only_narrow() {
     for key in [
         "extends = \"code\" (p.toml:1)",
         "lift = \"guard\" (p.toml:2)",
-        "accept_missing = \"seccomp\" (p.toml:3)",
+        "accept_missing = \"guards\" (p.toml:3)",
         "files.write = \"/\" (p.toml:5)",
         "files.read = \"~\" (p.toml:6)",
         "files.view = \"v\" (p.toml:7)",

@@ -395,11 +395,30 @@ impl Inspector<'_> {
         }
     }
 
+    /// Whether every working tree that the configuration at `path` names lies within the root.
+    fn tree_is_inside(&self, path: &Path, bytes: &[u8]) -> bool {
+        use std::os::fd::AsRawFd as _;
+        let Ok(root) = std::fs::read_link(format!("/proc/self/fd/{}", self.root.as_raw_fd()))
+        else {
+            return false;
+        };
+        let dir = path.parent().map_or_else(|| root.clone(), |dir| root.join(dir));
+        super::config::parse(bytes).iter().filter(|e| e.is("core", "worktree")).all(|entry| {
+            let value = entry.value.as_deref().unwrap_or_default();
+            fd::real(&dir, Path::new(OsStr::from_bytes(value)))
+                .is_ok_and(|real| real.starts_with(&root))
+        })
+    }
+
     fn config(&mut self, path: &Path, dir: BorrowedFd<'_>, name: &str) {
         match fd::read_regular(dir, name.as_bytes(), MAX_CONFIG) {
             Ok(bytes) => {
-                let keys = executable_keys(&bytes).into_iter();
-                self.out.keys.extend(keys.map(|key| (path.to_owned(), key)));
+                let mut keys = executable_keys(&bytes);
+                // A submodule's configuration names its working tree.
+                if self.tree_is_inside(path, &bytes) {
+                    keys.retain(|key| key != "core.worktree");
+                }
+                self.out.keys.extend(keys.into_iter().map(|key| (path.to_owned(), key)));
             }
             Err(e) if e.is_absent() => {}
             Err(e) => self.suspect(path.to_owned(), &e.to_string()),

@@ -120,6 +120,12 @@ pub const TOOL_ENVIRONMENT: &[ToolVariable] = &[
     offline("UV_OFFLINE", "1", "uv would retry"),
     offline("npm_config_offline", "true", "npm would retry for more than half a minute"),
     ToolVariable {
+        name: "GIT_DISCOVERY_ACROSS_FILESYSTEM",
+        value: "1",
+        offline_only: false,
+        why: "every place shown is a mount, so git would not find the repository around a workspace",
+    },
+    ToolVariable {
         name: "PIP_DISABLE_PIP_VERSION_CHECK",
         value: "1",
         offline_only: false,

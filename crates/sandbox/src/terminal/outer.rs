@@ -54,6 +54,12 @@ impl Io {
         self.pty.contains(&true)
     }
 
+    /// What the command writes to the terminal is not all that gets there: its stdout goes to another
+    /// program, which may write to the terminal itself.
+    pub(super) fn shares_output(&self) -> bool {
+        !self.pty[1]
+    }
+
     /// An interactive run: the command owns the keyboard from the start.
     pub(super) fn is_interactive(&self) -> bool {
         self.pty[0] && self.pty[1]
@@ -119,11 +125,17 @@ impl Tty {
         }
     }
 
-    pub(super) fn make_raw(&mut self) -> io::Result<()> {
-        if self.raw.is_none() {
-            self.raw = Some(Raw::new(&self.fd)?);
+    /// Without `cooked_output`, output is raw too.
+    pub(super) fn make_raw(&mut self, cooked_output: bool) -> io::Result<()> {
+        match &mut self.raw {
+            Some(raw) if raw.cooked_output == cooked_output => Ok(()),
+            // Anew: cheaper to understand than changing what is lent, and rare.
+            _ => {
+                self.raw = None;
+                self.raw = Some(Raw::new(&self.fd, cooked_output)?);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     pub(super) fn restore(&mut self) {
@@ -149,10 +161,12 @@ struct Lent {
 
 /// While this lives, the terminal is raw.
 #[derive(Debug)]
-struct Raw(());
+struct Raw {
+    cooked_output: bool,
+}
 
 impl Raw {
-    fn new(tty: &OwnedFd) -> io::Result<Self> {
+    fn new(tty: &OwnedFd, cooked_output: bool) -> io::Result<Self> {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let next = std::panic::take_hook();
@@ -165,6 +179,9 @@ impl Raw {
         let before = termios::tcgetattr(tty)?;
         let mut raw = before.clone();
         raw.make_raw();
+        if cooked_output {
+            raw.output_modes = before.output_modes;
+        }
         let dup = rustix::io::fcntl_dupfd_cloexec(tty, 3)?;
         // "Now": what was typed ahead must not be thrown away.
         termios::tcsetattr(tty, OptionalActions::Now, &raw)?;
@@ -172,7 +189,7 @@ impl Raw {
         let ours = termios::tcgetattr(tty).unwrap_or(raw);
         *LENT.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Lent { tty: dup, before, ours });
-        Ok(Self(()))
+        Ok(Self { cooked_output })
     }
 }
 
@@ -197,7 +214,7 @@ fn give_back() {
     }
 }
 
-fn same(a: &Termios, b: &Termios) -> bool {
+pub(super) fn same(a: &Termios, b: &Termios) -> bool {
     a.input_modes == b.input_modes
         && a.output_modes == b.output_modes
         && a.local_modes == b.local_modes

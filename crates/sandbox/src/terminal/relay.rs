@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::termios::{self, OptionalActions, SpecialCodeIndex, Winsize};
+use rustix::termios::{self, OptionalActions, OutputModes, SpecialCodeIndex, Termios, Winsize};
 
 use super::Ground;
-use super::outer::{Io, Tty};
+use super::outer::{Io, Tty, same};
 
 /// As much as the kernel keeps for a pty in one direction; more would only delay Ctrl-C.
 const BUFFER: usize = 64 * 1024;
@@ -113,6 +113,10 @@ pub(super) struct Relay {
     claimed: bool,
     /// The keyboard is relayed now.
     front: bool,
+    /// Another program may write to the terminal while it is raw; see [`Relay::cooked_output`].
+    shares_output: bool,
+    /// The inner terminal's first settings, until the user's are copied.
+    untouched: Option<Termios>,
     /// The last byte that went in, for [`Relay::end_input`].
     last_in: u8,
 }
@@ -123,14 +127,14 @@ impl Relay {
         let flags = rustix::fs::fcntl_getfl(&master)?;
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)?;
         let claimed = io.is_interactive();
+        let shares_output = io.shares_output();
         let outer = Outer::new(io)?;
-        if let Some(tty) = &outer.terminal {
-            // On Linux the master stands for its slave here.
-            termios::tcsetattr(&master, OptionalActions::Now, &tty.settings()?)?;
-        } else {
+        if outer.terminal.is_none() {
             termios::tcsetwinsize(&master, DEFAULT_SIZE)?;
         }
-        let relay = Self {
+        // On Linux the master stands for its slave here.
+        let untouched = Some(termios::tcgetattr(&master)?);
+        let mut relay = Self {
             master,
             master_open: true,
             outer,
@@ -139,9 +143,12 @@ impl Relay {
             outward: Buffer::new(),
             claimed,
             front: false,
+            shares_output,
+            untouched,
             last_in: b'\n',
         };
         relay.sync_size();
+        relay.copy_settings();
         Ok(relay)
     }
 
@@ -150,6 +157,24 @@ impl Relay {
         if let Some(Ok(size)) = self.outer.terminal.as_ref().map(Tty::size) {
             // Cosmetic: a failure shows as a wrong size, nothing else.
             let _ = termios::tcsetwinsize(&self.master, size);
+        }
+    }
+
+    /// Copies the settings: erase character, UTF-8, line ends. Not from the background, where they
+    /// are what the user's shell needs to edit its command line; then it is done when we first come to
+    /// the foreground, unless the command has made its own by then.
+    fn copy_settings(&mut self) {
+        if !self.outer.in_foreground() {
+            return;
+        }
+        let (Some(tty), Some(untouched)) = (&self.outer.terminal, self.untouched.take()) else {
+            return;
+        };
+        if let (Ok(theirs), Ok(ours)) = (tty.settings(), termios::tcgetattr(&self.master)) {
+            if same(&ours, &untouched) {
+                // Failing leaves the kernel's own defaults, which serve.
+                let _ = termios::tcsetattr(&self.master, OptionalActions::Now, &theirs);
+            }
         }
     }
 
@@ -170,13 +195,29 @@ impl Relay {
     pub(super) fn claim(&mut self) -> Ground {
         // Whatever we believed about the modes is over after a stop, so start from what is.
         self.release();
+        self.copy_settings();
         if self.claimed && self.outer_in_front() {
-            self.front = match &mut self.outer {
-                Outer { input: None, terminal: Some(tty), .. } => tty.make_raw().is_ok(),
-                _ => true,
-            };
+            self.front = self.make_raw();
         }
         if self.front { Ground::Front } else { Ground::Back }
+    }
+
+    fn make_raw(&mut self) -> bool {
+        let cooked = self.cooked_output();
+        match &mut self.outer {
+            Outer { input: None, terminal: Some(tty), .. } => tty.make_raw(cooked).is_ok(),
+            _ => true,
+        }
+    }
+
+    /// In `ringfence -- python3 | tee log`, `tee` writes to the terminal too and needs its line ends
+    /// to be translated. So there the output modes stay on, unless a full-screen program inside has
+    /// switched its own off. What is translated twice gets a second carriage return, which does
+    /// nothing.
+    fn cooked_output(&self) -> bool {
+        self.shares_output
+            && termios::tcgetattr(&self.master)
+                .is_ok_and(|t| t.output_modes.contains(OutputModes::OPOST))
     }
 
     /// Gives the user's terminal back.
@@ -269,6 +310,9 @@ impl Relay {
             (false, true) => UNBLOCKED_CHUNK,
             (false, false) => return Ok(()),
         };
+        if self.front && self.shares_output {
+            self.make_raw();
+        }
         match self.outward.flush(self.outer.output(), most) {
             Ok(()) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
             Err(e) => Err(e),

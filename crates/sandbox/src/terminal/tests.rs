@@ -154,11 +154,11 @@ fn init() -> ! {
     // The jail's command takes the foreground itself; this one waits until it was given to it.
     let gate = format!("gate.{}", std::process::id());
     let text = std::env::var("RF_CMD").unwrap();
-    // An empty mask, as the jail gives it; `env` also unblocks what it sets to default.
+    // Bash: see `User::script`. An empty mask, as the jail gives it; `env` also unblocks what it sets to default.
     let mut command = Command::new("env");
     command
         .arg(format!("--default-signal={BLOCK}"))
-        .args(["sh", "-c", &format!("while ! [ -e {gate} ]; do :; done\n{text}")])
+        .args(["bash", "-c", &format!("while ! [ -e {gate} ]; do :; done\n{text}")])
         .stdin(stdio(0, stdin))
         .stdout(stdio(1, Stdio::inherit()))
         .stderr(stdio(2, Stdio::inherit()))
@@ -487,7 +487,7 @@ fn a_resize_arrives() {
         "s",
         // Not in the trap: bash drops a signal that comes while its own trap runs.
         "trap w=1 WINCH\necho ready\nwhile ! [ -e go ]; do\nsleep 0.05\n\
-         [ \"$w\" ] && { w=; stty size; }\ndone\n",
+         [ \"$w\" ] && { w=; stty size; }\ndone\nexit 0\n",
     );
     user.types("rf exec bash s\n");
     user.sees("ready");
@@ -651,7 +651,19 @@ fn a_pipeline_that_reads_gets_the_keys() {
     user.sees("ready");
     eventually("raw", || user.is_raw());
     user.types("hello\n");
-    user.sees("got:hello");
+    // Written by `cat`, which knows nothing of raw modes.
+    user.sees("got:hello\r\n");
+    user.sees("@@0@@");
+    assert!(!user.is_raw());
+}
+
+#[test]
+fn a_full_screen_program_in_a_pipeline_writes_raw() {
+    let mut user = User::new();
+    user.script("s", "stty raw </dev/tty\nprintf 'a\\nb' >/dev/tty\nread x </dev/tty\n");
+    user.types("rf exec bash s | cat\n");
+    user.sees("a\nb");
+    user.types("\n");
     user.sees("@@0@@");
     assert!(!user.is_raw());
 }
@@ -694,6 +706,25 @@ fn a_background_job_that_reads_stops_until_fg() {
     user.types("fg\n");
     eventually("raw", || user.is_raw());
     user.types("hello\n");
+    user.sees("got:hello");
+    user.sees("@@5@@");
+}
+
+#[test]
+fn a_background_job_does_not_inherit_the_modes_of_the_command_line() {
+    let mut user = User::new();
+    user.script("s", "echo ready\nread x\necho \"got:$x\"\nexit 5\n");
+    // As a shell that edits its command line has it.
+    user.types("stty -icrnl -echo\n");
+    user.sees("@@0@@");
+    user.types("rf exec bash s &\n");
+    user.sees("ready");
+    user.types("stty icrnl echo\n");
+    user.sees("@@0@@");
+    user.types("fg\n");
+    eventually("raw", || user.is_raw());
+    user.types("hello\r");
+    user.sees("hello\r\n");
     user.sees("got:hello");
     user.sees("@@5@@");
 }

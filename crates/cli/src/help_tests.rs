@@ -1,0 +1,41 @@
+//! What `--help` says: a change shows up in review.
+
+use crate::help;
+
+/// As on a terminal of 100 columns.
+fn text(path: &[&str]) -> String {
+    let mut command = help::command().term_width(100);
+    command.build();
+    for name in path {
+        command = command.find_subcommand(name).unwrap().clone().term_width(100);
+    }
+    // Clap pads; editors and reviewers should not see that.
+    let text = command.render_long_help().to_string();
+    text.lines().map(|l| format!("{}\n", l.trim_end())).collect()
+}
+
+#[test]
+fn help() {
+    insta::assert_snapshot!(text(&[]));
+}
+
+#[test]
+fn run_help() {
+    insta::assert_snapshot!(text(&["run"]));
+}
+
+#[test]
+fn help_of_the_verbs() {
+    for path in [
+        &["policy"][..],
+        &["policy", "show"],
+        &["policy", "check"],
+        &["policy", "explain"],
+        &["init"],
+        &["trust"],
+        &["doctor"],
+        &["selftest"],
+    ] {
+        insta::assert_snapshot!(path.join("_"), text(path));
+    }
+}

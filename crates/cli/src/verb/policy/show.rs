@@ -1,0 +1,163 @@
+//! `policy show`: every rule with its origin, then the other chapters.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use clap::ArgMatches;
+use ringfence_policy::{Network, Policy, Rule, builtin_rule};
+use serde_json::{Value, json};
+
+use crate::layers::Layered;
+use crate::output::{self, printable};
+
+pub fn main(m: &ArgMatches) -> ExitCode {
+    let typed = super::typed(m);
+    let layered = match super::layered(&typed) {
+        Ok(l) => l,
+        Err(e) => return super::refused(&e),
+    };
+    if m.get_flag("json") {
+        return output::print_json(&json(&layered));
+    }
+    for note in &layered.notes {
+        output::say(note);
+    }
+    output::print(&text(&layered.policy))
+}
+
+/// A rule as JSON, the same in `show` and in `explain`.
+pub fn rule_json(rule: &Rule) -> Value {
+    json!({
+        "effect": rule.effect,
+        "permission": rule.permission,
+        "pattern": rule.written(),
+        "kind": rule.kind,
+        "priority": rule.priority,
+        "id": rule.id,
+        "layer": rule.origin.layer,
+        "line": rule.origin.line,
+        "reason": rule.id.as_deref().and_then(builtin_rule).map(|b| b.reason),
+    })
+}
+
+fn json(layered: &Layered) -> Value {
+    let p = &layered.policy;
+    json!({
+        "layers": p.layers,
+        "read": layered.files.iter().map(|f| f.to_string_lossy()).collect::<Vec<_>>(),
+        "files": {
+            "rules": p.files.rules.iter().map(rule_json).collect::<Vec<_>>(),
+            "guard_git": p.files.guard_git,
+            "system": p.files.system,
+            "toolchains": p.files.toolchains,
+            "tmp_bytes": p.files.tmp_bytes,
+            "shm_bytes": p.files.shm_bytes,
+            "devices": p.files.devices.iter().map(|d| d.to_string_lossy()).collect::<Vec<_>>(),
+        },
+        "network": p.network,
+        "environment": p.environment,
+        "limits": p.limits,
+        "processes": p.processes,
+        "pty": p.pty,
+        "accept_missing": p.accept_missing,
+        "notes": layered.notes,
+    })
+}
+
+fn text(p: &Policy) -> String {
+    let mut out = String::new();
+    let mut line = |text: &str| {
+        let _ = writeln!(out, "{}", printable(text));
+    };
+    line("layers, lowest first");
+    for layer in &p.layers {
+        line(&format!("  {layer}"));
+    }
+    line("");
+    line("files");
+    line(&format!("  {:<11} {:<36} {}", "may", "pattern", "from"));
+    // People's own rules first; the built-in ones are many and always the same.
+    let mut rules: Vec<&Rule> = p.files.rules.iter().collect();
+    rules.sort_by_key(|r| r.id.is_some());
+    let row = |effect: &str, pattern: &str, from: &str| format!("  {effect:<11} {pattern:<36} {from}");
+    for rule in rules {
+        let id = rule.id.as_deref().map(|id| format!("  [{id}]")).unwrap_or_default();
+        let priority = match rule.priority {
+            0 => String::new(),
+            _ if rule.id.is_some() => String::new(),
+            n => format!("  priority {n}"),
+        };
+        line(&row(
+            &format!("{} {}", rule.effect, rule.permission),
+            &rule.written(),
+            &format!("{}{id}{priority}", rule.origin),
+        ));
+    }
+    if p.files.guard_git {
+        line(&row("cap read", "executable git state, each repository", "built-in  [guard.git]"));
+    }
+    if p.files.system {
+        line(&row("grant read", "system directories", "files.system"));
+    }
+    if p.files.toolchains {
+        line(&row("grant read", "toolchains found in home", "files.toolchains"));
+    }
+    for device in &p.files.devices {
+        line(&row("use", &printable(device), "files.devices"));
+    }
+    line(&row("private", "/tmp", &format!("at most {} bytes", p.files.tmp_bytes)));
+    line(&row("private", "/dev/shm", &format!("at most {} bytes", p.files.shm_bytes)));
+    line("");
+    match &p.network {
+        Network::None => line("network       none (a loopback of its own)"),
+        Network::Host => line("network       the host's"),
+        Network::Filtered { allow, deny } => {
+            line("network       these hosts only; this version has no egress filter, so none is reached");
+            for (word, hosts) in [("allow", allow), ("deny", deny)] {
+                for host in hosts {
+                    line(&format!("  {word:<11} {:<36} {}", host.host, host.origin));
+                }
+            }
+        }
+    }
+    line("");
+    line("environment");
+    line(&format!("  pass        {}", p.environment.pass.join(" ")));
+    if !p.environment.deny.is_empty() {
+        line(&format!("  deny        {}", p.environment.deny.join(" ")));
+    }
+    for (name, value) in &p.environment.set {
+        line(&format!("  set         {name}={value}"));
+    }
+    line("");
+    line("limits");
+    let l = &p.limits;
+    let cpu = l.cpu_percent.map(|c| format!("{}.{:02}", c / 100, c % 100));
+    let number = |n: Option<u64>| n.map(|n| n.to_string());
+    let with = |n: Option<u64>, unit: &str| n.map(|n| format!("{n} {unit}"));
+    for (name, value) in [
+        ("memory", with(l.memory, "bytes")),
+        ("cpu", cpu),
+        ("pids", number(l.pids)),
+        ("file_size", with(l.file_size, "bytes")),
+        ("open_files", number(l.open_files)),
+        ("core", with(l.core, "bytes")),
+        ("timeout", with(l.timeout_ms, "ms")),
+        ("grace", with(l.grace_ms, "ms")),
+    ] {
+        line(&format!("  {name:<11} {}", value.as_deref().unwrap_or("not limited")));
+    }
+    line("");
+    let switches = [
+        ("nested_namespaces", p.processes.nested_namespaces),
+        ("ptrace", p.processes.ptrace),
+        ("io_uring", p.processes.io_uring),
+    ];
+    let on: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+    line(&format!("processes     {}", if on.is_empty() { "nothing beyond the usual".into() } else { on.join(" ") }));
+    line(&format!("terminal      pty {}", format!("{:?}", p.pty).to_lowercase()));
+    if !p.accept_missing.is_empty() {
+        line(&format!("may be missing  {}", p.accept_missing.join(" ")));
+    }
+    out
+}

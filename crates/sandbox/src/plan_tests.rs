@@ -1,0 +1,238 @@
+//! Plans of a fixed, invented place: a change of the plan shows up in review as a changed snapshot.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ringfence_policy::{
+    CompiledRules, Fragment, NoFiles, Permission, Places, Policy, profiles, resolve_layers,
+};
+use ringfence_sys::raw::FileId;
+
+use crate::plan::{Action, Plan, PlanError, Point, Survey, describe};
+use crate::status::Rung;
+use crate::survey::{Caller, Object, SystemEntry};
+
+const HOME: &str = "/home/user";
+const WORKSPACE: &str = "/home/user/project";
+
+fn places() -> Places {
+    Places { workspace: WORKSPACE.into(), home: HOME.into() }
+}
+
+/// A directory where the name ends in `/`. The descriptor is never looked at here.
+fn object(path: &str) -> Object {
+    let is_dir = path.ends_with('/');
+    Object {
+        path: PathBuf::from(path.trim_end_matches('/')),
+        id: FileId { dev: 1, ino: 1, is_dir },
+        uid: 1000,
+        nlink: 1,
+        fd: Arc::new(std::fs::File::open("/dev/null").unwrap().into()),
+    }
+}
+
+/// What survey and discovery would have found of `path`.
+fn point(rules: &CompiledRules<'_>, path: &str) -> Point {
+    let object = object(path);
+    let decision = rules.decide(&object.path);
+    Point {
+        permission: decision.permission,
+        why: decision.rule.map_or_else(String::new, describe),
+        guard: decision.rule.is_some_and(|r| r.priority > 0),
+        object,
+    }
+}
+
+fn toolchain(path: &str) -> Point {
+    let why = "toolchain".to_owned();
+    Point { object: object(path), permission: Permission::Read, why, guard: false }
+}
+
+/// An ordinary user's project with a repository, secrets and settings, on a usr-merged host.
+fn survey(policy: &Policy, paths: &[&str]) -> Survey {
+    let places = places();
+    let rules = CompiledRules::new(policy, &places);
+    let workspace = object("/home/user/project/");
+    let workspace_permission = rules.decide(&workspace.path).permission;
+    let mut points: Vec<Point> = paths.iter().map(|p| point(&rules, p)).collect();
+    if policy.files.toolchains {
+        points.push(toolchain("/home/user/.cargo/"));
+    }
+    let link = |at: &str, to: &str| SystemEntry::Link(at.into(), to.into());
+    Survey {
+        caller: Caller { uid: 1000, gid: 1000, maps_ids: false },
+        rung: Rung::Namespaces,
+        landlock_abi: 6,
+        system: if policy.files.system {
+            vec![
+                SystemEntry::Directory("/usr".into()),
+                SystemEntry::Directory("/etc".into()),
+                link("/bin", "usr/bin"),
+                link("/lib64", "usr/lib64"),
+            ]
+        } else {
+            Vec::new()
+        },
+        workspace: Some(workspace),
+        workspace_permission,
+        points,
+        pins: vec![object("/home/user/project/.git/")],
+        absent: vec![Path::new(WORKSPACE).join(".mcp.json")],
+        links: Vec::new(),
+        home_directories: vec![".cache".into(), ".config".into()],
+        devices: Vec::new(),
+        resolver: None,
+        cwd: WORKSPACE.into(),
+        environment: Vec::new(),
+        withheld: vec!["AWS_SECRET_ACCESS_KEY".into()],
+        notes: Vec::new(),
+        foreign_id: 1000,
+        idmap: true,
+        places,
+    }
+}
+
+const USUAL: &[&str] = &[
+    "/home/user/.gitconfig",
+    "/home/user/.ssh/",
+    "/home/user/project/.env",
+    "/home/user/project/.git/config",
+    "/home/user/project/.git/hooks/",
+    "/home/user/project/.vscode/",
+    "/home/user/project/certs/server.key",
+    "/home/user/project/ringfence.toml",
+];
+
+fn policy(profile: &str, toml: &str) -> Policy {
+    let base = profiles::fragment(profile).unwrap();
+    let over = Fragment::parse("p.toml", toml.as_bytes()).unwrap();
+    resolve_layers(vec![(base, None), (over, None)], &NoFiles).unwrap().finish().unwrap()
+}
+
+fn plan(profile: &str, toml: &str, paths: &[&str]) -> Result<Plan, PlanError> {
+    let policy = policy(profile, toml);
+    let paths: Vec<&str> = USUAL.iter().chain(paths).copied().collect();
+    Plan::new(&policy, survey(&policy, &paths))
+}
+
+#[test]
+fn the_default_profile() {
+    insta::assert_snapshot!(plan("workspace", "", &[]).unwrap());
+}
+
+#[test]
+fn the_strict_profile() {
+    insta::assert_snapshot!(plan("strict", "", &[]).unwrap());
+}
+
+#[test]
+fn the_view_only_profile() {
+    insta::assert_snapshot!(plan("view-only", "", &[]).unwrap());
+}
+
+#[test]
+fn a_root_caller_becomes_an_unprivileged_host_id() {
+    let policy = policy("workspace", "");
+    let mut survey = survey(&policy, USUAL);
+    survey.caller = Caller { uid: 0, gid: 0, maps_ids: true };
+    survey.foreign_id = 1_900_000_000;
+    insta::assert_snapshot!(Plan::new(&policy, survey).unwrap());
+}
+
+#[test]
+fn the_lower_rung_refuses_what_landlock_cannot_take_back() {
+    let policy = policy("workspace", "");
+    let mut lower = survey(&policy, USUAL);
+    lower.rung = Rung::Landlock;
+    insta::assert_snapshot!(Plan::new(&policy, lower).unwrap_err());
+    let mut bare = survey(&policy, &["/home/user/.gitconfig"]);
+    bare.rung = Rung::Landlock;
+    insta::assert_snapshot!(Plan::new(&policy, bare).unwrap());
+}
+
+#[test]
+fn what_is_missing_can_be_accepted_by_the_names_that_the_refusal_gives() {
+    let lower = |policy: &Policy| {
+        let mut survey = survey(policy, USUAL);
+        survey.rung = Rung::Landlock;
+        Plan::new(policy, survey)
+    };
+    let Err(PlanError::Missing(_, names)) = lower(&policy("workspace", "")) else {
+        panic!("should be refused");
+    };
+    let quoted: Vec<String> = names.iter().map(|n| format!("{n:?}")).collect();
+    let accepting = policy("workspace", &format!("accept_missing = [{}]\n", quoted.join(", ")));
+    let made = lower(&accepting).unwrap();
+    assert_eq!(made.status.missing.len(), 6, "accepted is still told");
+    assert!(lower(&policy("workspace", "accept_missing = [\"guards\"]\n")).is_err());
+}
+
+#[test]
+fn without_namespaces_and_landlock_nothing_runs() {
+    let policy = policy("workspace", "");
+    let mut survey = survey(&policy, &[]);
+    survey.rung = Rung::Landlock;
+    survey.landlock_abi = 0;
+    assert!(matches!(Plan::new(&policy, survey), Err(PlanError::Missing(..))));
+}
+
+#[test]
+fn grants_inside_denies_and_denies_inside_grants() {
+    let toml = "[files]\nwrite = [\"~/data\"]\ndeny = [\"~/data/private\"]\nread = [\"certs/server.key\"]\nprotect = [\"docs\"]\n";
+    let made = plan(
+        "workspace",
+        toml,
+        &["/home/user/data/", "/home/user/data/private/", "/home/user/project/docs/"],
+    )
+    .unwrap();
+    let at = |path: &str| made.steps.iter().rfind(|s| s.path == Path::new(path)).map(|s| &s.action);
+    assert!(matches!(
+        at("/home/user/data"),
+        Some(Action::Bind { permission: Permission::Write, .. })
+    ));
+    assert!(matches!(at("/home/user/data/private"), Some(Action::Mask { .. })));
+    assert!(matches!(at("/home/user/project/docs"), Some(Action::Seal { .. })));
+    assert!(!matches!(at("/home/user/project/certs/server.key"), Some(Action::Mask { .. })));
+}
+
+#[test]
+fn what_no_mechanism_holds_is_refused_with_its_rule() {
+    let e = plan(
+        "workspace",
+        "[[files.rules]]\npattern = \"/notes\"\ntype = \"directory\"\npermission = \"view\"\npriority = 5\n",
+        &["/home/user/project/notes/"],
+    )
+    .unwrap_err();
+    assert!(matches!(e, PlanError::CannotHold { .. }), "{e}");
+    assert!(e.to_string().contains("p.toml:"), "{e}");
+}
+
+#[test]
+fn nothing_is_mounted_where_a_link_of_ours_stands() {
+    // `/var/tmp` is a link to `/tmp` unless the project lies below it.
+    let policy = policy("workspace", "");
+    let mut survey = survey(&policy, &[]);
+    survey.workspace = Some(object("/var/tmp/project/"));
+    survey.places.workspace = "/var/tmp/project".into();
+    survey.pins.clear();
+    let made = Plan::new(&policy, survey).unwrap();
+    for link in made.steps.iter().filter(|s| matches!(s.action, Action::Link { .. })) {
+        let below = made.steps.iter().find(|s| s.path != link.path && s.path.starts_with(&link.path));
+        assert!(below.is_none(), "{below:?} stands on the link {link:?}");
+    }
+}
+
+#[test]
+fn every_mount_point_is_made_before_it_is_used() {
+    for profile in profiles::names() {
+        let policy = policy(&profile, "");
+        let Ok(made) = Plan::new(&policy, survey(&policy, USUAL)) else { continue };
+        for (i, step) in made.steps.iter().enumerate() {
+            let parent = step.path.parent().unwrap();
+            let covered = parent == Path::new("/")
+                || made.steps[..i].iter().any(|s| s.path == parent || parent.starts_with(&s.path));
+            assert!(covered, "{profile}: {} has no parent", step.path.display());
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! The slowest part of a sandbox, its network namespace, made while the supervisor still plans.
+//!
+//! [`Early::start`] makes a helper that shares the supervisor's memory. It enters a new user and
+//! network namespace, brings loopback up, and waits. When the plan is ready, [`Early::fork`] lets it
+//! make PID 1 of the sandbox, as a copy of the supervisor's memory at that moment, inside those
+//! namespaces and as a child of the supervisor; then it ends.
+//!
+//! ```text
+//! supervisor   start ── parse ── policy ── plan ── id maps ── fork ········ waits
+//!                 └─ helper: user ns, network ns, loopback, waits ──┴─ clone3 ── ends
+//!                                                                        └─ PID 1
+//! ```
+//!
+//! The helper runs at the same time in the same memory, so until `fork` it makes bare system calls on
+//! a stack of its own and touches no thread-local storage. While it forks, the supervisor sleeps, so
+//! that the copy holds no half-made change.
+
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
+
+use crate::bare;
+use crate::raw::{self, Errno, Result};
+
+/// What the new process does; never returns.
+pub type Entry = extern "C" fn(*const libc::c_void) -> !;
+
+const WAITING: u32 = 0;
+const GO: u32 = 1;
+const QUIT: u32 = 2;
+
+/// In memory that both processes see.
+#[derive(Debug, Default)]
+struct Shared {
+    /// 0 while namespaces are being made, 1 ready, 2 failed.
+    state: AtomicU32,
+    order: AtomicU32,
+    /// 1 when `pid` and `pidfd` (or `errno`) are valid.
+    done: AtomicU32,
+    pid: AtomicI32,
+    pidfd: AtomicI32,
+    errno: AtomicI32,
+    flags: AtomicUsize,
+    entry: AtomicUsize,
+    argument: AtomicUsize,
+    parent: AtomicI32,
+}
+
+/// The helper.
+#[derive(Debug)]
+pub struct Early {
+    pid: i32,
+    pidfd: OwnedFd,
+    shared: NonNull<Shared>,
+    stack: NonNull<libc::c_void>,
+    reaped: bool,
+}
+
+/// Enough for PID 1's set-up, which runs on the copy of this stack.
+const STACK: usize = 256 << 10;
+
+impl Early {
+    /// Starts the helper. `None` where it would not help (one processor) or cannot be made: the
+    /// namespaces are then made later, and whatever is wrong shows there.
+    pub fn start() -> Option<Self> {
+        if processors() < 2 {
+            return None;
+        }
+        let shared = NonNull::new(Box::into_raw(Box::<Shared>::default()))?;
+        // SAFETY: a fresh anonymous mapping, no address asked for.
+        let stack = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                STACK,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
+                -1,
+                0,
+            )
+        };
+        if stack == libc::MAP_FAILED {
+            return None;
+        }
+        let stack = NonNull::new(stack)?;
+        let mut pidfd: i32 = -1;
+        // SAFETY: valid while the helper lives: freed only after it was reaped.
+        unsafe { shared.as_ref() }.parent.store(raw::getpid(), Ordering::Relaxed);
+        let mask = raw::block_signals();
+        // The descriptor table is shared, so that what the supervisor opens later reaches PID 1, and
+        // PID 1's pidfd the supervisor.
+        let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD;
+        // SAFETY: the stack is large enough, grows down from its end and is freed only after the
+        // helper was reaped; the helper touches nothing but `shared` and registers.
+        let pid = unsafe {
+            libc::clone(
+                helper,
+                stack.as_ptr().byte_add(STACK),
+                flags,
+                shared.as_ptr().cast(),
+                &raw mut pidfd,
+            )
+        };
+        raw::set_signal_mask(&mask);
+        if pid < 0 {
+            // SAFETY: no helper exists, so both are unused.
+            unsafe { release(shared, stack) };
+            return None;
+        }
+        // SAFETY: the kernel stored a new descriptor that nobody else owns.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        Some(Self { pid, pidfd, shared, stack, reaped: false })
+    }
+
+    fn shared(&self) -> &Shared {
+        // SAFETY: freed only in drop.
+        unsafe { self.shared.as_ref() }
+    }
+
+    /// Pid of the helper, whose user namespace PID 1 will be in: for `/proc/PID/uid_map`.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Whether the namespaces could be made. Waits until that is known.
+    pub fn ready(&self) -> bool {
+        raw::wait_until_set(&self.shared().state);
+        self.shared().state.load(Ordering::Acquire) == 1
+    }
+
+    /// Makes the process: in the helper's namespaces plus those of `flags` (`CLONE_NEW*`), a child of
+    /// the caller. It runs `entry(argument)` on a copy of the caller's memory.
+    ///
+    /// # Safety
+    /// `entry` may only do what the child of a multi-threaded process may (raw calls on prepared
+    /// memory), and must not return.
+    pub unsafe fn fork(
+        &mut self,
+        flags: u64,
+        entry: Entry,
+        argument: *const libc::c_void,
+    ) -> Result<(i32, OwnedFd)> {
+        let shared = self.shared();
+        shared.flags.store(flags as usize, Ordering::Relaxed);
+        shared.entry.store(entry as usize, Ordering::Relaxed);
+        shared.argument.store(argument as usize, Ordering::Relaxed);
+        shared.order.store(GO, Ordering::Release);
+        raw::futex_wake(&shared.order);
+        // Not a spin: the copy is made while this process sleeps or loops on this word.
+        while shared.done.load(Ordering::Acquire) == 0 {
+            raw::futex_wait_for(&shared.done, 0, 100);
+            if shared.done.load(Ordering::Acquire) == 0 && raw::is_dead(raw_fd(&self.pidfd)) {
+                return Err(Errno(libc::ECHILD));
+            }
+        }
+        match shared.errno.load(Ordering::Relaxed) {
+            0 => {
+                let pidfd = shared.pidfd.load(Ordering::Relaxed);
+                // SAFETY: the helper's clone3 put it into the table that we share.
+                let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+                Ok((shared.pid.load(Ordering::Relaxed), pidfd))
+            }
+            errno => Err(Errno(errno)),
+        }
+    }
+}
+
+fn raw_fd(fd: &OwnedFd) -> i32 {
+    use std::os::fd::AsRawFd;
+    fd.as_raw_fd()
+}
+
+impl Drop for Early {
+    fn drop(&mut self) {
+        if self.reaped {
+            return;
+        }
+        let shared = self.shared();
+        let _ = shared.order.compare_exchange(WAITING, QUIT, Ordering::AcqRel, Ordering::Relaxed);
+        raw::futex_wake(&shared.order);
+        if raw::wait4(self.pid, 0).is_ok() {
+            // SAFETY: the helper has ended.
+            unsafe { release(self.shared, self.stack) };
+        }
+        self.reaped = true;
+    }
+}
+
+/// # Safety
+/// Nobody may use either any more.
+unsafe fn release(shared: NonNull<Shared>, stack: NonNull<libc::c_void>) {
+    // SAFETY: made by Box::into_raw and mmap in `start`.
+    unsafe {
+        drop(Box::from_raw(shared.as_ptr()));
+        libc::munmap(stack.as_ptr(), STACK);
+    }
+}
+
+fn processors() -> u32 {
+    let mut mask = [0u64; 16];
+    // SAFETY: `mask` is valid for writes of its size.
+    let n = unsafe {
+        libc::syscall(
+            libc::SYS_sched_getaffinity,
+            0,
+            std::mem::size_of_val(&mask),
+            mask.as_mut_ptr(),
+        )
+    };
+    if n <= 0 { 1 } else { mask.iter().map(|w| w.count_ones()).sum() }
+}
+
+/// The helper's whole life. Bare system calls only.
+extern "C" fn helper(argument: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `start` passes a Shared that outlives this process.
+    let shared = unsafe { &*argument.cast::<Shared>() };
+    let kill = libc::SIGKILL as usize;
+    // SAFETY: plain integers.
+    unsafe { bare::syscall(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, kill, 0, 0]) };
+    let made = namespaces();
+    shared.state.store(if made { 1 } else { 2 }, Ordering::Release);
+    wake(&shared.state);
+    if !made {
+        return 1;
+    }
+    match order(shared) {
+        GO => {}
+        _ => return 0,
+    }
+    let mut pidfd: i32 = -1;
+    let mut args = [0u64; 11];
+    // With CLONE_PARENT the exit signal is inherited and must not be given.
+    args[0] = shared.flags.load(Ordering::Relaxed) as u64
+        | libc::CLONE_PARENT as u64
+        | libc::CLONE_PIDFD as u64;
+    args[1] = (&raw mut pidfd) as u64;
+    let size = std::mem::size_of_val(&args);
+    // SAFETY: `args` is a clone_args; without CLONE_VM the child gets a copy of all memory.
+    let pid = unsafe { bare::syscall(libc::SYS_clone3, [args.as_ptr() as usize, size, 0, 0]) };
+    if pid == 0 {
+        let entry = shared.entry.load(Ordering::Relaxed);
+        // SAFETY: `fork` stored a function of exactly this type.
+        let entry: Entry = unsafe { std::mem::transmute::<usize, Entry>(entry) };
+        entry(shared.argument.load(Ordering::Relaxed) as *const libc::c_void);
+    }
+    if pid < 0 {
+        shared.errno.store(-pid as i32, Ordering::Relaxed);
+    } else {
+        shared.pid.store(pid as i32, Ordering::Relaxed);
+        shared.pidfd.store(pidfd, Ordering::Relaxed);
+    }
+    shared.done.store(1, Ordering::Release);
+    wake(&shared.done);
+    0
+}
+
+fn namespaces() -> bool {
+    let flags = (libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as usize;
+    let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as usize;
+    // SAFETY: plain integers, and a pointer to an ifreq that outlives the call.
+    unsafe {
+        if bare::syscall(libc::SYS_unshare, [flags, 0, 0, 0]) != 0 {
+            return false;
+        }
+        let fd = bare::syscall(libc::SYS_socket, [libc::AF_INET as usize, kind, 0, 0]);
+        if fd < 0 {
+            return false;
+        }
+        // struct ifreq: 16 bytes of name, then the flags.
+        let mut request = [0u64; 5];
+        request[0] = u64::from_ne_bytes(*b"lo\0\0\0\0\0\0");
+        let up = (libc::IFF_UP | libc::IFF_RUNNING) as u16;
+        request[2] = u64::from_ne_bytes([up.to_ne_bytes()[0], up.to_ne_bytes()[1], 0, 0, 0, 0, 0, 0]);
+        let set = libc::SIOCSIFFLAGS as usize;
+        let r = bare::syscall(libc::SYS_ioctl, [fd as usize, set, request.as_ptr() as usize, 0]);
+        bare::syscall(libc::SYS_close, [fd as usize, 0, 0, 0]);
+        r == 0
+    }
+}
+
+/// Waits for the order; ends when the supervisor is gone.
+fn order(shared: &Shared) -> u32 {
+    loop {
+        let order = shared.order.load(Ordering::Acquire);
+        if order != WAITING {
+            return order;
+        }
+        let timeout = libc::timespec { tv_sec: 1, tv_nsec: 0 };
+        let word = shared.order.as_ptr() as usize;
+        let wait = libc::FUTEX_WAIT as usize;
+        // SAFETY: the word and the timeout outlive the call.
+        unsafe {
+            let args = [word, wait, WAITING as usize, (&raw const timeout) as usize];
+            bare::syscall(libc::SYS_futex, args);
+            let parent = bare::syscall(libc::SYS_getppid, [0; 4]) as i32;
+            if parent != shared.parent.load(Ordering::Relaxed) {
+                return QUIT;
+            }
+        }
+    }
+}
+
+fn wake(word: &AtomicU32) {
+    let args = [word.as_ptr() as usize, libc::FUTEX_WAKE as usize, i32::MAX as usize, 0];
+    // SAFETY: the word outlives the call.
+    unsafe { bare::syscall(libc::SYS_futex, args) };
+}
