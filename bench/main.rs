@@ -65,8 +65,11 @@ fn machine() -> Value {
     let processor = read("/proc/cpuinfo").lines().find_map(|l| {
         l.strip_prefix("model name").map(|l| l.trim_start_matches([' ', '\t', ':']).to_owned())
     });
+    let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output();
+    let date = date.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).ok();
     json!({
-        "kernel": read("/proc/sys/kernel/osrelease"),
+        "date": date,
+        "kernel": read("/proc/sys/kernel/osrelease").split('-').next(),
         "processors": std::thread::available_parallelism().map_or(0, usize::from),
         "processor": processor,
         "load": read("/proc/loadavg"),
@@ -341,11 +344,17 @@ fn memory(place: &Place) -> Value {
     json!({ "group": "memory", "unit": "KiB", "rows": rows })
 }
 
+/// By every process's parent, since any thread may have made a child; the dead do not count.
 fn children(pid: u32) -> Vec<u32> {
-    std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-        .unwrap_or_default()
-        .split_ascii_whitespace()
-        .filter_map(|p| p.parse().ok())
+    let parent = format!("PPid:\t{pid}");
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok())
+        .filter(|p: &u32| {
+            let status = std::fs::read_to_string(format!("/proc/{p}/status")).unwrap_or_default();
+            let is = |line: &str| status.lines().any(|l| l.starts_with(line));
+            status.lines().any(|l| l == parent) && !is("State:\tZ")
+        })
         .collect()
 }
 
@@ -359,11 +368,13 @@ fn markdown(report: &Value) -> String {
     let m = &report["machine"];
     let _ = writeln!(
         out,
-        "Linux {}, {} processors ({}), {}\n",
+        "\nMeasured on {}, Linux {}, {} processors ({}), {}; {} rounds of the first group.\n",
+        m["date"].as_str().unwrap_or("?"),
         m["kernel"].as_str().unwrap_or("?"),
         m["processors"],
         m["processor"].as_str().unwrap_or("unknown"),
         m["bubblewrap"].as_str().unwrap_or("no bubblewrap"),
+        report["rounds"],
     );
     for run in report["runs"].as_array().unwrap() {
         let _ = writeln!(out, "### As {}\n", run["user"].as_str().unwrap());

@@ -22,7 +22,10 @@ fn documents() -> Vec<(String, String)> {
         }
     }
     names.sort();
-    names.into_iter().map(|n| (n.clone(), std::fs::read_to_string(root.join(&n)).unwrap())).collect()
+    names
+        .into_iter()
+        .map(|n| (n.clone(), std::fs::read_to_string(root.join(&n)).unwrap()))
+        .collect()
 }
 
 /// What stands between single backticks, outside code blocks.

@@ -33,29 +33,90 @@ fn run(p: &Place, args: &[&str]) -> Ran {
 #[test]
 fn malformed_policies_name_file_line_and_key() {
     as_each_user(|p| {
-        refuses(p, "p.toml", "[files]\nwirte = [\".\"]\n", &["p.toml:2: unknown key `files.wirte`, did you mean `write`?"]);
+        refuses(
+            p,
+            "p.toml",
+            "[files]\nwirte = [\".\"]\n",
+            &["p.toml:2: unknown key `files.wirte`, did you mean `write`?"],
+        );
         refuses(p, "p.toml", "[files]\nwrite = [\".\"\n[limits]\n", &["p.toml:"]);
-        refuses(p, "p.jsonc", "{\n  // a comment\n  \"files\": {\"write\": [\".\"]\n", &["p.jsonc:"]);
-        refuses(p, "p.jsonc", "{\n  \"files\": {\"write\": [\".\"]},\n  \"files\": {}\n}", &["p.jsonc:3", "written twice"]);
-        refuses(p, "p.toml", "[files]\nwrite = 7\n", &["p.toml:2: files.write: expected a list, found number 7"]);
-        refuses(p, "p.toml", "\n[limits]\nmemory = \"99999999999t\"\n", &["p.toml:3: limits.memory: ", "absurdly large"]);
+        refuses(
+            p,
+            "p.jsonc",
+            "{\n  // a comment\n  \"files\": {\"write\": [\".\"]\n",
+            &["p.jsonc:"],
+        );
+        refuses(
+            p,
+            "p.jsonc",
+            "{\n  \"files\": {\"write\": [\".\"]},\n  \"files\": {}\n}",
+            &["p.jsonc:3", "written twice"],
+        );
+        refuses(
+            p,
+            "p.toml",
+            "[files]\nwrite = 7\n",
+            &["p.toml:2: files.write: expected a list, found number 7"],
+        );
+        refuses(
+            p,
+            "p.toml",
+            "\n[limits]\nmemory = \"99999999999t\"\n",
+            &["p.toml:3: limits.memory: ", "absurdly large"],
+        );
         refuses(p, "p.toml", "[limits]\npids = -1\n", &["p.toml:2: limits.pids"]);
         refuses(p, "p.toml", "[limits]\npids = 99999999999999999999999\n", &["p.toml:2: "]);
-        refuses(p, "p.toml", "[files]\ndeny = [\"a\\u0000b\"]\n", &["p.toml:2: files.deny: pattern contains a nul byte"]);
+        refuses(
+            p,
+            "p.toml",
+            "[files]\ndeny = [\"a\\u0000b\"]\n",
+            &["p.toml:2: files.deny: pattern contains a nul byte"],
+        );
         refuses(p, "p.toml", b"[files]\ndeny = [\"caf\xe9\"]\n", &["p.toml:2: not utf-8 text"]);
-        refuses(p, "p.toml", vec![b'#'; 2 << 20], &["too large for a policy file, the limit is 1048576"]);
-        refuses(p, "p.toml", "extends = \"workspcae\"\n", &["p.toml:1: unknown profile `workspcae`; known profiles: workspace, strict"]);
-        refuses(p, "p.toml", "lift = [\"guard.gti\"]\n", &["p.toml:1: unknown built-in rule `guard.gti`, did you mean `guard.git`?"]);
-        refuses(p, "p.toml", "accept_missing = [\"everything\"]\n", &["p.toml:1: accept_missing: unknown protection \"everything\"; allowed: "]);
-        refuses(p, "p.toml", "[files]\nread = [\"$HOME/x\"]\n", &["p.toml:2", "variables are not expanded"]);
-        refuses(p, "p.toml", "[network]\nallow = [\"example.com\"]\n", &["p.toml:2", "cannot be honoured yet", "--network host"]);
+        refuses(
+            p,
+            "p.toml",
+            vec![b'#'; 2 << 20],
+            &["too large for a policy file, the limit is 1048576"],
+        );
+        refuses(
+            p,
+            "p.toml",
+            "extends = \"workspcae\"\n",
+            &["p.toml:1: unknown profile `workspcae`; known profiles: workspace, strict"],
+        );
+        refuses(
+            p,
+            "p.toml",
+            "lift = [\"guard.gti\"]\n",
+            &["p.toml:1: unknown built-in rule `guard.gti`, did you mean `guard.git`?"],
+        );
+        refuses(
+            p,
+            "p.toml",
+            "accept_missing = [\"everything\"]\n",
+            &["p.toml:1: accept_missing: unknown protection \"everything\"; allowed: "],
+        );
+        refuses(
+            p,
+            "p.toml",
+            "[files]\nread = [\"$HOME/x\"]\n",
+            &["p.toml:2", "variables are not expanded"],
+        );
+        refuses(
+            p,
+            "p.toml",
+            "[network]\nallow = [\"example.com\"]\n",
+            &["p.toml:2", "cannot be honoured yet", "--network host"],
+        );
     });
 }
 
 #[test]
 fn an_escape_in_a_policy_does_not_reach_the_terminal() {
     as_each_user(|p| {
-        let ran = refuses(p, "p.toml", "\"\\u001b[2Jkey\\nringfence: fine\" = 1\n", &["unknown key"]);
+        let ran =
+            refuses(p, "p.toml", "\"\\u001b[2Jkey\\nringfence: fine\" = 1\n", &["unknown key"]);
         assert!(!ran.err.contains('\u{1b}'), "{ran:?}");
         p.write("ringfence.toml", "[files]\nread = [\"/a\\u001b]0;x\\u0007\\nringfence: fine\"]\n");
         let ran = run(p, &["--", "true"]).failed_with(REFUSED).says("\\u{1b}]0;x");
@@ -77,7 +138,7 @@ fn odd_policy_files_are_refused_without_blocking() {
         p.bare("ln -s loop.toml loop.toml").ok();
         go("loop.toml").says("cannot read loop.toml: ");
         let closed = p.write("closed.toml", "");
-        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
         if p.ids().0 != 0 {
             go("closed.toml").says("cannot read closed.toml: permission denied");
         }
@@ -94,9 +155,19 @@ fn odd_policy_files_are_refused_without_blocking() {
 fn extends_that_goes_in_a_circle_or_nowhere_is_refused() {
     as_each_user(|p| {
         p.write("b.toml", "extends = \"./a.toml\"\n");
-        refuses(p, "a.toml", "extends = \"./b.toml\"\n", &["b.toml:1: extends goes in a circle: a.toml -> b.toml -> a.toml"]);
+        refuses(
+            p,
+            "a.toml",
+            "extends = \"./b.toml\"\n",
+            &["b.toml:1: extends goes in a circle: a.toml -> b.toml -> a.toml"],
+        );
         refuses(p, "a.toml", "extends = \"./a.toml\"\n", &["goes in a circle"]);
-        refuses(p, "a.toml", "extends = \"./none.toml\"\n", &["a.toml:1: cannot read none.toml: no such file"]);
+        refuses(
+            p,
+            "a.toml",
+            "extends = \"./none.toml\"\n",
+            &["a.toml:1: cannot read none.toml: no such file"],
+        );
         for i in 0..12 {
             p.write(format!("d{i}.toml"), format!("extends = \"./d{}.toml\"\n", i + 1));
         }
@@ -111,9 +182,19 @@ fn policies_of_other_tools_work_or_name_every_key_that_cannot() {
             p,
             "fence.json",
             "{\n \"network\": {\"allowedDomains\": [\"example.com\"]},\n \"ssh\": {\"allowedHosts\": [\"x\"]},\n \"command\": {\"deny\": [\"git push\"]}\n}",
-            &["not supported yet, refused rather than ignored", "network.allowedDomains (fence.json:2", "ssh.allowedHosts (fence.json:3", "command.deny (fence.json:4"],
+            &[
+                "not supported yet, refused rather than ignored",
+                "network.allowedDomains (fence.json:2",
+                "ssh.allowedHosts (fence.json:3",
+                "command.deny (fence.json:4",
+            ],
         );
-        refuses(p, "fence.json", "{\"filesystem\": {\"allowWrte\": [\".\"]}}", &["fence.json:1: unknown key `filesystem.allowWrte`, did you mean `allowWrite`?"]);
+        refuses(
+            p,
+            "fence.json",
+            "{\"filesystem\": {\"allowWrte\": [\".\"]}}",
+            &["fence.json:1: unknown key `filesystem.allowWrte`, did you mean `allowWrite`?"],
+        );
         p.write("secret.txt", "hidden");
         p.write("fence.json", "{\n // as it is\n \"filesystem\": {\"allowWrite\": [\".\"], \"denyRead\": [\"secret.txt\"]},\n \"network\": {\"allowedDomains\": []},\n}");
         let ran = run(p, &["-s", "fence.json", "-c", "echo made > new; cat secret.txt"]);
@@ -126,7 +207,10 @@ fn policies_of_other_tools_work_or_name_every_key_that_cannot() {
 #[test]
 fn check_reports_every_problem_and_whether_the_host_can_hold_it() {
     as_each_user(|p| {
-        p.write("bad.toml", "nonsense = 1\n[files]\nwirte = [\".\"]\nread = [7]\n[limits]\nmemory = \"-1\"\n");
+        p.write(
+            "bad.toml",
+            "nonsense = 1\n[files]\nwirte = [\".\"]\nread = [7]\n[limits]\nmemory = \"-1\"\n",
+        );
         p.write("good.toml", "[files]\ndeny = [\"x\"]\n");
         p.write("hosts.toml", "[network]\nallow = [\"example.com\"]\n");
         run(p, &["policy", "check", "bad.toml", "good.toml", "none.toml"])
@@ -150,7 +234,9 @@ fn missing_places_are_told_or_harmless() {
         assert!(!p.workspace().join("nor").exists(), "no phantom files");
         run(p, &["-w", "/no/such/dir", "--", "true"]).failed_with(FAILED).says("/no/such/dir: ");
         p.write("file", "x");
-        run(p, &["-w", "file", "--", "true"]).failed_with(FAILED).says("the workspace is not a directory");
+        run(p, &["-w", "file", "--", "true"])
+            .failed_with(FAILED)
+            .says("the workspace is not a directory");
         run(p, &["-w", "/", "--", "true"]).failed_with(FAILED).says("too wide for a workspace");
         run(p, &["-C", "/no/such/dir", "--", "true"]).failed_with(FAILED).says("/no/such/dir");
         let outside = p.outside();
@@ -173,12 +259,35 @@ fn a_deny_rule_for_a_missing_or_odd_path_never_bricks_the_run() {
         p.write("file", "x");
         p.write("hidden.txt", "hidden");
         for odd in [
-            "missing", "a/b/c/d", "loop1", "loop1/x", "dangling", "file/below", "/no/such", "/proc/1/mem",
-            "/proc/self/environ", "/sys/kernel", "/dev/null/x", "/dev/mem", "~/none", "~", "**/nothing-*",
-            "./a//b/../c", "[x]", "{a,b}", "/tmp", "/var/tmp", "/run/user", "/tmp/none", "/etc/shadow",
+            "missing",
+            "a/b/c/d",
+            "loop1",
+            "loop1/x",
+            "dangling",
+            "file/below",
+            "/no/such",
+            "/proc/1/mem",
+            "/proc/self/environ",
+            "/sys/kernel",
+            "/dev/null/x",
+            "/dev/mem",
+            "~/none",
+            "~",
+            "**/nothing-*",
+            "./a//b/../c",
+            "[x]",
+            "{a,b}",
+            "/tmp",
+            "/var/tmp",
+            "/run/user",
+            "/tmp/none",
+            "/etc/shadow",
         ] {
             for flag in ["--deny-read", "--deny-write"] {
-                let ran = run(p, &[flag, odd, "--deny-read", "hidden.txt", "-c", "cat hidden.txt; echo ran"]);
+                let ran = run(
+                    p,
+                    &[flag, odd, "--deny-read", "hidden.txt", "-c", "cat hidden.txt; echo ran"],
+                );
                 assert_eq!(ran.code, Some(0), "{flag} {odd}: {ran:?}");
                 assert_eq!(ran.out, "ran\n", "{flag} {odd}: others hold: {ran:?}");
             }
@@ -197,8 +306,16 @@ fn denies_typed_on_the_command_line_hold() {
         p.write("[odd]/{dir}/secret.txt", "hidden");
         run(p, &["--deny-read", "secret.txt", "-c", "cat secret.txt"]).failed_with(1);
         run(p, &["--deny-read", "/etc/hostname", "-c", "cat /etc/hostname"]).failed_with(1);
-        run(p, &["--deny-write", "secret.txt", "-c", "echo x > secret.txt || mv secret.txt y || rm secret.txt"])
-            .failed_with(1);
+        run(
+            p,
+            &[
+                "--deny-write",
+                "secret.txt",
+                "-c",
+                "echo x > secret.txt || mv secret.txt y || rm secret.txt",
+            ],
+        )
+        .failed_with(1);
         assert_eq!(fs::read(p.workspace().join("secret.txt")).unwrap(), b"hidden");
         // The directory in which it was typed is no pattern.
         let odd = p.workspace().join("[odd]/{dir}");
@@ -276,11 +393,16 @@ fn a_policy_with_a_name_that_is_not_text_is_read_and_guarded() {
         p.write(directory.join("p.toml"), "[files]\ndeny = [\"secret\"]\n");
         p.write(directory.join("secret"), "hidden");
         let here = p.workspace().join(directory);
-        let mut command = p.ringfence(["-s", "p.toml", "-c", "echo x > p.toml; rm -f p.toml; cat secret"]);
+        let mut command =
+            p.ringfence(["-s", "p.toml", "-c", "echo x > p.toml; rm -f p.toml; cat secret"]);
         let ran = Ran::of(command.current_dir(&here));
         assert_ne!(ran.code, Some(0), "{ran:?}");
         assert!(!ran.out.contains("hidden"));
-        assert_eq!(fs::read(here.join("p.toml")).unwrap(), b"[files]\ndeny = [\"secret\"]\n", "{ran:?}");
+        assert_eq!(
+            fs::read(here.join("p.toml")).unwrap(),
+            b"[files]\ndeny = [\"secret\"]\n",
+            "{ran:?}"
+        );
     });
 }
 
@@ -303,27 +425,45 @@ fn command_lines_that_make_no_sense_say_so() {
         run(p, &["run"]).failed_with(FAILED).says("no command: write it after --");
         run(p, &["--"]).failed_with(FAILED).says("no command: write it after --");
         run(p, &["--", ""]).failed_with(FAILED).says("the command is empty");
-        run(p, &["-c", "true", "--", "true"]).failed_with(FAILED).says("-c and a command after -- exclude each other");
+        run(p, &["-c", "true", "--", "true"])
+            .failed_with(FAILED)
+            .says("-c and a command after -- exclude each other");
         run(p, &["--memroy", "1g", "--", "true"]).failed_with(FAILED).says("--memory");
         run(p, &["-s"]).failed_with(FAILED).says("--settings");
         run(p, &["--debug=yes", "--", "true"]).failed_with(FAILED).says("--debug");
-        run(p, &["-t", "workspcae", "--", "true"]).failed_with(FAILED).says("unknown profile `workspcae`");
+        run(p, &["-t", "workspcae", "--", "true"])
+            .failed_with(FAILED)
+            .says("unknown profile `workspcae`");
         run(p, &["--timeout", "0", "--", "true"]).failed_with(FAILED).says("limits.timeout");
-        run(p, &["--timeout", "soon", "--", "true"]).failed_with(FAILED).says("\"soon\" is not a time");
+        run(p, &["--timeout", "soon", "--", "true"])
+            .failed_with(FAILED)
+            .says("\"soon\" is not a time");
         run(p, &["--timeout", "-5", "--", "true"]).failed_with(FAILED).says("is negative");
-        run(p, &["--memory", "99999999999t", "--", "true"]).failed_with(FAILED).says("absurdly large");
+        run(p, &["--memory", "99999999999t", "--", "true"])
+            .failed_with(FAILED)
+            .says("absurdly large");
         run(p, &["--memory", "1", "--", "true"]).failed_with(FAILED).says("too small");
         run(p, &["--pids", "0", "--", "true"]).failed_with(FAILED).says("too small");
         run(p, &["--cpu", "lots", "--", "true"]).failed_with(FAILED).says("--cpu");
-        run(p, &["--network", "all", "--", "true"]).failed_with(FAILED).says("--network: `all` is not one of none, host");
-        run(p, &["--pty", "maybe", "--", "true"]).failed_with(FAILED).says("not one of auto, always, never");
+        run(p, &["--network", "all", "--", "true"])
+            .failed_with(FAILED)
+            .says("--network: `all` is not one of none, host");
+        run(p, &["--pty", "maybe", "--", "true"])
+            .failed_with(FAILED)
+            .says("not one of auto, always, never");
         run(p, &["--env", "=x", "--", "true"]).failed_with(FAILED).says("--env: empty name");
-        run(p, &["--allow-read", "", "--", "true"]).failed_with(FAILED).says("--allow-read: empty path");
+        run(p, &["--allow-read", "", "--", "true"])
+            .failed_with(FAILED)
+            .says("--allow-read: empty path");
         run(p, &["--allow-read", "~root/x", "--", "true"]).failed_with(FAILED);
         run(p, &["-p", "99999", "--", "true"]).failed_with(FAILED).says("99999");
-        run(p, &["--lift", "everything", "--", "true"]).failed_with(FAILED).says("unknown built-in rule `everything`");
+        run(p, &["--lift", "everything", "--", "true"])
+            .failed_with(FAILED)
+            .says("unknown built-in rule `everything`");
         let mut command = p.ringfence(["-t"]);
-        Ran::of(command.arg(OsStr::from_bytes(b"\xff")).args(["--", "true"])).failed_with(FAILED).says("\\xff is not utf-8");
+        Ran::of(command.arg(OsStr::from_bytes(b"\xff")).args(["--", "true"]))
+            .failed_with(FAILED)
+            .says("\\xff is not utf-8");
         // No argument holds a nul byte: the kernel ends it there. Other bytes pass as they are.
         let mut command = p.ringfence(["--", "printf", "%s"]);
         let ran = Ran::of(command.arg(OsStr::from_bytes(b"\xc3\xa4\x01")));
@@ -353,13 +493,18 @@ fn a_project_policy_that_widens_waits_for_trust() {
         p.write("ringfence.toml", &wide);
         let go = || p.shell(&[], &format!("echo x > {}/made", outside.display()));
         go().failed_with(REFUSED)
-            .says("ringfence.toml is not trusted yet, and it asks for more than the default allows:")
+            .says(
+                "ringfence.toml is not trusted yet, and it asks for more than the default allows:",
+            )
             .says("files.write = ")
             .says("ringfence.toml:2")
             .says("run `ringfence trust ");
         run(p, &["policy", "show"]).failed_with(REFUSED);
         p.shell(&["--no-config"], "true").ok();
-        run(p, &["trust"]).ok().says("asks for more than the default allows").says("trusted as it is now");
+        run(p, &["trust"])
+            .ok()
+            .says("asks for more than the default allows")
+            .says("trusted as it is now");
         run(p, &["trust", "--list"]).ok().says("trusted");
         go().ok();
         assert!(outside.join("made").exists());
@@ -386,7 +531,9 @@ fn trust_in_one_file_is_not_trust_in_what_it_extends() {
         run(p, &["trust"]).ok().says("base.toml");
         p.shell(&[], "true").ok();
         p.write("base.toml", "[network]\nmode = \"host\"\n");
-        p.shell(&[], "true").failed_with(REFUSED).says("base.toml was changed since it was trusted");
+        p.shell(&[], "true")
+            .failed_with(REFUSED)
+            .says("base.toml was changed since it was trusted");
     });
 }
 
@@ -438,7 +585,9 @@ fn a_sandbox_cannot_give_trust() {
         let exe = binary().parent().unwrap().to_str().unwrap();
         let flags = ["--no-config", "--allow-read", exe];
         let exe = binary().display();
-        p.shell(&flags, &format!("{exe} trust")).failed_with(FAILED).says("refused inside a sandbox");
+        p.shell(&flags, &format!("{exe} trust"))
+            .failed_with(FAILED)
+            .says("refused inside a sandbox");
         // The variable is only a hint; without it the store that is written is the sandbox's own.
         let _ = p.shell(&flags, &format!("env -u RINGFENCE {exe} trust"));
         assert!(!store.exists());
@@ -446,7 +595,8 @@ fn a_sandbox_cannot_give_trust() {
         // Neither can a store that exists be changed.
         let before = "{}";
         p.write(&store, before);
-        let _ = p.shell(&flags, &format!("env -u RINGFENCE {exe} trust; echo x > {}", store.display()));
+        let _ =
+            p.shell(&flags, &format!("env -u RINGFENCE {exe} trust; echo x > {}", store.display()));
         assert_eq!(fs::read_to_string(&store).unwrap(), before);
         p.shell(&[], "true").failed_with(REFUSED);
     });
@@ -500,7 +650,9 @@ fn explain_names_rule_line_and_remedy() {
         explain("p.toml").says("p.toml: read").says("guard.ringfence");
         explain("/etc/passwd").says("/etc/passwd: read");
         explain("/no/such").says("/no/such: none").says("--allow-read /no/such");
-        explain("example.com:443").says("example.com:443: refused, network none").says("--network host");
+        explain("example.com:443")
+            .says("example.com:443: refused, network none")
+            .says("--network host");
         explain("not a host!").says("not a host name or address");
         symlink(".env", p.workspace().join("link")).unwrap();
         explain("link").says("leads to").says("[secret.env]");
@@ -517,6 +669,33 @@ fn explain_names_rule_line_and_remedy() {
 }
 
 #[test]
+fn nothing_offers_to_lift_the_guard_of_the_policy_in_use() {
+    as_each_user(|p| {
+        p.write("p.toml", "");
+        let ran = run(p, &["policy", "explain", "-s", "p.toml", "p.toml"]).ok();
+        assert!(ran.out.contains("guard.ringfence") && !ran.out.contains("--lift"), "{ran:?}");
+    });
+}
+
+#[test]
+fn a_project_below_var_tmp_or_beside_the_one_here_works() {
+    as_each_user(|p| {
+        let below =
+            tempfile::Builder::new().prefix("ringfence-e2e").tempdir_in("/var/tmp").unwrap();
+        p.own(below.path());
+        p.write(below.path().join(".env"), "hidden");
+        let script = "echo made > new && echo x > /var/tmp/other && ! cat .env";
+        let mut command = p.ringfence(["-c", script]);
+        Ran::of(command.current_dir(below.path())).ok();
+        assert!(below.path().join("new").exists());
+        assert!(!Path::new("/var/tmp/other").exists(), "the rest of /var/tmp is private");
+        // As in the help: relative to where it was typed, upward too.
+        run(p, &["--allow-write", "../outside", "-c", "echo x > ../outside/made"]).ok();
+        assert!(p.outside().join("made").exists());
+    });
+}
+
+#[test]
 fn lists_have_json() {
     let p = Place::new(User::Me);
     for args in [
@@ -528,10 +707,18 @@ fn lists_have_json() {
         &["policy", "explain", "--json", "/etc"],
     ] {
         let ran = run(&p, args).ok();
-        serde_json::from_str::<serde_json::Value>(&ran.out).unwrap_or_else(|e| panic!("{args:?}: {e}"));
+        serde_json::from_str::<serde_json::Value>(&ran.out)
+            .unwrap_or_else(|e| panic!("{args:?}: {e}"));
     }
     let show = run(&p, &["policy", "show"]).ok();
-    for text in ["layers, lowest first", "built-in workspace", "[secret.ssh]", "[guard.git]", "network", "limits"] {
+    for text in [
+        "layers, lowest first",
+        "built-in workspace",
+        "[secret.ssh]",
+        "[guard.git]",
+        "network",
+        "limits",
+    ] {
         assert!(show.out.contains(text), "{text}: {}", show.out);
     }
 }
@@ -540,7 +727,8 @@ fn lists_have_json() {
 fn three_hundred_more_rules_work() {
     as_each_user(|p| {
         p.write("last", "hidden");
-        let rules: Vec<String> = (0..299).map(|i| format!("deny-{i}/file.txt")).chain(["last".into()]).collect();
+        let rules: Vec<String> =
+            (0..299).map(|i| format!("deny-{i}/file.txt")).chain(["last".into()]).collect();
         for name in rules.iter().take(150) {
             p.write(name, "hidden");
         }
@@ -548,7 +736,9 @@ fn three_hundred_more_rules_work() {
         for rule in &rules {
             command.args(["--deny-read", rule]);
         }
-        let ran = Ran::of(command.args(["-c", "cat deny-0/file.txt deny-149/file.txt last; echo ran"])).ok();
+        let ran =
+            Ran::of(command.args(["-c", "cat deny-0/file.txt deny-149/file.txt last; echo ran"]))
+                .ok();
         assert_eq!(ran.out, "ran\n", "{ran:?}");
     });
 }

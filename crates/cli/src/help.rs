@@ -121,7 +121,8 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("doctor")
                 .about("Start a real sandbox on this host; say what works, what refuses, what mends it")
-                .arg(json()),
+                .arg(json())
+                .after_help("Exit codes:\n  0 every layer works; 125 a lower rung is used here, or none (the text says what is lost)"),
         )
         .subcommand(
             Command::new("selftest")
@@ -133,7 +134,8 @@ pub fn command() -> Command {
                         .value_name("NAME")
                         .action(ArgAction::Append)
                         .help("Only attacks whose name contains NAME"),
-                ),
+                )
+                .after_help("Exit codes:\n  0 no attack succeeded inside; 125 one did, or a sandbox did not start\n  Attacks that fail outside as well are told apart: they show nothing on this host"),
         )
         .subcommand(policy)
         .subcommand(

@@ -11,7 +11,8 @@ fn text(path: &[&str]) -> String {
     }
     // Clap pads; editors and reviewers should not see that.
     let text = command.render_long_help().to_string();
-    text.lines().map(|l| format!("{}\n", l.trim_end())).collect()
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines.join("\n")
 }
 
 #[test]

@@ -88,12 +88,15 @@ fn command_line() -> Origin {
     Origin { layer: COMMAND_LINE.into(), line: None }
 }
 
+/// A file and what it holds.
+type Content = (PathBuf, Vec<u8>);
+
 /// Reads files for `extends`, and remembers which.
 #[derive(Default)]
 pub struct Files {
     read: RefCell<Vec<PathBuf>>,
     /// Content of what was read, where it is kept.
-    kept: Option<RefCell<Vec<(PathBuf, Vec<u8>)>>>,
+    kept: Option<RefCell<Vec<Content>>>,
     /// Set while a project's file is obeyed: what it extends came with the checkout as well, and
     /// trust in the one file says nothing of the content of the other.
     store: RefCell<Option<trust::Store>>,
@@ -107,7 +110,7 @@ impl Files {
         Self { kept: Some(RefCell::default()), ..Self::default() }
     }
 
-    pub fn kept(self) -> Vec<(PathBuf, Vec<u8>)> {
+    pub fn kept(self) -> Vec<Content> {
         self.kept.map(RefCell::into_inner).unwrap_or_default()
     }
 
@@ -207,10 +210,8 @@ fn obey(
     loader: &Files,
     notes: &mut Vec<String>,
 ) -> Result<(), LayerError> {
-    let store = trust::Store::open().map_err(|e| LayerError::Read {
-        file: "the trust store".into(),
-        problem: e.to_string(),
-    })?;
+    let store = trust::Store::open()
+        .map_err(|e| LayerError::Read { file: "the trust store".into(), problem: e.to_string() })?;
     if store.trusts(&trust::key_path(path), bytes) {
         loader.store.replace(Some(store));
         return Ok(());
@@ -220,7 +221,8 @@ fn obey(
     let wants = match resolved {
         Ok(resolved) => match resolved.narrowing_over(&profiles::workspace_fragment()) {
             Ok(()) => {
-                let why = if store.changed(&trust::key_path(path), bytes) { CHANGED } else { NOT_YET };
+                let why =
+                    if store.changed(&trust::key_path(path), bytes) { CHANGED } else { NOT_YET };
                 notes.push(format!("{} {why}; it only narrows, so it applies", printable(path)));
                 return Ok(());
             }
@@ -234,10 +236,10 @@ fn obey(
 
 /// The nearest policy file from the working directory upward, with its content.
 pub fn find_project(typed: &Typed) -> Result<Option<(PathBuf, Vec<u8>)>, LayerError> {
-    let start = typed.last(Id::Workspace).or_else(|| typed.last(Id::Cwd)).map_or_else(
-        std::env::current_dir,
-        |d| std::fs::canonicalize(Path::new(d)),
-    );
+    let start = typed
+        .last(Id::Workspace)
+        .or_else(|| typed.last(Id::Cwd))
+        .map_or_else(std::env::current_dir, |d| std::fs::canonicalize(Path::new(d)));
     // A directory that is not there is reported by the run itself, with its flag.
     let Ok(start) = start else { return Ok(None) };
     for path in ringfence_policy::search::project_candidates(&start) {

@@ -18,9 +18,9 @@ pub struct Store {
 /// `$XDG_STATE_HOME/ringfence/trust.json`, else `~/.local/state/ringfence/trust.json`.
 fn store_path() -> Option<PathBuf> {
     let absolute = |v: std::ffi::OsString| Some(PathBuf::from(v)).filter(|p| p.is_absolute());
-    let base = std::env::var_os("XDG_STATE_HOME").and_then(absolute).or_else(|| {
-        std::env::var_os("HOME").and_then(absolute).map(|h| h.join(".local/state"))
-    })?;
+    let base = std::env::var_os("XDG_STATE_HOME")
+        .and_then(absolute)
+        .or_else(|| std::env::var_os("HOME").and_then(absolute).map(|h| h.join(".local/state")))?;
     Some(base.join("ringfence/trust.json"))
 }
 
@@ -48,7 +48,10 @@ impl Store {
         let Some(file) = store_path() else { return Ok(Self::default()) };
         let entries = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", crate::output::printable(&file)))
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{}: {e}", crate::output::printable(&file)),
+                )
             })?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(e) => return Err(e),
@@ -84,7 +87,10 @@ impl Store {
     fn save(&self) -> io::Result<()> {
         use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let Some(dir) = self.file.parent() else {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "no home to keep the trust store in"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "no home to keep the trust store in",
+            ));
         };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let temporary = self.file.with_extension(format!("json.{}", std::process::id()));

@@ -616,7 +616,8 @@ impl<'a> CompiledRules<'a> {
     }
 
     /// As [`Self::literal_points`], without the caps that change nothing because no rule raises
-    /// anything above, at or below their path (most secrets, as long as home is not granted).
+    /// anything above, at or below their path (most secrets, as long as home is not granted). Caps
+    /// that people wrote are all there: their path may lead through a link to something raised.
     pub fn binding_points(&self) -> Vec<Point<'a>> {
         self.points(true)
     }
@@ -624,6 +625,8 @@ impl<'a> CompiledRules<'a> {
     fn points(&self, binding: bool) -> Vec<Point<'a>> {
         let mut points = Vec::with_capacity(if binding { 64 } else { self.rules.len() });
         for rule in &self.rules {
+            // People may name a place by a link that leads to it; built-in rules do not.
+            let binding = binding && rule.id.is_some() && rule.origin.line.is_none();
             let mut add = |path: &[u8], subtree: bool| {
                 let idle = binding
                     && rule.effect == Effect::Cap

@@ -26,7 +26,9 @@ pub fn problems(name: &str, bytes: &[u8]) -> Vec<PolicyError> {
             PolicyError::UnknownRule { at, .. } => remove(&mut node, "lift", at.line),
             PolicyError::UnknownProfile { at, .. } => remove(&mut node, "extends", at.line),
             PolicyError::NotYet { keys } => {
-                keys.iter().fold(false, |any, k| remove(&mut node, &k.key, None) || any)
+                // Each of them, not only the first.
+                let gone = keys.iter().filter(|k| remove(&mut node, &k.key, None)).count();
+                gone > 0
             }
             _ => false,
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ringfence_sandbox::run::{Ended, RunError, Running};
 use ringfence_sandbox::status::Status;
+use ringfence_sandbox::terminal::{Child as _, Event};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::command::Pipes;
@@ -95,18 +96,19 @@ impl Child {
     /// has ended then too. Can be asked again.
     pub fn wait(&mut self) -> Result<ExitStatus, Error> {
         drop(self.stdin.take());
-        if let State::Running(running) = &self.state {
-            ended_within(running.jailed.pidfd(), Duration::MAX);
+        if let State::Running(running) = &mut self.state {
+            end(running);
         }
         self.collect()
     }
 
     /// The exit status, if the command has ended.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, Error> {
-        if let State::Running(running) = &self.state
-            && !ended_within(running.jailed.pidfd(), Duration::ZERO)
-        {
-            return Ok(None);
+        if let State::Running(running) = &mut self.state {
+            hear(running);
+            if !ended_within(running.jailed.pidfd(), Duration::ZERO) {
+                return Ok(None);
+            }
         }
         self.collect().map(Some)
     }
@@ -161,6 +163,35 @@ impl Drop for Child {
             let _ = self.collect();
         }
     }
+}
+
+/// Reads what init reports, that the command stopped for example, so that it is never kept waiting
+/// by a full channel. False when nothing will come any more.
+fn hear(running: &mut Running) -> bool {
+    loop {
+        match running.jailed.read_event() {
+            Ok(Some(Event::Closed)) | Err(_) => return false,
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+        }
+    }
+}
+
+/// Waits for the end of init.
+fn end(running: &mut Running) {
+    while hear(running) {
+        let jailed = &running.jailed;
+        let mut fds = [
+            PollFd::from_borrowed_fd(jailed.pidfd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(jailed.control(), PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) if !fds[0].revents().is_empty() => return,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => break,
+        }
+    }
+    ended_within(running.jailed.pidfd(), Duration::MAX);
 }
 
 fn lost() -> Error {

@@ -141,8 +141,7 @@ impl<'a> Command<'a> {
         let policy = self.sandbox.policy();
         let running = run::with_ladder(policy, &request, |mut plan| {
             self.change_environment(&mut plan);
-            let started = run::start(plan, policy, &command, None);
-            set_up(started.map_err(|error| Failed { error, refusal: None })?)
+            set_up(run::start(plan, policy, &command, None)?)
         })?;
         // Only now: until it leaves it, the child of a root caller shares our table of descriptors.
         let [stdin, stdout, stderr] = ends.each_mut().map(|end| end.ours.take());

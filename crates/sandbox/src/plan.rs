@@ -221,7 +221,20 @@ pub struct PathBuf2(pub PathBuf);
 
 impl fmt::Display for PathBuf2 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.display().fmt(f)
+        f.write_str(&shown(&self.0))
+    }
+}
+
+/// A path on one line: control characters (a newline, an escape) are spelled out, since names come
+/// from whoever wrote the workspace.
+pub(crate) fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if text.chars().any(char::is_control) {
+        text.chars()
+            .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+            .collect()
+    } else {
+        text.into_owned()
     }
 }
 
@@ -231,6 +244,9 @@ pub fn describe(rule: &Rule) -> String {
     let id = rule.id.as_deref().map(|i| format!(" [{i}]")).unwrap_or_default();
     format!("rule `{}`{id}, {}{line}", rule.written(), rule.origin.layer)
 }
+
+/// Missing protections that a refusal spells out; a project can have thousands of hidden files.
+const MOST_TOLD: usize = 8;
 
 /// Top-level names of the private root that are ours.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -300,11 +316,14 @@ impl Plan {
             return Ok(());
         }
         let mut names: Vec<String> = unaccepted.iter().map(|m| m.name.clone()).collect();
+        names.sort_unstable();
         names.dedup();
-        Err(PlanError::Missing(
-            unaccepted.iter().map(|m| format!("{}: {}", m.name, m.detail)).collect(),
-            names,
-        ))
+        let mut details: Vec<String> =
+            unaccepted.iter().take(MOST_TOLD).map(|m| format!("{}: {}", m.name, m.detail)).collect();
+        if unaccepted.len() > MOST_TOLD {
+            details.push(format!("and {} more", unaccepted.len() - MOST_TOLD));
+        }
+        Err(PlanError::Missing(details, names))
     }
 }
 
@@ -328,7 +347,9 @@ fn identity(survey: &Survey, status: &mut Status) -> Identity {
         if uid == 0 {
             status.degrade(
                 "identity",
-                if maps_ids {
+                if survey.rung == Rung::Landlock {
+                    "without namespaces the sandbox of a root caller keeps host id 0, without capabilities; writes are held by landlock"
+                } else if maps_ids {
                     "the workspace's file system cannot translate owners, so the sandbox keeps host id 0 without capabilities; writes are held by mounts and landlock"
                 } else {
                     "the caller is root without the right to map ids, so the sandbox keeps host id 0 without capabilities; writes are held by mounts and landlock"
@@ -718,9 +739,10 @@ impl<'a> Builder<'a> {
     /// Without namespaces: the view is the host's, and only what Landlock can say is held.
     fn landlock_only(&mut self, status: &mut Status) -> Result<(), PlanError> {
         if self.survey.landlock_abi == 0 {
-            return Err(PlanError::Missing(
-                vec!["namespaces: refused by this host".into(), "landlock: not in this kernel".into()],
-                vec![],
+            return Err(PlanError::Unsupported(
+                "this kernel has no landlock either, so nothing is left to hold a policy with\n  \
+                 remedy: run `ringfence doctor`"
+                    .into(),
             ));
         }
         for entry in &self.survey.system {
@@ -813,14 +835,14 @@ impl fmt::Display for Plan {
                 NetworkPlan::NoSockets => "none (sockets refused)",
             }
         )?;
-        writeln!(f, "directory   {}", self.cwd.display())?;
+        writeln!(f, "directory   {}", shown(&self.cwd))?;
         if !self.steps.is_empty() {
             writeln!(f, "view")?;
         }
         for step in &self.steps {
             let what = match &step.action {
                 Action::Directory => continue,
-                Action::Link { target } => format!("link to {}", target.display()),
+                Action::Link { target } => format!("link to {}", shown(target)),
                 Action::Private { bytes, .. } => format!("private, at most {bytes} bytes"),
                 Action::Proc => "proc".into(),
                 Action::Pts => "pts".into(),
@@ -836,13 +858,13 @@ impl fmt::Display for Plan {
                 Action::Pin { .. } => "pinned in place".into(),
                 Action::Mask { .. } => "hidden".into(),
             };
-            write!(f, "  {:<44} {what}", step.path.display().to_string())?;
+            write!(f, "  {:<44} {what}", shown(&step.path))?;
             if step.why.is_empty() { writeln!(f)? } else { writeln!(f, "  ({})", step.why)? }
         }
         if self.rung == Rung::Landlock {
             writeln!(f, "landlock")?;
             for rule in &self.landlock {
-                writeln!(f, "  {:<44} {:?}", rule.path.display().to_string(), rule.access)?;
+                writeln!(f, "  {:<44} {:?}", shown(&rule.path), rule.access)?;
             }
         }
         for m in &self.status.degraded {

@@ -14,7 +14,7 @@ use crate::discover::{
     self, GitOptions, Matcher, PRIVATE_CACHES, RepositoryHint, Shape, TOOL_ENVIRONMENT, Verdict,
     WalkOptions,
 };
-use crate::plan::{Plan, PlanError, Point, Survey, describe};
+use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
 use crate::survey::{self, Caller, Object, Objects, SystemEntry};
 
@@ -62,7 +62,7 @@ pub enum PrepareError {
 }
 
 fn path_error(path: &Path, problem: impl std::fmt::Display) -> PrepareError {
-    PrepareError::Path { path: path.display().to_string(), problem: problem.to_string() }
+    PrepareError::Path { path: shown(path), problem: problem.to_string() }
 }
 
 /// Home, workspace and working directory, canonical.
@@ -101,7 +101,9 @@ fn whereabouts(request: &Request) -> Result<Where, PrepareError> {
     ];
     let too_wide = home.starts_with(&asked)
         || TOO_WIDE.iter().any(|d| asked == Path::new(d))
-        || ["/proc", "/sys", "/dev", "/usr", "/etc", "/boot"].iter().any(|d| asked.starts_with(d));
+        || asked == Path::new("/dev/shm")
+        || ["/proc", "/sys", "/dev", "/usr", "/etc", "/boot"].iter().any(|d| asked.starts_with(d))
+            && !asked.starts_with("/dev/shm");
     let workspace = if !too_wide {
         Some(object)
     } else if request.workspace.is_some() {
@@ -163,8 +165,10 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         found.visible.push(w.path.clone());
     }
     let idmap = workspace.is_none() || !caller.maps_ids || can_idmap(workspace.as_ref());
-    found.literal_points(&places, caller.maps_ids && idmap)?;
+    let demoted = caller.maps_ids && idmap && request.rung == Rung::Namespaces;
+    found.literal_points(&places, demoted)?;
     found.toolchains(tools)?;
+    found.name_of_home(request, &places);
     if let Some(w) = &workspace {
         found.patterns(policy, &places, w, request, &mut notes)?;
     }
@@ -178,11 +182,27 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         Some(w) => rules.decide(&w.path).permission,
         None => Permission::None,
     };
+    let system = match request.rung {
+        Rung::Namespaces => system,
+        // Landlock cannot take back what it grants to a directory, so the secrets in /etc are left
+        // out of what is granted.
+        Rung::Landlock => {
+            let hidden: Vec<&Path> = found
+                .points
+                .iter()
+                .filter(|p| p.permission == Permission::None)
+                .map(|p| p.object.path.as_path())
+                .collect();
+            survey::split(system, &hidden)
+        }
+    };
     // Working trees of one repository share names.
     found.absent.sort_unstable();
     found.absent.dedup();
     // The walk could not see everything: what it did not see may hold what must be hidden.
     let truncated = found.truncated.take();
+    let lists_only = workspace_permission == Permission::View
+        || found.points.iter().any(|p| p.permission == Permission::View);
     let survey = Survey {
         caller,
         rung: request.rung,
@@ -194,7 +214,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         pins: found.pins,
         absent: found.absent,
         links: found.links,
-        home_directories: home_directories(),
+        home_directories: home_directories(lists_only),
         devices,
         resolver,
         cwd,
@@ -385,7 +405,13 @@ impl<'a> Findings<'a> {
         for point in points.iter().filter(|p| p.rule.effect == Effect::Cap) {
             let (path, rule) = (&point.path, point.rule);
             let guard = rule.priority >= priority::GUARD;
-            if !self.is_visible(path) || (guard && !self.has_workspace) {
+            if guard && !self.has_workspace {
+                continue;
+            }
+            // Built-in rules name places as they lie; people also by links that lead there.
+            let linked = !self.is_visible(path);
+            let built_in = rule.id.is_some() && rule.origin.line.is_none();
+            if linked && (built_in || !self.leads_to_visible(path)?) {
                 continue;
             }
             // What the sandbox's host id cannot read anyway needs no mask. That is known of the
@@ -410,7 +436,8 @@ impl<'a> Findings<'a> {
                 }
                 continue;
             };
-            let permission = rules.decide(path).permission.min(rules.decide(&object.path).permission);
+            let here = if linked { rule.permission } else { rules.decide(path).permission };
+            let permission = here.min(rules.decide(&object.path).permission);
             let why = describe(rule);
             let stays = rule.permission < Permission::Write && path.starts_with(&places.workspace);
             // What must not change must not be moved away with its parents and made anew either;
@@ -435,6 +462,22 @@ impl<'a> Findings<'a> {
             self.points.push(Point { object, permission, why, guard });
         }
         Ok(())
+    }
+
+    /// Home under the name that PATH and configuration know it by, where that is a link or lies
+    /// behind one.
+    fn name_of_home(&mut self, request: &Request, places: &Places) {
+        use std::path::Component::{Normal, RootDir};
+        let Some(name) = request.variable("HOME").map(Path::new) else { return };
+        let plain = name.components().all(|c| matches!(c, RootDir | Normal(_)));
+        let same = name == places.home || name.starts_with(&places.home);
+        if plain && name.is_absolute() && !same && places.home.is_dir() && !self.is_visible(name) {
+            self.links.push((name.to_owned(), places.home.clone()));
+        }
+    }
+
+    fn leads_to_visible(&mut self, path: &Path) -> Result<bool, PrepareError> {
+        Ok(self.look(path)?.is_some_and(|object| self.is_visible(&object.path)))
     }
 
     /// A grant of `/` is one of each directory in it. What the sandbox has of its own stays its own,
@@ -695,13 +738,18 @@ impl Matcher for PatternMatcher<'_> {
     }
 }
 
-fn home_directories() -> Vec<String> {
-    const USUAL: [&str; 4] = [".cache", ".config", ".local/share", ".local/state"];
-    let mut all: Vec<String> = USUAL.iter().map(|s| (*s).to_owned()).collect();
-    all.extend(PRIVATE_CACHES.iter().map(|c| c.path.to_owned()));
-    all.sort_unstable();
-    all.dedup();
-    all
+/// Directories that exist in the private home from the start. Tools make what else they need; only
+/// where the policy lists something without showing it must every place that they may write to be
+/// there beforehand (see `Builder::home`). Each costs 4 us.
+fn home_directories(all: bool) -> Vec<String> {
+    const USUAL: [&str; 3] = [".cache", ".config", ".local/share"];
+    let mut list: Vec<String> = USUAL.iter().map(|s| (*s).to_owned()).collect();
+    if all {
+        list.extend(PRIVATE_CACHES.iter().map(|c| c.path.to_owned()));
+        list.sort_unstable();
+        list.dedup();
+    }
+    list
 }
 
 fn environment(

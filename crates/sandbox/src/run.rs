@@ -108,11 +108,11 @@ pub fn start(
     policy: &Policy,
     command: &Command,
     early: Option<jail::Early>,
-) -> Result<Running, RunError> {
+) -> Result<Running, Failed> {
     let started = Instant::now();
     let limits = &policy.limits;
     let (scope, nproc) = limit(limits, &mut plan.status);
-    plan.refuse_what_is_missing(policy)?;
+    plan.refuse_what_is_missing(policy).map_err(RunError::from)?;
     let scratch = match plan.rung {
         Rung::Landlock => Some(sweep::Scratch::new(&mut plan).map_err(|e| setup("make a private temporary directory", &e))?),
         Rung::Namespaces => None,
@@ -122,11 +122,13 @@ pub fn start(
         .flat_map(|s| s.procs_fds(false).map(|fd| fd.as_raw_fd()).collect::<Vec<_>>())
         .collect();
     let watch = sweep::Watch::new(&plan);
-    let (spec, parent) = lower::lower(&plan, limits, nproc, command, procs)?;
+    let (spec, parent) =
+        lower::lower(&plan, limits, nproc, command, procs).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
     let steps = spec_steps(&plan, &spec);
-    let jailed = jail::spawn(&spec, parent, early).map_err(|f| failure(&f, &program, &steps, plan.rung))?;
+    let jailed = jail::spawn(&spec, parent, early)
+        .map_err(|f| failed(&f, &program, &steps, plan.rung))?;
     let Plan { status, rung, .. } = plan;
     Ok(Running { jailed, status, scope, started, sweep: watch, program, steps, rung, scratch })
 }
@@ -228,6 +230,12 @@ fn failure(f: &Failure, program: &str, steps: &[(PathBuf, String)], rung: Rung) 
     RunError::Setup { what, errno: f.errno, hint: hint.into() }
 }
 
+/// A set-up failure, and whether the lower rung may be tried after it.
+fn failed(f: &Failure, program: &str, steps: &[(PathBuf, String)], rung: Rung) -> Failed {
+    let refusal = rung == Rung::Namespaces && namespace_refusal(f, steps);
+    Failed { error: failure(f, program, steps, rung), refusal: refusal.then(|| f.to_string()) }
+}
+
 /// Whether the failure says that this host does not let us have namespaces (as opposed to a real
 /// mistake), so that the lower rung may be tried.
 fn namespace_refusal(f: &Failure, steps: &[(PathBuf, String)]) -> bool {
@@ -247,6 +255,8 @@ fn namespace_refusal(f: &Failure, steps: &[(PathBuf, String)]) -> bool {
         | Stage::Propagation
         | Stage::Root
         | Stage::Pivot
+        | Stage::Network
+        | Stage::Tree
         | Stage::Loopback => true,
         // A container that masks parts of /proc may not mount a fresh one.
         Stage::Step => steps.get(f.index as usize).is_some_and(|(_, what)| what.contains("mount")),
@@ -271,11 +281,7 @@ impl Running {
         let held = self.sweep.finish(self.started.elapsed());
         drop(self.scratch.take());
         match waited {
-            Err(f) => {
-                let refusal = self.rung == Rung::Namespaces && namespace_refusal(&f, &self.steps);
-                let error = failure(&f, &self.program, &self.steps, self.rung);
-                Err(Failed { error, refusal: refusal.then(|| f.to_string()) })
-            }
+            Err(f) => Err(failed(&f, &self.program, &self.steps, self.rung)),
             Ok(status) => {
                 let ended = Ended::from_wait_status(status);
                 let (code, signal) = match ended {
@@ -303,6 +309,13 @@ pub struct Failed {
     pub error: RunError,
     /// Set when namespaces were refused by the host.
     pub refusal: Option<String>,
+}
+
+impl From<RunError> for Failed {
+    /// Not a refusal by the host.
+    fn from(error: RunError) -> Self {
+        Self { error, refusal: None }
+    }
 }
 
 /// The whole of a run, down the ladder. `attempt` starts and supervises one plan.

@@ -99,6 +99,36 @@ pub fn system_entries() -> Vec<SystemEntry> {
     found
 }
 
+/// Grants around what is hidden: a directory that holds something hidden becomes the entries in it,
+/// as deep as needed. Symlinks need no right of their own.
+pub fn split(entries: Vec<SystemEntry>, hidden: &[&Path]) -> Vec<SystemEntry> {
+    let mut out = Vec::with_capacity(entries.len());
+    for entry in entries {
+        match entry {
+            SystemEntry::Directory(path) => split_one(path, hidden, &mut out),
+            link @ SystemEntry::Link(..) => out.push(link),
+        }
+    }
+    out
+}
+
+fn split_one(path: PathBuf, hidden: &[&Path], out: &mut Vec<SystemEntry>) {
+    if hidden.contains(&path.as_path()) {
+        return;
+    }
+    if !hidden.iter().any(|h| h.starts_with(&path)) {
+        out.push(SystemEntry::Directory(path));
+        return;
+    }
+    // What cannot be listed is not granted.
+    let Ok(children) = std::fs::read_dir(&path) else { return };
+    for child in children.flatten() {
+        if child.file_type().is_ok_and(|t| t.is_dir() || t.is_file()) {
+            split_one(child.path(), hidden, out);
+        }
+    }
+}
+
 impl Caller {
     pub fn current() -> Self {
         let uid = rustix::process::geteuid().as_raw();
@@ -154,7 +184,24 @@ impl Objects {
 
 #[cfg(test)]
 mod tests {
-    use super::is_whole_map;
+    use super::{SystemEntry, is_whole_map, split};
+
+    #[test]
+    fn what_is_hidden_is_left_out_of_what_is_granted() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |p: &str| dir.path().join(p);
+        std::fs::create_dir_all(at("ssl/private")).unwrap();
+        std::fs::write(at("ssl/public"), "").unwrap();
+        std::fs::write(at("shadow"), "").unwrap();
+        std::fs::write(at("passwd"), "").unwrap();
+        let (shadow, private) = (at("shadow"), at("ssl/private"));
+        let whole = vec![SystemEntry::Directory(dir.path().to_owned())];
+        assert_eq!(split(whole.clone(), &[]), whole);
+        let mut granted = split(whole, &[&shadow, &private]);
+        granted.sort_by_key(|e| format!("{e:?}"));
+        let expected = ["passwd", "ssl/public"].map(|p| SystemEntry::Directory(at(p)));
+        assert_eq!(granted, expected);
+    }
 
     #[test]
     fn root_of_a_container_is_not_the_hosts() {

@@ -89,12 +89,9 @@ pub fn clone_user_namespace() -> Result<()> {
 /// Namespaces by `clone3`, whose flags a filter cannot see.
 pub fn clone3_user_namespace() -> Result<()> {
     // flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
-    let args: [u64; 8] =
-        [libc::CLONE_NEWUSER as u64, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0];
+    let args: [u64; 8] = [libc::CLONE_NEWUSER as u64, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0];
     // SAFETY: a clone_args of the first version, as a fork. The child ends at once.
-    let r = unsafe {
-        libc::syscall(libc::SYS_clone3, args.as_ptr(), std::mem::size_of_val(&args))
-    };
+    let r = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), std::mem::size_of_val(&args)) };
     end_child(r)
 }
 
@@ -146,9 +143,8 @@ pub fn open_by_handle(path: &CStr) -> Result<()> {
     check(r)?;
     let dir = raw::openat(libc::AT_FDCWD, path, libc::O_RDONLY | libc::O_CLOEXEC, 0)?;
     // SAFETY: the handle was filled in by the kernel.
-    let r = unsafe {
-        libc::syscall(libc::SYS_open_by_handle_at, dir, handle.as_ptr(), libc::O_RDONLY)
-    };
+    let r =
+        unsafe { libc::syscall(libc::SYS_open_by_handle_at, dir, handle.as_ptr(), libc::O_RDONLY) };
     let r = check(r);
     raw::close(dir);
     r.map(drop_fd)
@@ -354,11 +350,7 @@ pub fn refuse(what: Refuse) -> Result<()> {
     let op = |code, k| SockFilter { code, jt: 0, jf: 0, k };
     let jump = |code, k, jt, jf| SockFilter { code, jt, jf, k };
     let arch = native().ok_or(Errno(libc::ENOSYS))?;
-    let mut program = vec![
-        op(LD, 4),
-        jump(JEQ, arch.audit(), 1, 0),
-        op(RET, ALLOW),
-    ];
+    let mut program = vec![op(LD, 4), jump(JEQ, arch.audit(), 1, 0), op(RET, ALLOW)];
     let mut deny = |nr: libc::c_long, errno: i32| {
         program.push(op(LD, 0));
         program.push(jump(JEQ, nr as u32, 0, 1));

@@ -239,7 +239,14 @@ extern "C" fn helper(argument: *mut libc::c_void) -> libc::c_int {
     args[1] = (&raw mut pidfd) as u64;
     let size = std::mem::size_of_val(&args);
     // SAFETY: `args` is a clone_args; without CLONE_VM the child gets a copy of all memory.
-    let pid = unsafe { bare::syscall(libc::SYS_clone3, [args.as_ptr() as usize, size, 0, 0]) };
+    let mut pid = unsafe { bare::syscall(libc::SYS_clone3, [args.as_ptr() as usize, size, 0, 0]) };
+    if pid == -(libc::ENOSYS as isize) || pid == -(libc::EPERM as isize) {
+        // A filter around us that refuses the newer call, as in `ns::clone`: the older one takes the
+        // same flags, and the place for the pidfd third.
+        let place = (&raw mut pidfd) as usize;
+        // SAFETY: as above.
+        pid = unsafe { bare::syscall(libc::SYS_clone, [args[0] as usize, 0, place, 0]) };
+    }
     if pid == 0 {
         let entry = shared.entry.load(Ordering::Relaxed);
         // SAFETY: `fork` stored a function of exactly this type.

@@ -26,3 +26,5 @@ pub mod arena;
 pub mod bare;
 #[cfg(target_os = "linux")]
 pub mod early;
+#[cfg(target_os = "linux")]
+pub mod entry;

@@ -126,6 +126,11 @@ pub fn mkdirat(dir: i32, path: &CStr, mode: u32) -> Result<()> {
     call!(libc::SYS_mkdirat, dir, path.as_ptr(), mode).map(|_| ())
 }
 
+/// `mode` with its type; no device numbers, since a sandbox makes none.
+pub fn mknodat(dir: i32, path: &CStr, mode: u32) -> Result<()> {
+    call!(libc::SYS_mknodat, dir, path.as_ptr(), mode, 0).map(|_| ())
+}
+
 pub fn unlinkat(dir: i32, path: &CStr, flags: i32) -> Result<()> {
     call!(libc::SYS_unlinkat, dir, path.as_ptr(), flags).map(|_| ())
 }

@@ -10,7 +10,10 @@ fn npm_installs_a_local_dependency_and_runs_the_tests() {
         return;
     }
     as_each_user(|p| {
-        p.write("dep/package.json", r#"{"name":"dep","version":"1.0.0","bin":{"depbin":"bin.js"}}"#);
+        p.write(
+            "dep/package.json",
+            r#"{"name":"dep","version":"1.0.0","bin":{"depbin":"bin.js"}}"#,
+        );
         let bin = p.write("dep/bin.js", "#!/usr/bin/env node\nconsole.log('bin ran')\n");
         p.command("chmod").args(["755".as_ref(), bin.as_os_str()]).status().unwrap();
         p.write(
@@ -134,7 +137,10 @@ fn java_compiles_and_runs() {
         return;
     }
     as_each_user(|p| {
-        p.write("A.java", "class A { public static void main(String[] a) { System.out.println(6 * 7); } }");
+        p.write(
+            "A.java",
+            "class A { public static void main(String[] a) { System.out.println(6 * 7); } }",
+        );
         let ran = p.shell(&[], "javac A.java && java -Xmx64m A").ok();
         assert_eq!(ran.out, "42\n", "{ran:?}");
     });

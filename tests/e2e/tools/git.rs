@@ -83,13 +83,13 @@ fn everyday_work_on_a_repository_with_history() {
              test -z \"$(git status --porcelain)\"
              echo x >> top; git add -A; git commit -qm more; git log --oneline | wc -l
              git diff --stat HEAD~1 | tail -1
-             git checkout -q -b side; echo s > side; git add side; git commit -qm side
-             git checkout -q main; echo m > main; git add main; git commit -qm main
+             git checkout -q -b side; echo s > s; git add s; git commit -qm s
+             git checkout -q main; echo m > m; git add m; git commit -qm m
              git merge -q -m merge side; git tag v1; git describe --tags
              echo st >> top; git stash -q; test -z \"$(git status --porcelain)\"; git stash pop -q
              git checkout -q -- top; git checkout -q -b topic HEAD~1
-             echo t > topic; git add topic; git commit -qm topic; git rebase -q main
-             git log --oneline | wc -l; git cherry-pick --allow-empty side >/dev/null || git cherry-pick --skip
+             echo t > t; git add t; git commit -qm t; git rebase -q main
+             git log --oneline | wc -l
              git revert --no-edit HEAD >/dev/null; git reset -q --hard HEAD~1
              git gc -q; git fsck --no-progress; git grep -c top -- top
              git clone -q . /tmp/clone; git -C /tmp/clone log --oneline | wc -l
@@ -100,6 +100,7 @@ fn everyday_work_on_a_repository_with_history() {
         let lines: Vec<_> = ran.out.lines().map(str::trim).collect();
         let stat = "1 file changed, 1 insertion(+)";
         assert_eq!(lines[..4], ["6", stat, "v1", "10"], "{ran:?}");
+        assert!(lines.contains(&"top:1") && lines.contains(&"10"), "{ran:?}");
         // What was committed inside is there outside, and sound.
         p.bare("git fsck --no-progress && git log --oneline topic | wc -l").ok().says("10");
         let clean = p.bare("git status --porcelain").ok();
@@ -141,8 +142,12 @@ fn a_linked_worktree_whose_repository_lies_outside_commits() {
     each_user(|p| {
         let main = p.outside().join("main");
         small(p, &main.display().to_string());
-        p.bare(&format!("git -C {} worktree add -q {}/tree", main.display(), p.workspace().display()))
-            .ok();
+        p.bare(&format!(
+            "git -C {} worktree add -q {}/tree",
+            main.display(),
+            p.workspace().display()
+        ))
+        .ok();
         let mut args = vec!["run", "--", "/bin/sh", "-c"];
         let script = format!(
             "set -e; echo b >> a; git commit -qam two; git checkout -q -b other; git gc -q
@@ -177,7 +182,7 @@ fn a_worktree_added_inside_commits_and_is_known_outside() {
         .ok();
         // The next run finds it as a repository of its own.
         unchanged(p, &[], "cd tree && echo c >> a && git commit -qam three").ok();
-        p.bare("git worktree list && git log --oneline tree").ok().says("three").says("/tree");
+        p.bare("git worktree list && git log --oneline tree --").ok().says("three").says("/tree");
         let trap = unchanged(p, &[], "echo x > .git/worktrees/tree/config.worktree").ok();
         let trap = trap.says("config.worktree is a guarded name that the run created");
         assert_eq!(trap.err.lines().count(), 1, "said once: {trap:?}");
@@ -236,7 +241,9 @@ fn nested_and_bare_repositories_and_separate_git_directories() {
         // A git directory outside that does not name its working tree is not opened for one that
         // merely points at it, and the run says so.
         p.bare("git init -q --separate-git-dir=../outside/far.git far").ok();
-        p.shell(&[], "cd far && git status").failed_with(128).says("far.git lies outside the workspace");
+        p.shell(&[], "cd far && git status")
+            .failed_with(128)
+            .says("far.git lies outside the workspace");
     });
 }
 
@@ -251,7 +258,11 @@ fn a_directory_of_a_larger_repository_can_look_at_it_and_not_change_it() {
         );
         assert_ne!(ran.code, Some(0), "{ran:?}");
         ran.says("5\n").says("1 file changed");
-        snapshot::assert_same(&before, &snapshot::of(&p.workspace().join(".git")), "the repository");
+        snapshot::assert_same(
+            &before,
+            &snapshot::of(&p.workspace().join(".git")),
+            "the repository",
+        );
     });
 }
 
@@ -304,7 +315,9 @@ fn hooks_and_configuration_cannot_be_written_replaced_or_moved_away() {
 
 fn guarded_in(repository: &Path) -> Snapshot {
     snapshot::only(repository, &|path| {
-        path == Path::new(".git") || path.starts_with(".git/hooks") || path == Path::new(".git/config")
+        path == Path::new(".git")
+            || path.starts_with(".git/hooks")
+            || path == Path::new(".git/config")
     })
     .into_iter()
     .filter(|(path, _)| path != Path::new(".git"))
@@ -326,8 +339,15 @@ fn guarded_names_that_the_run_creates_are_moved_aside() {
                  ln -s /etc/passwd .bashrc; ! echo x >> .cursor/rules; ! mv .cursor away",
             )
             .ok();
-        let names =
-            [".vscode", ".mcp.json", ".envrc", ".git/hooks", ".git/config.worktree", ".git/info/attributes", ".bashrc"];
+        let names = [
+            ".vscode",
+            ".mcp.json",
+            ".envrc",
+            ".git/hooks",
+            ".git/config.worktree",
+            ".git/info/attributes",
+            ".bashrc",
+        ];
         for name in names {
             assert!(!p.workspace().join(name).exists(), "{name}: {ran:?}");
             let held = p.workspace().join(format!("{name}.ringfence-held"));
@@ -349,12 +369,14 @@ fn guarded_names_that_the_run_creates_are_moved_aside() {
 fn status_inside_shows_no_foreign_entry() {
     each_user(|p| {
         small(p, ".");
-        for (name, text) in [(".env", "S=1"), ("server.key", "k"), (".vscode/settings.json", "{}")] {
+        for (name, text) in [(".env", "S=1"), ("server.key", "k"), (".vscode/settings.json", "{}")]
+        {
             p.write(name, text);
         }
         p.bare("git add -Af . && git commit -qm all").ok();
         let outside = p.bare("git status --porcelain --ignored").ok();
-        let inside = p.shell(&[], "git status --porcelain --ignored | grep -v '^ [MTD] '; true").ok();
+        let inside =
+            p.shell(&[], "git status --porcelain --ignored | grep -v '^ [MTD] '; true").ok();
         assert_eq!(inside.out, outside.out, "nothing untracked appears");
         assert_eq!(std::fs::read_to_string(p.workspace().join(".env")).unwrap(), "S=1");
     });

@@ -19,7 +19,10 @@ fn here_documents_work_in_every_shell() {
     for shell in ["sh", "bash", "zsh", "dash"] {
         prints(
             shell,
-            &format!("{shell} -c 'cat <<X\nhello $((6 * 7))\nX\n' && {shell} -c 'cat <<Y | wc -c\n{}\nY\n'", "x".repeat(70_000)),
+            &format!(
+                "{shell} -c 'cat <<X\nhello $((6 * 7))\nX\n' && {shell} -c 'cat <<Y | wc -c\n{}\nY\n'",
+                "x".repeat(70_000)
+            ),
             "hello 42\n70001\n",
         );
     }
@@ -33,7 +36,10 @@ fn temporary_places_are_there_from_the_first_instruction() {
              ls -A /dev/shm | wc -l; mktemp -d";
         // Whatever the caller's own variables say.
         let mut command = p.ringfence(["-c", script]);
-        command.env("TMPDIR", "/no/such").env("XDG_RUNTIME_DIR", "/run/user/none").env("TMPPREFIX", "/no");
+        command
+            .env("TMPDIR", "/no/such")
+            .env("XDG_RUNTIME_DIR", "/run/user/none")
+            .env("TMPPREFIX", "/no");
         let ran = crate::harness::Ran::of(&mut command).ok();
         assert!(ran.out.starts_with("x\nx\nx\nx\n1\n/tmp/"), "{ran:?}");
         // Private: nothing of it is on the host, nothing of the host's is inside.
@@ -41,8 +47,11 @@ fn temporary_places_are_there_from_the_first_instruction() {
         let name = mark.path().file_name().unwrap().to_str().unwrap();
         p.shell(&[], &format!("test ! -e /tmp/{name} && echo in > /tmp/{name}")).ok();
         assert_eq!(std::fs::read_to_string(mark.path()).unwrap(), "");
-        p.shell(&[], "head -c 40000000 /dev/zero > /tmp/big && head -c 40000000 /dev/zero > /dev/shm/big")
-            .ok();
+        p.shell(
+            &[],
+            "head -c 40000000 /dev/zero > /tmp/big && head -c 40000000 /dev/zero > /dev/shm/big",
+        )
+        .ok();
     });
 }
 
@@ -50,12 +59,15 @@ fn temporary_places_are_there_from_the_first_instruction() {
 fn what_looks_at_the_system_answers() {
     as_each_user(|p| {
         let (uid, gid) = p.ids();
-        let ran = p.shell(&[], "id -u; id -g; hostname; nproc; test -n \"$(date)\" && echo dated").ok();
+        let ran =
+            p.shell(&[], "id -u; id -g; hostname; nproc; test -n \"$(date)\" && echo dated").ok();
         let lines: Vec<_> = ran.out.lines().collect();
         assert_eq!(lines[..2], [uid.to_string(), gid.to_string()], "{ran:?}");
         let native = p.bare("hostname; nproc").ok();
         assert_eq!(lines[2..4].join("\n"), native.out.trim(), "{ran:?}");
-        p.shell(&[], "df -P . /tmp /dev/shm && locale >/dev/null && getent passwd root").ok().says("root:");
+        p.shell(&[], "df -P . /tmp /dev/shm && locale >/dev/null && getent passwd root")
+            .ok()
+            .says("root:");
         let who = p.bare("whoami");
         if who.code == Some(0) {
             p.shell(&[], "whoami").ok().says(who.out.trim());
@@ -78,10 +90,22 @@ fn processes_see_themselves_and_nothing_else() {
 #[test]
 fn small_programs_work() {
     prints("perl", "perl -e 'print 6 * 7, qq(\\n)'", "42\n");
-    prints("sqlite3", "sqlite3 t.db 'create table t(x); insert into t values (42); select x from t'; sqlite3 t.db 'pragma integrity_check'", "42\nok\n");
-    prints("vim", "echo hello > f; vim -es -u NONE -c '%s/hello/bye/' -c wq f; cat f; ls -A", "bye\nf\n");
+    prints(
+        "sqlite3",
+        "sqlite3 t.db 'create table t(x); insert into t values (42); select x from t'; sqlite3 t.db 'pragma integrity_check'",
+        "42\nok\n",
+    );
+    prints(
+        "vim",
+        "echo hello > f; vim -es -u NONE -c '%s/hello/bye/' -c wq f; cat f; ls -A",
+        "bye\nf\n",
+    );
     prints("less", "echo paged > f; less f", "paged\n");
-    prints("openssl", "echo x | openssl dgst -sha256 | grep -c 73cb3858a687a8494ca3323053016282f3dad39d42cf62ca4e79dda2aac7d9ac", "1\n");
+    prints(
+        "openssl",
+        "echo x | openssl dgst -sha256 | grep -c 73cb3858a687a8494ca3323053016282f3dad39d42cf62ca4e79dda2aac7d9ac",
+        "1\n",
+    );
     prints("tar", "mkdir d; echo x > d/f; tar czf d.tgz d; rm -r d; tar xzf d.tgz; cat d/f", "x\n");
     prints("xargs", "seq 40 | xargs -P8 -n1 echo | sort -n | tail -1", "40\n");
     prints("rg", "echo needle > f; rg -l needle", "f\n");
@@ -137,7 +161,11 @@ for family, address in ((socket.AF_INET, ('127.0.0.1', 0)), (socket.AF_INET6, ('
 
 #[test]
 fn terminals_can_be_made_inside() {
-    prints("script", "script -qec 'tty; stty size' /dev/null </dev/null | tr -d '\\r' | head -1", "/dev/pts/0\n");
+    prints(
+        "script",
+        "script -qec 'tty; stty size' /dev/null </dev/null | tr -d '\\r' | head -1",
+        "/dev/pts/0\n",
+    );
     if !has("tmux") {
         return;
     }

@@ -51,11 +51,18 @@ fn write(text: &str) -> Result<ExitCode, String> {
     let recorded = trust::Store::open().and_then(|mut store| store.record(&path, text.as_bytes()));
     let shown = printable(&path);
     let second = match recorded {
-        Ok(()) => "recorded as trusted, since you just made it; after a change run `ringfence trust`".to_owned(),
+        Ok(()) => {
+            "recorded as trusted, since you just made it; after a change run `ringfence trust`"
+                .to_owned()
+        }
         // As it is it only narrows, so it applies untrusted too.
-        Err(e) => format!("could not be recorded as trusted: {e}; run `ringfence trust` before it may allow more than the default"),
+        Err(e) => format!(
+            "could not be recorded as trusted: {e}; run `ringfence trust` before it may allow more than the default"
+        ),
     };
-    Ok(output::print(&format!("wrote {shown}\n{second}\n`ringfence policy show` prints what it amounts to\n")))
+    Ok(output::print(&format!(
+        "wrote {shown}\n{second}\n`ringfence policy show` prints what it amounts to\n"
+    )))
 }
 
 /// The starter. What it says itself is only which profile it builds upon; each example is a line
@@ -131,7 +138,8 @@ mod tests {
     #[test]
     fn the_starter_only_narrows() {
         let fragment = Fragment::parse("ringfence.toml", starter("workspace").as_bytes()).unwrap();
-        let resolved = ringfence_policy::resolve(fragment, None, &ringfence_policy::NoFiles).unwrap();
+        let resolved =
+            ringfence_policy::resolve(fragment, None, &ringfence_policy::NoFiles).unwrap();
         resolved.narrowing_over(&profiles::workspace_fragment()).unwrap();
     }
 }

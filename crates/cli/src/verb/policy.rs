@@ -5,6 +5,7 @@ mod explain;
 mod show;
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -84,11 +85,13 @@ fn list(as_json: bool) -> ExitCode {
     }
     let mut text = String::from("Profiles (-t NAME, or extends = \"NAME\"):\n");
     for p in profiles::all() {
-        text.push_str(&format!("  {:<14} {}\n", p.name, p.about));
+        let _ = writeln!(text, "  {:<14} {}", p.name, p.about);
     }
-    text.push_str("\nBuilt-in rules (--lift ID removes one, or a whole group: secret, guard, identity):\n");
+    text.push_str(
+        "\nBuilt-in rules (--lift ID removes one, or a whole group: secret, guard, identity):\n",
+    );
     for r in builtin_rules() {
-        text.push_str(&format!("  {:<18} {} {}: {}\n", r.id, r.effect, r.permission, r.reason));
+        let _ = writeln!(text, "  {:<18} {} {}: {}", r.id, r.effect, r.permission, r.reason);
     }
     output::print(&text)
 }

@@ -118,6 +118,9 @@ pub fn hosts_of_the_users_own(policy: &Policy) -> Option<String> {
     ))
 }
 
+/// Layer name of the rules that guard the policy in use; they are not lifted by id.
+pub const POLICY_OF_THE_RUN: &str = "the policy of this run";
+
 /// The policy that confines this run must not be changed by it, wherever its file lies: neither the
 /// file nor, where it was named through a symlink, the link.
 pub fn protect_policy_files(layered: &mut Layered, request: &Request) -> Result<(), String> {
@@ -140,11 +143,10 @@ pub fn protect_policy_files(layered: &mut Layered, request: &Request) -> Result<
 }
 
 fn guard(path: &Path, workspace: Option<&Path>) -> Option<Rule> {
-    let place = "the policy of this run";
-    let rule = Rule::grant_path(path, Permission::Read, place).or_else(|| {
+    let rule = Rule::grant_path(path, Permission::Read, POLICY_OF_THE_RUN).or_else(|| {
         // Patterns are text; below a directory whose name is not, they can be relative to it.
         let inside = Path::new("/").join(path.strip_prefix(workspace?).ok()?);
-        Some(Rule { base: Base::Workspace, ..Rule::grant_path(&inside, Permission::Read, place)? })
+        Some(Rule { base: Base::Workspace, ..Rule::grant_path(&inside, Permission::Read, POLICY_OF_THE_RUN)? })
     })?;
     let id = Some("guard.ringfence".into());
     Some(Rule { effect: Effect::Cap, priority: priority::GUARD, id, ..rule })
@@ -155,7 +157,7 @@ fn go(typed: &Typed, meant: &Meant, mut early: Option<Early>) -> ExitCode {
     let loud = typed.has(Id::Debug) || typed.has(Id::Monitor);
     if loud || !layered.notes.is_empty() {
         for note in &layered.notes {
-            output::say(note);
+            output::say(printable(note));
         }
     }
     if typed.has(Id::Explain) {
@@ -177,7 +179,7 @@ fn go(typed: &Typed, meant: &Meant, mut early: Option<Early>) -> ExitCode {
         Ok((code, status)) => {
             let held = status.end.as_ref().map(|e| e.held.clone()).unwrap_or_default();
             for line in held {
-                output::say(line);
+                output::say(printable(&line));
             }
             if let Err(e) = write_status(typed.last(Id::Status), &status) {
                 return output::fail(e);
@@ -198,7 +200,7 @@ fn explain(typed: &Typed, policy: &Policy, request: &Request) -> ExitCode {
             Ok(text) => output::print(&format!("{text}\n")),
             Err(e) => output::fail(e),
         },
-        Ok(plan) => output::print(&plan.to_string()),
+        Ok(plan) => output::print(&output::lines(&plan.to_string())),
         Err(e) => {
             let e = RunError::from(e);
             output::say(&e);
@@ -242,7 +244,7 @@ fn attempt(
         Some(_) => ports::listen(ports).map_err(|what| fatal(RunError::Port(what)))?,
         None => Vec::new(),
     };
-    let mut running = run::start(plan, policy, &command, early.take()).map_err(fatal)?;
+    let mut running = run::start(plan, policy, &command, early.take())?;
     let forwarder = ports::serve(listeners, ours);
     let deadline = Deadline::of(&policy.limits)
         .and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
@@ -309,10 +311,10 @@ fn announce(typed: &Typed, plan: &Plan) {
         output::say("this host refuses namespaces: landlock and the system call filter hold the policy");
     }
     for m in &plan.status.missing {
-        output::say(format_args!("missing, as accepted: {}: {}", m.name, m.detail));
+        output::say(format_args!("missing, as accepted: {}: {}", m.name, printable(&m.detail)));
     }
     for note in &plan.notes {
-        output::say(note);
+        output::say(printable(note));
     }
     if typed.has(Id::Debug) {
         for line in plan.to_string().lines() {
@@ -324,7 +326,7 @@ fn announce(typed: &Typed, plan: &Plan) {
         }
     } else if typed.has(Id::Monitor) {
         for d in &plan.status.degraded {
-            output::say(format_args!("degraded: {}: {}", d.name, d.detail));
+            output::say(format_args!("degraded: {}: {}", d.name, printable(&d.detail)));
         }
     }
 }

@@ -9,6 +9,7 @@ mod stage;
 mod table;
 
 use std::ffi::OsString;
+use std::fmt::Write;
 use std::io::{IsTerminal, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -91,13 +92,19 @@ pub fn main(args: &[OsString]) -> ExitCode {
     if chosen.is_empty() {
         return output::fail(format_args!(
             "no attack has {} in its name",
-            only.iter().map(|o| format!("{:?}", output::printable(o))).collect::<Vec<_>>().join(" or ")
+            only.iter()
+                .map(|o| format!("{:?}", output::printable(o)))
+                .collect::<Vec<_>>()
+                .join(" or ")
         ));
     }
     let binary = match std::env::current_exe() {
         Ok(path) => path,
         Err(e) => {
-            return output::fail(format_args!("cannot find this program's file: {}", attacker::plain(&e)));
+            return output::fail(format_args!(
+                "cannot find this program's file: {}",
+                attacker::plain(&e)
+            ));
         }
     };
     let json = matches.get_flag("json");
@@ -118,6 +125,41 @@ pub fn main(args: &[OsString]) -> ExitCode {
         return ExitCode::from(crate::exit::FAILED);
     }
     printed
+}
+
+/// One probe for `doctor`: what was tried inside and whether it was refused there.
+#[derive(Debug, Serialize)]
+pub struct Probe {
+    pub what: &'static str,
+    pub held: bool,
+    pub detail: String,
+}
+
+/// Tries these attacks inside a sandbox, without their controls.
+pub fn probe(names: &[&str], binary: &Path) -> Vec<Probe> {
+    let chosen = table::ATTACKS.iter().filter(|a| names.contains(&a.name));
+    chosen
+        .map(|attack| {
+            let answer = side(attack, binary, Side::Inside);
+            Probe {
+                what: attack.what,
+                held: matches!(answer, Answer::Refused(_)),
+                detail: answer.text().to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// The status of a real run of `true`, or why there was none.
+pub fn status(binary: &Path) -> Result<serde_json::Value, String> {
+    let stage = Stage::new(binary).map_err(|e| attacker::plain(&e))?;
+    let _ = std::fs::remove_dir_all(stage.project());
+    std::fs::create_dir(stage.project()).map_err(|e| attacker::plain(&e))?;
+    let mut command = stage.command(binary);
+    command.args(["run", "--no-config", "--status", "-", "--", "true"]);
+    let ran = run(&mut command).map_err(|e| attacker::plain(&e))?;
+    serde_json::from_str(&ran.out)
+        .map_err(|_| first_line(&ran.err).unwrap_or("it said nothing").to_owned())
 }
 
 fn try_attack(attack: &Attack, binary: &Path) -> Report {
@@ -317,12 +359,13 @@ fn summary(reports: &[Report]) -> String {
     );
     let bare = count(reports, Verdict::NoControl);
     if bare > 0 {
-        text += &format!(
-            "{bare} without control: they fail on this host without a sandbox, too, so nothing was shown\n"
+        let _ = writeln!(
+            text,
+            "{bare} without control: they fail on this host without a sandbox, too, so nothing was shown"
         );
     }
     for r in reports.iter().filter(|r| r.verdict == Verdict::NotHad) {
-        text += &format!("{}: {}\n", r.name, output::printable(&r.inside));
+        let _ = writeln!(text, "{}: {}", r.name, output::printable(&r.inside));
     }
     text
 }

@@ -73,7 +73,10 @@ fn which(file: Option<PathBuf>) -> Result<PathBuf, String> {
     }
     match layers::find_project(&Typed::default()).map_err(|e| e.to_string())? {
         Some((path, _)) => Ok(path),
-        None => Err("no ringfence.toml here or above; name a file, or make one with `ringfence init`".into()),
+        None => {
+            Err("no ringfence.toml here or above; name a file, or make one with `ringfence init`"
+                .into())
+        }
     }
 }
 
@@ -101,7 +104,8 @@ fn record(file: Option<PathBuf>, as_json: bool) -> Result<ExitCode, String> {
     let bytes = layers::read(&path).map_err(|e| e.to_string())?;
     let fragment = import::load(&path.display().to_string(), &bytes).map_err(|e| e.to_string())?;
     let loader = Files::keeping();
-    let resolved = resolve(fragment, Some(&path), &loader).map_err(|e: PolicyError| e.to_string())?;
+    let resolved =
+        resolve(fragment, Some(&path), &loader).map_err(|e: PolicyError| e.to_string())?;
     let wants = resolved.narrowing_over(&profiles::workspace_fragment()).err().unwrap_or_default();
     let extended = loader.kept();
     let mut text = String::new();

@@ -12,9 +12,15 @@ fn every_problem_is_told_with_its_line() {
         "p.toml",
         "lift = [\"guard.git\",\n  \"guard.gti\"]\nnonsense = 1\n[files]\nwirte = [\".\"]\nread = [\"a\",\n  \"$HOME/x\",\n  7]\n[limits]\nmemory = \"99999999999t\"\npids = -1\n",
     );
-    let starts = ["p.toml:2: unknown built-in rule `guard.gti`", "p.toml:3: unknown key `nonsense`",
-        "p.toml:5: unknown key `files.wirte`, did you mean `write`?", "p.toml:7: files.read: ",
-        "p.toml:8: files.read", "p.toml:10: limits.memory: ", "p.toml:11: limits.pids: "];
+    let starts = [
+        "p.toml:2: unknown built-in rule `guard.gti`",
+        "p.toml:3: unknown key `nonsense`",
+        "p.toml:5: unknown key `files.wirte`, did you mean `write`?",
+        "p.toml:7: files.read: ",
+        "p.toml:8: files.read",
+        "p.toml:10: limits.memory: ",
+        "p.toml:11: limits.pids: ",
+    ];
     for start in starts {
         assert!(found.iter().any(|f| f.starts_with(start)), "{start} is not in {found:#?}");
     }
@@ -30,5 +36,9 @@ fn a_good_file_has_none_and_bad_syntax_has_one() {
         "{\n \"network\": {\"allowedDomains\": [\"a.com\"]},\n \"ssh\": {\"allowedHosts\": [\"x\"]},\n \"nope\": 1,\n \"nope2\": 1\n}",
     );
     assert_eq!(fence.len(), 3, "{fence:#?}");
-    assert!(fence.iter().any(|f| f.contains("ssh.allowedHosts") && f.contains("network.allowedDomains")));
+    assert!(
+        fence
+            .iter()
+            .any(|f| f.contains("ssh.allowedHosts") && f.contains("network.allowedDomains"))
+    );
 }

@@ -170,11 +170,11 @@ impl Relay {
         let (Some(tty), Some(untouched)) = (&self.outer.terminal, self.untouched.take()) else {
             return;
         };
-        if let (Ok(theirs), Ok(ours)) = (tty.settings(), termios::tcgetattr(&self.master)) {
-            if same(&ours, &untouched) {
-                // Failing leaves the kernel's own defaults, which serve.
-                let _ = termios::tcsetattr(&self.master, OptionalActions::Now, &theirs);
-            }
+        if let (Ok(theirs), Ok(ours)) = (tty.settings(), termios::tcgetattr(&self.master))
+            && same(&ours, &untouched)
+        {
+            // Failing leaves the kernel's own defaults, which serve.
+            let _ = termios::tcsetattr(&self.master, OptionalActions::Now, &theirs);
         }
     }
 

@@ -1,6 +1,7 @@
 //! `policy check`: is the file well formed, and can this host hold it?
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -16,7 +17,8 @@ use crate::{exit, verb};
 
 pub fn main(m: &ArgMatches) -> ExitCode {
     let typed = super::typed(m);
-    let files: Vec<OsString> = m.get_many::<OsString>("files").into_iter().flatten().cloned().collect();
+    let files: Vec<OsString> =
+        m.get_many::<OsString>("files").into_iter().flatten().cloned().collect();
     let mut worst = 0;
     let mut text = String::new();
     if files.is_empty() {
@@ -35,12 +37,7 @@ pub fn main(m: &ArgMatches) -> ExitCode {
             }
         };
         if found.is_empty() {
-            let code = one(&this, &printable(file), &mut text);
-            // Malformed weighs more than refused.
-            worst = if worst == exit::FAILED { worst } else { worst.max(code).min(exit::REFUSED) };
-            if code == exit::FAILED {
-                worst = exit::FAILED;
-            }
+            worst = worse(worst, one(&this, &printable(file), &mut text));
         } else {
             for problem in &found {
                 output::say(problem);
@@ -50,6 +47,11 @@ pub fn main(m: &ArgMatches) -> ExitCode {
     }
     let printed = output::print(&lines(&text));
     if worst == 0 { printed } else { ExitCode::from(worst) }
+}
+
+/// Malformed weighs more than refused, which is the larger number.
+fn worse(a: u8, b: u8) -> u8 {
+    if a == exit::FAILED || b == exit::FAILED { exit::FAILED } else { a.max(b) }
 }
 
 /// All that is wrong with one file.
@@ -68,7 +70,7 @@ fn one(typed: &Typed, name: &str, text: &mut String) -> u8 {
         }
     };
     for note in &layered.notes {
-        text.push_str(&format!("{}\n", printable(note)));
+        let _ = writeln!(text, "{}", printable(note));
     }
     if let Some(problem) = verb::run::hosts_of_the_users_own(&layered.policy) {
         output::say(format_args!("{name}: {problem}"));
@@ -82,9 +84,9 @@ fn one(typed: &Typed, name: &str, text: &mut String) -> u8 {
             return e.exit_code() as u8;
         }
     };
-    text.push_str(&format!("{name}: fine, and this host can hold it\n"));
+    let _ = writeln!(text, "{name}: fine, and this host can hold it");
     let mut more = |word: &str, what: &str| {
-        text.push_str(&format!("  {word}: {}\n", printable(what)));
+        let _ = writeln!(text, "  {word}: {}", printable(what));
     };
     for note in &plan.notes {
         more("note", note);

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::show::rule_json;
 use crate::output::{self, printable};
+use crate::verb::run::POLICY_OF_THE_RUN;
 
 pub fn main(m: &ArgMatches) -> ExitCode {
     let typed = super::typed(m);
@@ -29,7 +30,7 @@ pub fn main(m: &ArgMatches) -> ExitCode {
         Err(e) => return super::refused(&e),
     };
     for note in &layered.notes {
-        output::say(note);
+        output::say(printable(note));
     }
     let request = super::request(&typed);
     let as_json = m.get_flag("json");
@@ -113,9 +114,7 @@ fn path<'a>(policy: &'a Policy, request: &Request, what: &OsStr) -> Result<Answe
     };
     let rules = policy.explain_path(&places, &asked);
     let real = std::fs::canonicalize(&asked).ok();
-    let target = real
-        .filter(|r| *r != asked)
-        .map(|r| policy.explain_path(&places, &r));
+    let target = real.filter(|r| *r != asked).map(|r| policy.explain_path(&places, &r));
     let exists = std::fs::symlink_metadata(&asked).is_ok();
     let plan = prepare(policy, request)
         .map(|plan| {
@@ -127,6 +126,8 @@ fn path<'a>(policy: &'a Policy, request: &Request, what: &OsStr) -> Result<Answe
     let may = plan.as_ref().map_or(rules.permission, |p| p.permission);
     let remedy = if !exists && rules.permission > may {
         Some("the rule applies to what exists when a run starts: make it first".to_owned())
+    } else if plan.as_ref().is_ok_and(|p| p.words == NOT_FOR_THAT_ID) {
+        None
     } else {
         remedy(policy, &places, &rules, target.as_ref(), may)
     };
@@ -152,12 +153,15 @@ fn outcome(plan: &Plan, path: &Path, rules: &Explanation<'_>, exists: bool) -> O
     {
         return Outcome {
             permission: rules.permission,
-            words: "a system file that the sandbox's unprivileged host id may not read".into(),
+            words: NOT_FOR_THAT_ID.into(),
             why: String::new(),
         };
     }
     plain
 }
+
+/// No flag changes this one.
+const NOT_FOR_THAT_ID: &str = "a system file that the sandbox's unprivileged host id may not read";
 
 /// The last step that covers a path.
 fn covering<'p>(plan: &'p Plan, path: &Path) -> Option<&'p Step> {
@@ -167,16 +171,15 @@ fn covering<'p>(plan: &'p Plan, path: &Path) -> Option<&'p Step> {
 }
 
 fn by_steps(plan: &Plan, path: &Path) -> Outcome {
-    let pinned = plan
-        .steps
-        .iter()
-        .any(|s| s.path == path && matches!(s.action, Action::Pin { .. }));
+    let pinned =
+        plan.steps.iter().any(|s| s.path == path && matches!(s.action, Action::Pin { .. }));
     let Some(step) = covering(plan, path) else {
         let scaffold = plan.steps.iter().any(|s| s.path == path || s.path.starts_with(path));
         return if scaffold {
             Outcome {
                 permission: Permission::View,
-                words: "a directory of the private root that holds only what is granted below it".into(),
+                words: "a directory of the private root that holds only what is granted below it"
+                    .into(),
                 why: String::new(),
             }
         } else {
@@ -204,9 +207,10 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
                 Permission::Write => "mounted read-write",
             },
         ),
-        Action::Private { .. } => {
-            (Permission::None, "not there: a private, empty directory of the sandbox stands here, writable and gone afterwards")
-        }
+        Action::Private { .. } => (
+            Permission::None,
+            "not there: a private, empty directory of the sandbox stands here, writable and gone afterwards",
+        ),
         Action::Proc | Action::Pts => (Permission::Read, "the sandbox's own, not the host's"),
         Action::Device { .. } => (Permission::Write, "a device, usable"),
         Action::Link { .. } => (Permission::Read, "a link that the sandbox makes"),
@@ -245,35 +249,41 @@ fn remedy(
         tried.decide_path(places, path).permission >= wanted
     };
     let with = |rules: &[Rule]| rules.iter().cloned().chain([grant.clone()]).collect::<Vec<_>>();
-    let verb = if wanted == Permission::Write { "write" } else { "read" };
+    let verb = if wanted == Permission::Write { "written" } else { "read" };
+    let say = |what: &str| Some(format!("to let it be {verb}: {what}"));
     let shown = shell_word(path);
     if allows(with(&policy.files.rules)) {
-        return Some(format!("to let it be {verb}: {flag} {shown}").replace("be write", "be written"));
+        return say(&format!("{flag} {shown}"));
     }
-    let verb = if wanted == Permission::Write { "written" } else { "read" };
     let rule = held.decided?;
     let Some(id) = rule.id.as_deref() else {
-        return Some(format!(
-            "to let it be {verb}: change the rule at {}; no flag goes over it",
-            printable(&rule.origin.to_string())
-        ));
+        let place = printable(&rule.origin.to_string()).into_owned();
+        return say(&format!("change the rule at {place}; no flag goes over it"));
     };
-    if builtin_rule(id).is_none_or(|b| b.by_mechanism) || id == "guard.ringfence" {
-        return Some(format!("to let it be {verb}: --lift {id}")).filter(|_| id == "guard.git");
+    if builtin_rule(id).is_none_or(|b| b.by_mechanism) {
+        return if id == "guard.git" { say("--lift guard.git") } else { None };
     }
-    let lifted: Vec<Rule> =
-        policy.files.rules.iter().filter(|r| r.id.as_deref() != Some(id)).cloned().collect();
-    if allows(lifted.clone()) {
-        return Some(format!("to let it be {verb}: --lift {id}"));
+    let stays = |r: &&Rule| r.id.as_deref() != Some(id) || r.origin.layer == POLICY_OF_THE_RUN;
+    let lifted: Vec<Rule> = policy.files.rules.iter().filter(stays).cloned().collect();
+    let with_grant = with(&lifted);
+    if allows(lifted) {
+        say(&format!("--lift {id}"))
+    } else if allows(with_grant) {
+        say(&format!("--lift {id} {flag} {shown}"))
+    } else {
+        None
     }
-    allows(with(&lifted)).then(|| format!("to let it be {verb}: --lift {id} {flag} {shown}"))
 }
 
 /// A path as it can be pasted into a shell.
 fn shell_word(path: &Path) -> String {
     let text = printable(path);
     let plain = |c: char| c.is_alphanumeric() || "/._-+@%:=,".contains(c);
-    if text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    if text.chars().all(plain) {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 fn meaning(permission: Permission) -> &'static str {
@@ -311,7 +321,8 @@ impl Answer<'_> {
         }
         match &self.plan {
             Ok(o) => {
-                let why = if o.why.is_empty() { String::new() } else { format!(", for: {}", o.why) };
+                let why =
+                    if o.why.is_empty() { String::new() } else { format!(", for: {}", o.why) };
                 line(&format!("  in the sandbox: {}{why}", o.words));
             }
             Err(e) => line(&format!("  this host cannot hold the policy: {e}")),
@@ -342,7 +353,9 @@ impl Answer<'_> {
 
 fn reasons(e: &Explanation<'_>, indent: &str, line: &mut impl FnMut(&str)) {
     match e.decided {
-        None if e.root_visible => line(&format!("{indent}  the workspace root is always listed under ordered rules")),
+        None if e.root_visible => {
+            line(&format!("{indent}  the workspace root is always listed under ordered rules"));
+        }
         None => line(&format!("{indent}  no rule names it")),
         Some(rule) => {
             line(&format!("{indent}  decided by: {rule}"));
@@ -381,8 +394,9 @@ fn host(policy: &Policy, what: &str, as_json: bool) -> ExitCode {
     let d = policy.explain_host(what);
     let filtered = matches!(policy.network, Network::Filtered { .. });
     let reachable = d.allowed && !filtered;
-    let note = (d.allowed && filtered)
-        .then_some("this version has no egress filter: a policy that lists hosts gives loopback only");
+    let note = (d.allowed && filtered).then_some(
+        "this version has no egress filter: a policy that lists hosts gives loopback only",
+    );
     let remedy = (!reachable && d.rule.is_none_or(|_| d.allowed) && d.reason != NOT_A_HOST)
         .then_some("to reach it: --network host (unfiltered)");
     if as_json {

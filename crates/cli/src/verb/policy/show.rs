@@ -20,7 +20,7 @@ pub fn main(m: &ArgMatches) -> ExitCode {
         return output::print_json(&json(&layered));
     }
     for note in &layered.notes {
-        output::say(note);
+        output::say(printable(note));
     }
     output::print(&text(&layered.policy))
 }
@@ -79,7 +79,8 @@ fn text(p: &Policy) -> String {
     // People's own rules first; the built-in ones are many and always the same.
     let mut rules: Vec<&Rule> = p.files.rules.iter().collect();
     rules.sort_by_key(|r| r.id.is_some());
-    let row = |effect: &str, pattern: &str, from: &str| format!("  {effect:<11} {pattern:<36} {from}");
+    let row =
+        |effect: &str, pattern: &str, from: &str| format!("  {effect:<11} {pattern:<36} {from}");
     for rule in rules {
         let id = rule.id.as_deref().map(|id| format!("  [{id}]")).unwrap_or_default();
         let priority = match rule.priority {
@@ -112,7 +113,9 @@ fn text(p: &Policy) -> String {
         Network::None => line("network       none (a loopback of its own)"),
         Network::Host => line("network       the host's"),
         Network::Filtered { allow, deny } => {
-            line("network       these hosts only; this version has no egress filter, so none is reached");
+            line(
+                "network       these hosts only; this version has no egress filter, so none is reached",
+            );
             for (word, hosts) in [("allow", allow), ("deny", deny)] {
                 for host in hosts {
                     line(&format!("  {word:<11} {:<36} {}", host.host, host.origin));
@@ -154,7 +157,10 @@ fn text(p: &Policy) -> String {
         ("io_uring", p.processes.io_uring),
     ];
     let on: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
-    line(&format!("processes     {}", if on.is_empty() { "nothing beyond the usual".into() } else { on.join(" ") }));
+    line(&format!(
+        "processes     {}",
+        if on.is_empty() { "nothing beyond the usual".into() } else { on.join(" ") }
+    ));
     line(&format!("terminal      pty {}", format!("{:?}", p.pty).to_lowercase()));
     if !p.accept_missing.is_empty() {
         line(&format!("may be missing  {}", p.accept_missing.join(" ")));

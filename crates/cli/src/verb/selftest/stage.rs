@@ -25,8 +25,9 @@ pub struct Stage {
     descriptor: OnceCell<Option<OwnedFd>>,
 }
 
-/// Listeners of the host.
+/// Listeners of the host. Some are only there to be connected to.
 #[derive(Debug)]
+#[allow(dead_code)] // held, not read
 pub struct Services {
     pub tcp: TcpListener,
     pub udp: UdpSocket,

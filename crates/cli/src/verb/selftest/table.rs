@@ -221,7 +221,13 @@ fn foreign_program(stage: &Stage) -> Vec<OsString> {
 }
 
 const HOST_DEVICES: [&str; 8] = [
-    "/dev/kmsg", "/dev/mem", "/dev/port", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/net/tun",
+    "/dev/kmsg",
+    "/dev/mem",
+    "/dev/port",
+    "/dev/vda",
+    "/dev/sda",
+    "/dev/nvme0n1",
+    "/dev/net/tun",
     "/proc/kcore",
 ];
 const SYSFS: [&str; 5] = [
@@ -246,10 +252,15 @@ pub const ATTACKS: &[Attack] = &[
         .args(|_| words(&["alias.txt", "/proc/self/cwd/alias.txt"])),
     attack("secrets", "unhide", "rename a hidden file or its directory away", a::unmask)
         .args(|_| words(&["keys/server.key"])),
-    attack("secrets", "unhide-later", "rename a directory so that the next run shows it", a::rename)
-        .args(|_| words(&["private", "public"]))
-        .flags(|s| vec!["--deny-read".into(), s.project().join("private/data").into()])
-        .harm(|s, _| s.project().join("public/data").exists()),
+    attack(
+        "secrets",
+        "unhide-later",
+        "rename a directory so that the next run shows it",
+        a::rename,
+    )
+    .args(|_| words(&["private", "public"]))
+    .flags(|s| vec!["--deny-read".into(), s.project().join("private/data").into()])
+    .harm(|s, _| s.project().join("public/data").exists()),
     attack("secrets", "shadow", "read /etc/shadow", a::open_read)
         .args(|_| words(&["/etc/shadow", "/etc/gshadow"])),
     attack("secrets", "variables", "find tokens in the environment", a::variables)
@@ -342,10 +353,14 @@ pub const ATTACKS: &[Attack] = &[
     attack("mounts", "fsopen", "the new mount interface", a::fsopen),
     attack("mounts", "chroot", "chroot", a::chroot),
     attack("mounts", "pivot-root", "pivot_root", a::pivot_root),
-    attack("kernel", "user-namespace", "unshare(CLONE_NEWUSER)", a::unshare)
-        .legit(a::processes),
-    attack("kernel", "user-namespace-clone", "clone with bits that are dropped", a::clone_high_bits)
-        .legit(a::processes),
+    attack("kernel", "user-namespace", "unshare(CLONE_NEWUSER)", a::unshare).legit(a::processes),
+    attack(
+        "kernel",
+        "user-namespace-clone",
+        "clone with bits that are dropped",
+        a::clone_high_bits,
+    )
+    .legit(a::processes),
     attack("kernel", "user-namespace-clone3", "clone3, flags behind a pointer", a::clone3)
         .legit(a::processes),
     attack("kernel", "setns", "join a namespace", a::setns),
@@ -368,9 +383,7 @@ pub const ATTACKS: &[Attack] = &[
     attack("kernel", "crypto-socket", "AF_ALG", a::socket)
         .args(|_| socket_numbers(libc::AF_ALG, libc::SOCK_SEQPACKET, 0)),
     attack("kernel", "netlink", "kernel events by netlink", a::socket)
-        .args(|_| {
-            socket_numbers(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_KOBJECT_UEVENT)
-        })
+        .args(|_| socket_numbers(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_KOBJECT_UEVENT))
         .legit(a::loopback),
     attack("terminal", "tiocsti", "type into the parent's terminal", a::type_into_terminal)
         .start(Start::OnTerminal)
