@@ -261,6 +261,7 @@ fn a_resize_reaches_the_command() {
         t.resize(40, 100);
         t.send("fg\n");
         t.expect("40 100\r\n");
+        std::thread::sleep(300 * MS);
         t.send(CTRL_C);
         t.prompt();
         t.run("true");
@@ -386,6 +387,8 @@ fn less_pages_inside_and_behind_a_pipe() {
         t.expect("line 23.");
         t.send("G");
         t.expect("line 300.");
+        // Until it waits for a key, less only remembers the signal.
+        std::thread::sleep(300 * MS);
         t.send(CTRL_Z);
         t.expect("Stopped");
         t.prompt();

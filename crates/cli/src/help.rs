@@ -1,7 +1,7 @@
 //! `--help` teaches by example. Made by clap from the same table as the hot path's parser.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use crate::exit::ExitCode;
 
 use clap::{Arg, ArgAction, Command};
 

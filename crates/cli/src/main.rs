@@ -2,6 +2,7 @@
 //!
 //! `main` is a table of contents: which verb, which file.
 #![deny(unsafe_code)]
+#![cfg_attr(not(test), no_main)]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("this version of the ringfence binary runs on linux only");
@@ -17,7 +18,8 @@ mod trust;
 mod verb;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+
+use crate::exit::ExitCode;
 
 /// Planning a run allocates thousands of short strings and lives for milliseconds.
 #[global_allocator]
@@ -29,25 +31,51 @@ pub mod exit {
     pub const FAILED: u8 = 125;
     /// Refused by policy, or found but not executable.
     pub const REFUSED: u8 = 126;
+
+    /// As the standard library's, which can only be used by the standard library's `main`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct ExitCode(u8);
+
+    impl ExitCode {
+        pub const SUCCESS: Self = Self(0);
+
+        pub fn code(self) -> u8 {
+            self.0
+        }
+    }
+
+    impl From<u8> for ExitCode {
+        fn from(code: u8) -> Self {
+            Self(code)
+        }
+    }
 }
 
-fn main() -> ExitCode {
+#[cfg(not(test))]
+ringfence_sys::entry_point!(entry);
+
+#[cfg_attr(test, allow(dead_code))]
+fn entry() -> u8 {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    verb_of(&args).code()
+}
+
+fn verb_of(args: &[OsString]) -> ExitCode {
     let Some(first) = args.first().and_then(|a| a.to_str()) else {
-        return if args.is_empty() { help::print_short() } else { verb::run::main(&args) };
+        return if args.is_empty() { help::print_short() } else { verb::run::main(args) };
     };
     match first {
         "run" => verb::run::main(&args[1..]),
-        "doctor" => verb::doctor::main(&args),
-        "selftest" => verb::selftest::main(&args),
+        "doctor" => verb::doctor::main(args),
+        "selftest" => verb::selftest::main(args),
         // Hidden: what `selftest` starts inside and outside the sandbox.
         "__attack" => verb::selftest::attack(&args[1..]),
-        "policy" => verb::policy::main(&args),
-        "init" => verb::init::main(&args),
-        "trust" => verb::trust::main(&args),
-        "completions" => verb::completions::main(&args),
-        "help" | "-h" | "--help" | "-V" | "-v" | "--version" | "version" => help::main(&args),
+        "policy" => verb::policy::main(args),
+        "init" => verb::init::main(args),
+        "trust" => verb::trust::main(args),
+        "completions" => verb::completions::main(args),
+        "help" | "-h" | "--help" | "-V" | "-v" | "--version" | "version" => help::main(args),
         // As people type it with Fence: without a verb the flags of `run` apply.
-        _ => verb::run::main(&args),
+        _ => verb::run::main(args),
     }
 }

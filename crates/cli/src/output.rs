@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fmt::{Display, Write as _};
 use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::process::ExitCode;
+use crate::exit::ExitCode;
 
 use crate::exit;
 

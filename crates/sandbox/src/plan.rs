@@ -158,6 +158,9 @@ pub struct Plan {
     pub environment: Vec<(OsString, OsString)>,
     pub status: Status,
     pub notes: Vec<String>,
+    /// As notes, but of no interest unless something is looked for: shown when asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<String>,
     /// Guarded names that do not exist; looked at again after the run.
     pub absent: Vec<PathBuf>,
     /// Repositories as they were, to tell the ones that the run makes.
@@ -290,6 +293,7 @@ impl Plan {
             environment: survey.environment,
             status,
             notes: survey.notes,
+            hints: Vec::new(),
             absent: survey.absent,
             git: crate::discover::GitGuards::default(),
             guards_git: policy.files.guard_git
@@ -873,7 +877,7 @@ impl fmt::Display for Plan {
         for m in &self.status.missing {
             writeln!(f, "missing     {}: {} (accepted)", m.name, m.detail)?;
         }
-        for n in &self.notes {
+        for n in self.notes.iter().chain(&self.hints) {
             writeln!(f, "note        {n}")?;
         }
         Ok(())

@@ -146,7 +146,8 @@ fn plain(e: &std::io::Error) -> String {
 pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError> {
     let Where { places, workspace, cwd, mut notes } = whereabouts(request)?;
     let caller = Caller::current();
-    let tools = tools(policy, request, &places, workspace.is_some(), &mut notes)?;
+    let mut hints = Vec::new();
+    let tools = tools(policy, request, &places, workspace.is_some(), &mut hints)?;
     let extra: Vec<Rule> = tools
         .tools
         .iter()
@@ -228,6 +229,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let git = found.git;
     let mut plan = Plan::new(policy, survey)?;
     plan.git = git;
+    plan.hints = hints;
     plan.directories = found.directories;
     if let Some(problem) = truncated {
         plan.status.miss("pattern-walk", problem);
@@ -242,7 +244,7 @@ fn tools(
     request: &Request,
     places: &Places,
     has_workspace: bool,
-    notes: &mut Vec<String>,
+    hints: &mut Vec<String>,
 ) -> Result<discover::Toolchains, PrepareError> {
     if !policy.files.toolchains || places.home == Path::new("/") {
         return Ok(discover::Toolchains::default());
@@ -254,7 +256,7 @@ fn tools(
         tools.drop_inside(&places.workspace);
     }
     for (path, why) in tools.refused.drain(..) {
-        notes.push(format!("{} is not shown: {why}", path.display()));
+        hints.push(format!("{} is not shown: {why}", path.display()));
     }
     Ok(tools)
 }

@@ -1,7 +1,7 @@
 //! `ringfence completions SHELL`.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use crate::exit::ExitCode;
 
 use crate::{help, output};
 

@@ -7,7 +7,7 @@ mod trials;
 
 use std::ffi::OsString;
 use std::fmt::Write;
-use std::process::ExitCode;
+use crate::exit::ExitCode;
 
 use ringfence_sys::raw::Errno;
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::process::ExitCode;
+use crate::exit::ExitCode;
 
 use ringfence_policy::{profiles, search};
 

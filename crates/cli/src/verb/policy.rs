@@ -7,7 +7,7 @@ mod show;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use crate::exit::ExitCode;
 
 use clap::ArgMatches;
 use ringfence_policy::{builtin_rules, profiles};

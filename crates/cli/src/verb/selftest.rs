@@ -13,7 +13,8 @@ use std::fmt::Write;
 use std::io::{IsTerminal, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use crate::exit::ExitCode;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringfence_sandbox::run::Ended;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use crate::exit::ExitCode;
 
 use ringfence_policy::{PolicyError, import, profiles, resolve};
 use serde_json::json;

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use crate::exit::ExitCode;
+use std::process::{Command, Stdio};
 
 use ringfence_sys::raw::{self, Errno};
 use ringfence_sys::{attack, cgroup, landlock, seccomp};

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::ExitCode;
+use crate::exit::ExitCode;
 
 use clap::ArgMatches;
 use ringfence_policy::PolicyError;

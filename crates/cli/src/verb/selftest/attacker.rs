@@ -7,7 +7,8 @@ use std::io::{IsTerminal, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use crate::exit::ExitCode;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringfence_sys::attack;
