@@ -18,7 +18,9 @@ fn main() {
     }
     let out = PathBuf::from(env("OUT_DIR"));
     if !can_link_statically(&out) {
-        println!("cargo:warning=no static C library here: the binary is linked dynamically and starts slower");
+        println!(
+            "cargo:warning=no static C library here: the binary is linked dynamically and starts slower"
+        );
         return;
     }
     let scripts = [

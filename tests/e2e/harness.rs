@@ -90,9 +90,7 @@ impl Place {
 
     pub fn ids(&self) -> (u32, u32) {
         match self.user {
-            User::Me => {
-                (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
-            }
+            User::Me => (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             User::Ordinary => (ORDINARY_ID, ORDINARY_ID),
         }
     }
@@ -106,12 +104,8 @@ impl Place {
     /// Writes a file owned by the user; parents are made as needed.
     pub fn write(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.workspace().join(path);
-        let missing: Vec<PathBuf> = path
-            .ancestors()
-            .skip(1)
-            .take_while(|a| !a.exists())
-            .map(Path::to_owned)
-            .collect();
+        let missing: Vec<PathBuf> =
+            path.ancestors().skip(1).take_while(|a| !a.exists()).map(Path::to_owned).collect();
         for dir in missing.iter().rev() {
             std::fs::create_dir(dir).unwrap();
             self.own(dir);

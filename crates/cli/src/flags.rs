@@ -151,9 +151,7 @@ pub fn parse(args: &[OsString]) -> Result<Typed, Problem> {
 }
 
 fn by_long(name: &[u8]) -> Option<&'static Flag> {
-    FLAGS.iter().find(|f| {
-        f.long.as_bytes() == name || f.alias.iter().any(|a| a.as_bytes() == name)
-    })
+    FLAGS.iter().find(|f| f.long.as_bytes() == name || f.alias.iter().any(|a| a.as_bytes() == name))
 }
 
 fn unknown(arg: &OsStr) -> Problem {
@@ -227,7 +225,8 @@ mod tests {
 
     #[test]
     fn fence_command_lines_parse_as_typed() {
-        let t = parse(&words("-d -m -p 3000 -s fence.json -t code -- npm test -- --watch")).unwrap();
+        let t =
+            parse(&words("-d -m -p 3000 -s fence.json -t code -- npm test -- --watch")).unwrap();
         assert_eq!(t.command, words("npm test -- --watch"));
         assert!(t.has(Id::Debug) && t.has(Id::Monitor));
         assert_eq!(t.last(Id::Port), Some(OsStr::new("3000")));

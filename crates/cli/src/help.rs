@@ -1,7 +1,7 @@
 //! `--help` teaches by example. Made by clap from the same table as the hot path's parser.
 
-use std::ffi::OsString;
 use crate::exit::ExitCode;
+use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, Command};
 

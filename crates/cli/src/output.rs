@@ -1,11 +1,11 @@
 //! How ringfence speaks: messages on stderr with its name in front, colours only where wanted.
 
+use crate::exit::ExitCode;
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt::{Display, Write as _};
 use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
-use crate::exit::ExitCode;
 
 use crate::exit;
 

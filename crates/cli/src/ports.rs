@@ -108,7 +108,8 @@ pub fn serve(listeners: Vec<(TcpListener, u16)>, connector: Option<OwnedFd>) -> 
 }
 
 fn connect(outer: TcpStream, connector: &OwnedFd, inside: u16, open: &Arc<AtomicUsize>) {
-    let Some(inner) = request(connector, inside, 4).or_else(|| request(connector, inside, 6)) else {
+    let Some(inner) = request(connector, inside, 4).or_else(|| request(connector, inside, 6))
+    else {
         // Nobody listens inside: the caller sees its connection closed.
         let _ = outer.shutdown(Shutdown::Both);
         return;

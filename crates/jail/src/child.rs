@@ -252,7 +252,8 @@ fn run_step(step: &Step, root: i32, trees: &[i32]) -> raw::Result<()> {
         }
         Step::Over { source, path, expect, recursive, attributes } => {
             let target = open_inside(root, path, *expect)?;
-            let r = with_source(source, *recursive, trees, *attributes, |tree| attach(tree, target));
+            let r =
+                with_source(source, *recursive, trees, *attributes, |tree| attach(tree, target));
             raw::close(target);
             r
         }
@@ -370,11 +371,11 @@ fn open_inside(root: i32, path: &CStr, expect: Option<FileId>) -> raw::Result<i3
         0,
         resolve::NO_SYMLINKS | resolve::NO_MAGICLINKS | resolve::BENEATH,
     )?;
-    if let Some(expect) = expect {
-        if let Err(e) = same(object, expect) {
-            raw::close(object);
-            return Err(e);
-        }
+    if let Some(expect) = expect
+        && let Err(e) = same(object, expect)
+    {
+        raw::close(object);
+        return Err(e);
     }
     Ok(object)
 }

@@ -19,6 +19,8 @@ const CONTROL: i32 = 3;
 const SUPERVISOR: i32 = 4;
 const CHILDREN: i32 = 5;
 const CONNECTOR: i32 = 6;
+/// Out of the way of all of these while they are moved.
+const HIGH: i32 = 64;
 const TERMINAL: i32 = 7;
 
 /// Never returns: the rest of PID 1's life.
@@ -204,7 +206,6 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
         (terminal, TERMINAL),
     ];
     // Through high numbers, so that none is overwritten before it was copied.
-    const HIGH: i32 = 64;
     let mut high = [-1; 5];
     for (slot, (fd, _)) in high.iter_mut().zip(keep) {
         if fd >= 0 {

@@ -60,15 +60,10 @@ extern "C" fn born(birth: *const libc::c_void) -> ! {
 /// ([`Jailed::wait`]), because waiting here for the command to start would cost a wake-up.
 ///
 /// `early`: namespaces that were made in advance; used where they fit the plan.
-pub fn spawn(
-    spec: &JailSpec,
-    parent: Parent,
-    early: Option<Early>,
-) -> Result<Jailed, Failure> {
+pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<Jailed, Failure> {
     let fail = |stage: Stage| move |errno: Errno| Failure { stage, index: 0, errno };
     let wants = ns::flags::USER | ns::flags::NET | ns::flags::PID;
-    let early = early
-        .filter(|e| spec.namespaces & wants == wants && spec.loopback && e.ready());
+    let early = early.filter(|e| spec.namespaces & wants == wants && spec.loopback && e.ready());
     let page = SharedPage::new().map_err(fail(Stage::Clone))?;
     let (control, theirs) = raw::seqpacket_owned().map_err(fail(Stage::Clone))?;
     let me = raw::pidfd_open(raw::getpid()).map_err(fail(Stage::Clone))?;
@@ -132,15 +127,8 @@ pub fn spawn(
         }
     };
     raw::set_signal_mask(&mask);
-    let mut jailed = Jailed {
-        pid,
-        pidfd,
-        control,
-        page,
-        reaped: false,
-        shared_table: Vec::new(),
-        early: None,
-    };
+    let mut jailed =
+        Jailed { pid, pidfd, control, page, reaped: false, shared_table: Vec::new(), early: None };
     if let Some(ids) = by_parent {
         give_ids(pid, &ids, &parent.trees, &trees, &jailed.page)?;
         trees.push(theirs);

@@ -20,16 +20,38 @@ pub enum Source {
 /// One set-up step inside the new root. Paths are relative to it, without leading `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    Dir { path: CString, mode: u32 },
+    Dir {
+        path: CString,
+        mode: u32,
+    },
     /// A new file in a private tmpfs.
-    File { path: CString, mode: u32, content: Vec<u8> },
-    Symlink { path: CString, target: CString },
+    File {
+        path: CString,
+        mode: u32,
+        content: Vec<u8>,
+    },
+    Symlink {
+        path: CString,
+        target: CString,
+    },
     /// `options` as mount(8) would take them: `mode=1777,size=...`.
-    Tmpfs { path: CString, options: CString },
-    Proc { path: CString },
-    DevPts { path: CString },
+    Tmpfs {
+        path: CString,
+        options: CString,
+    },
+    Proc {
+        path: CString,
+    },
+    DevPts {
+        path: CString,
+    },
     /// `attributes`: `mnt::ATTR_*`, applied to the whole tree.
-    Bind { source: Source, path: CString, recursive: bool, attributes: u64 },
+    Bind {
+        source: Source,
+        path: CString,
+        recursive: bool,
+        attributes: u64,
+    },
     /// As `Bind`, over an object inside another bind: the place is resolved without symlinks and
     /// must be the expected object.
     Over {
@@ -41,13 +63,26 @@ pub enum Step {
     },
     /// Binds what lies at `path` over itself: with `ATTR_RDONLY` a seal, with 0 a pin (a mount point
     /// cannot be renamed or removed). Resolved without symlinks, since the tree may be hostile.
-    Rebind { path: CString, expect: Option<FileId>, attributes: u64 },
+    Rebind {
+        path: CString,
+        expect: Option<FileId>,
+        attributes: u64,
+    },
     /// Covers `path` with an object that can be neither read nor changed.
-    Mask { path: CString, expect: Option<FileId>, directory: bool },
+    Mask {
+        path: CString,
+        expect: Option<FileId>,
+        directory: bool,
+    },
     /// Makes the mount at `path` (`.` for the root) read-only, not what is mounted below it.
-    ReadOnly { path: CString },
+    ReadOnly {
+        path: CString,
+    },
     /// Removes a private file or directory that was only needed as a mount source.
-    Remove { path: CString, directory: bool },
+    Remove {
+        path: CString,
+        directory: bool,
+    },
 }
 
 /// Where masks are bound from; the plan makes these two before the first mask and removes the names

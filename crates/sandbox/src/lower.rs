@@ -85,7 +85,7 @@ pub fn lower(
         exec: exec(plan, command)?,
         stdio: command.stdio,
         cgroup_procs,
-        connector: command.connector.as_ref().map_or(-1, |fd| fd.as_raw_fd()),
+        connector: command.connector.as_ref().map_or(-1, AsRawFd::as_raw_fd),
         die_with_parent: command.die_with_parent,
     };
     Ok((spec, parent))
@@ -249,8 +249,7 @@ fn lower_step(
         Action::Device { source } => {
             let empty = Vec::new();
             out.push(jail::Step::File { path: path.clone(), mode: 0o666, content: empty });
-            let source =
-                jail::Source::Path { path: c(source.as_os_str())?, expect: None };
+            let source = jail::Source::Path { path: c(source.as_os_str())?, expect: None };
             let attributes = mnt::ATTR_NOSUID | mnt::ATTR_NOEXEC;
             out.push(jail::Step::Bind { source, path, recursive: false, attributes });
         }
@@ -297,4 +296,3 @@ fn lower_step(
     }
     Ok(())
 }
-

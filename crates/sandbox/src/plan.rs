@@ -261,7 +261,7 @@ impl Plan {
         let mut status = Status::new(rung, policy.layers.clone());
         status.withheld_environment.clone_from(&survey.withheld);
         let identity = identity(&survey, &mut status);
-        let network = network(policy, rung, &mut status)?;
+        let network = network(policy, rung, &mut status);
         let mut builder = Builder::new(policy, &survey);
         match rung {
             Rung::Namespaces => builder.private_root()?,
@@ -322,8 +322,11 @@ impl Plan {
         let mut names: Vec<String> = unaccepted.iter().map(|m| m.name.clone()).collect();
         names.sort_unstable();
         names.dedup();
-        let mut details: Vec<String> =
-            unaccepted.iter().take(MOST_TOLD).map(|m| format!("{}: {}", m.name, m.detail)).collect();
+        let mut details: Vec<String> = unaccepted
+            .iter()
+            .take(MOST_TOLD)
+            .map(|m| format!("{}: {}", m.name, m.detail))
+            .collect();
         if unaccepted.len() > MOST_TOLD {
             details.push(format!("and {} more", unaccepted.len() - MOST_TOLD));
         }
@@ -360,25 +363,29 @@ fn identity(survey: &Survey, status: &mut Status) -> Identity {
                 },
             );
         } else {
-            status.enforce("identity", format!("runs as the caller, uid {uid}, without capabilities"));
+            status.enforce(
+                "identity",
+                format!("runs as the caller, uid {uid}, without capabilities"),
+            );
         }
         Identity { inside_uid: uid, host_uid: uid, inside_gid: gid, host_gid: gid, demoted }
     }
 }
 
-fn network(policy: &Policy, rung: Rung, status: &mut Status) -> Result<NetworkPlan, PlanError> {
+fn network(policy: &Policy, rung: Rung, status: &mut Status) -> NetworkPlan {
     match (&policy.network, rung) {
         (Network::None, Rung::Namespaces) => {
             status.enforce("network", "private network namespace with loopback only");
-            Ok(NetworkPlan::Loopback)
+            NetworkPlan::Loopback
         }
         (Network::None, Rung::Landlock) => {
-            status.enforce("network", "ipv4 and ipv6 sockets are refused by the system call filter");
-            Ok(NetworkPlan::NoSockets)
+            status
+                .enforce("network", "ipv4 and ipv6 sockets are refused by the system call filter");
+            NetworkPlan::NoSockets
         }
         (Network::Host, _) => {
             status.degrade("network", "the host's network, as the policy asks");
-            Ok(NetworkPlan::Host)
+            NetworkPlan::Host
         }
         (Network::Filtered { allow, .. }, rung) => {
             // Stricter than asked for, and said so: hosts cannot be reached until the egress filter
@@ -390,10 +397,10 @@ fn network(policy: &Policy, rung: Rung, status: &mut Status) -> Result<NetworkPl
                     allow.len()
                 ),
             );
-            Ok(match rung {
+            match rung {
                 Rung::Namespaces => NetworkPlan::Loopback,
                 Rung::Landlock => NetworkPlan::NoSockets,
-            })
+            }
         }
     }
 }
@@ -590,7 +597,8 @@ impl<'a> Builder<'a> {
 
     fn home(&mut self) {
         let home = self.survey.places.home.clone();
-        if home == Path::new("/") || self.survey.workspace.as_ref().is_some_and(|w| w.path == home) {
+        if home == Path::new("/") || self.survey.workspace.as_ref().is_some_and(|w| w.path == home)
+        {
             return;
         }
         if self.made.contains(&home) {
@@ -770,7 +778,10 @@ impl<'a> Builder<'a> {
             });
         }
         status.degrade("mount-namespace", "none: hidden files answer EACCES, names stay visible");
-        status.degrade("pid-namespace", "none: other processes are visible; signals and ptrace to them are refused by landlock");
+        status.degrade(
+            "pid-namespace",
+            "none: other processes are visible; signals and ptrace to them are refused by landlock",
+        );
         let mut granted: BTreeMap<PathBuf, Permission> = BTreeMap::new();
         for entry in &self.survey.system {
             if let SystemEntry::Directory(path) = entry {
@@ -814,7 +825,10 @@ impl<'a> Builder<'a> {
             }
         }
         if !self.survey.absent.is_empty() {
-            status.degrade("absent-guards", "guarded names that do not exist yet are only looked at after the run");
+            status.degrade(
+                "absent-guards",
+                "guarded names that do not exist yet are only looked at after the run",
+            );
         }
         Ok(())
     }

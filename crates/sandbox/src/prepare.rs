@@ -73,6 +73,12 @@ struct Where {
     notes: Vec<String>,
 }
 
+/// Not a project, however it is spelled.
+const TOO_WIDE: [&str; 14] = [
+    "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/sys", "/dev", "/boot", "/run",
+    "/var", "/tmp", "/opt",
+];
+
 fn whereabouts(request: &Request) -> Result<Where, PrepareError> {
     let mut notes = Vec::new();
     let home = request
@@ -95,10 +101,6 @@ fn whereabouts(request: &Request) -> Result<Where, PrepareError> {
     if !object.id.is_dir {
         return Err(path_error(&asked, "the workspace is not a directory"));
     }
-    const TOO_WIDE: [&str; 14] = [
-        "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/sys", "/dev", "/boot", "/run",
-        "/var", "/tmp", "/opt",
-    ];
     let too_wide = home.starts_with(&asked)
         || TOO_WIDE.iter().any(|d| asked == Path::new(d))
         || asked == Path::new("/dev/shm")
@@ -319,11 +321,7 @@ struct Findings<'a> {
 }
 
 impl<'a> Findings<'a> {
-    fn new(
-        rules: &'a CompiledRules<'a>,
-        has_workspace: bool,
-        listing: Option<Listing>,
-    ) -> Self {
+    fn new(rules: &'a CompiledRules<'a>, has_workspace: bool, listing: Option<Listing>) -> Self {
         Self {
             rules,
             has_workspace,
@@ -418,11 +416,7 @@ impl<'a> Findings<'a> {
             }
             // What the sandbox's host id cannot read anyway needs no mask. That is known of the
             // built-in secrets of the system only: what people name may be readable by everyone.
-            if demoted
-                && rule.base == ringfence_policy::Base::Root
-                && rule.id.is_some()
-                && !guard
-            {
+            if demoted && rule.base == ringfence_policy::Base::Root && rule.id.is_some() && !guard {
                 continue;
             }
             // One listing of the workspace answers for most of the many guarded names.
@@ -493,7 +487,9 @@ impl<'a> Findings<'a> {
             .filter(|p| p != Path::new("/var") && !OWN.iter().any(|o| p == Path::new(o)))
             .collect();
         paths.extend(
-            list("/var").map(|e| e.path()).filter(|p| !OWN_IN_VAR.iter().any(|o| p == Path::new(o))),
+            list("/var")
+                .map(|e| e.path())
+                .filter(|p| !OWN_IN_VAR.iter().any(|o| p == Path::new(o))),
         );
         paths.sort_unstable();
         for path in paths {
@@ -520,8 +516,7 @@ impl<'a> Findings<'a> {
             && !self.is_visible(&object.path)
             && let (Some(parent), Some(name)) = (asked.parent(), asked.file_name())
         {
-            let parent =
-                std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned());
+            let parent = std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned());
             object.path = parent.join(name);
         }
         object
@@ -614,8 +609,7 @@ impl<'a> Findings<'a> {
         hints: &[RepositoryHint],
         notes: &mut Vec<String>,
     ) -> Result<(), PrepareError> {
-        let user_config =
-            [places.home.join(".gitconfig"), places.home.join(".config/git/config")];
+        let user_config = [places.home.join(".gitconfig"), places.home.join(".config/git/config")];
         let options = GitOptions { home: Some(&places.home), user_config: &user_config };
         let git = discover::discover_git(workspace, hints, &options)
             .map_err(|e| path_error(workspace, plain(&e)))?;
@@ -644,13 +638,12 @@ impl<'a> Findings<'a> {
                 let Some(object) = seen else { continue };
                 let decided = self.rules.decide(&guard.path).permission;
                 // Outside the workspace the rules say nothing; the grant above is what surrounds.
-                let permission = if decided == Permission::None
-                    && !guard.path.starts_with(workspace)
-                {
-                    Permission::Read
-                } else {
-                    decided.min(Permission::Read)
-                };
+                let permission =
+                    if decided == Permission::None && !guard.path.starts_with(workspace) {
+                        Permission::Read
+                    } else {
+                        decided.min(Permission::Read)
+                    };
                 let why = guard.what.to_owned();
                 self.points.push(Point { object, permission, why, guard: true });
             }
@@ -661,16 +654,16 @@ impl<'a> Findings<'a> {
             }
             self.absent.extend(repository.absent.iter().cloned());
         }
-        if let Some(enclosing) = &git.enclosing {
-            if let Some(object) = self.look(&enclosing.git_dir)? {
-                self.visible.push(enclosing.git_dir.clone());
-                self.points.push(Point {
-                    object,
-                    permission: Permission::Read,
-                    why: "the repository around the workspace".into(),
-                    guard: true,
-                });
-            }
+        if let Some(enclosing) = &git.enclosing
+            && let Some(object) = self.look(&enclosing.git_dir)?
+        {
+            self.visible.push(enclosing.git_dir.clone());
+            self.points.push(Point {
+                object,
+                permission: Permission::Read,
+                why: "the repository around the workspace".into(),
+                guard: true,
+            });
         }
         for (path, why) in &git.refused {
             notes.push(format!("{}: not granted: {why}", path.display()));
@@ -829,7 +822,7 @@ fn can_idmap(workspace: Option<&Object>) -> bool {
     ];
     workspace.is_none_or(|w| {
         rustix::fs::fstatfs(&w.fd).is_ok_and(|s| {
-            let kind = s.f_type as i64 & 0xffff_ffff;
+            let kind = i64::from(s.f_type as u32);
             !CANNOT.contains(&kind)
         })
     })

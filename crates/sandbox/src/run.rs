@@ -35,7 +35,9 @@ pub enum RunError {
     #[error("cannot {what}: {errno}{hint}")]
     Setup { what: String, errno: Errno, hint: String },
     /// The host refuses namespaces and the lower rung cannot hold the policy either.
-    #[error("this host refuses namespaces ({refusal}) and landlock alone cannot hold the policy: {below}")]
+    #[error(
+        "this host refuses namespaces ({refusal}) and landlock alone cannot hold the policy: {below}"
+    )]
     Ladder { refusal: String, below: Box<RunError> },
     /// `execve` failed inside.
     #[error("{program}: {problem}")]
@@ -114,7 +116,10 @@ pub fn start(
     let (scope, nproc) = limit(limits, &mut plan.status);
     plan.refuse_what_is_missing(policy).map_err(RunError::from)?;
     let scratch = match plan.rung {
-        Rung::Landlock => Some(sweep::Scratch::new(&mut plan).map_err(|e| setup("make a private temporary directory", &e))?),
+        Rung::Landlock => Some(
+            sweep::Scratch::new(&mut plan)
+                .map_err(|e| setup("make a private temporary directory", &e))?,
+        ),
         Rung::Namespaces => None,
     };
     let procs: Vec<i32> = scope
@@ -127,8 +132,8 @@ pub fn start(
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
     let steps = spec_steps(&plan, &spec);
-    let jailed = jail::spawn(&spec, parent, early)
-        .map_err(|f| failed(&f, &program, &steps, plan.rung))?;
+    let jailed =
+        jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &steps, plan.rung))?;
     let Plan { status, rung, .. } = plan;
     Ok(Running { jailed, status, scope, started, sweep: watch, program, steps, rung, scratch })
 }

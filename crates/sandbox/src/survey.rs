@@ -81,8 +81,21 @@ fn open_plain(path: &Path, link: bool) -> Result<Option<Object>, Errno> {
 /// The usual system directories, as they are on this host.
 pub fn system_entries() -> Vec<SystemEntry> {
     const NAMES: [&str; 15] = [
-        "usr", "etc", "opt", "bin", "sbin", "lib", "lib64", "lib32", "libx32", "libexec", "nix",
-        "gnu", "snap", "run/current-system", "sys/devices/system",
+        "usr",
+        "etc",
+        "opt",
+        "bin",
+        "sbin",
+        "lib",
+        "lib64",
+        "lib32",
+        "libx32",
+        "libexec",
+        "nix",
+        "gnu",
+        "snap",
+        "run/current-system",
+        "sys/devices/system",
     ];
     let mut found = Vec::with_capacity(10);
     for name in NAMES {

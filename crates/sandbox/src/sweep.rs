@@ -80,10 +80,17 @@ impl Watch {
             let Ok(new) = discover::inspect_new_repository(root, &hint.path) else { continue };
             let at = |p: &std::path::Path| self.workspace.join(p).display().to_string();
             for (old, held) in new.held {
-                lines.push(format!("{} is a git hook that the run created; it is now {}", at(&old), at(&held)));
+                lines.push(format!(
+                    "{} is a git hook that the run created; it is now {}",
+                    at(&old),
+                    at(&held)
+                ));
             }
             for (file, key) in new.keys {
-                lines.push(format!("{} was created by the run and sets {key}: read it before using git there", at(&file)));
+                lines.push(format!(
+                    "{} was created by the run and sets {key}: read it before using git there",
+                    at(&file)
+                ));
             }
             for (path, why) in new.suspicious {
                 lines.push(format!("{} was created by the run: {why}", at(&path)));
@@ -160,10 +167,51 @@ fn open_directory(path: &std::path::Path) -> rustix::io::Result<std::os::fd::Own
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// A private temporary directory on the rung without namespaces; removed when dropped.
+/// A private temporary directory on the rung without namespaces; removed when dropped. Locked as long
+/// as its run lives, so that the next run can tell what a killed one left and take it away.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
+    _lock: std::os::fd::OwnedFd,
+}
+
+/// How old a directory without a lock must be: its run may be about to lock it.
+const ABANDONED_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
+
+fn lock(path: &std::path::Path) -> rustix::io::Result<std::os::fd::OwnedFd> {
+    use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = open(path, flags, Mode::empty())?;
+    flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(fd)
+}
+
+/// Removes the directories of this user's runs that were killed.
+fn remove_abandoned(base: &std::path::Path) {
+    use std::os::unix::fs::MetadataExt;
+    let own = rustix::process::geteuid().as_raw();
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let ours = name.to_str().and_then(|n| n.strip_prefix("ringfence-")).is_some_and(|n| {
+            n.split_once('-').is_some_and(|(pid, nanos)| {
+                pid.bytes().all(|b| b.is_ascii_digit())
+                    && nanos.len() == 8
+                    && nanos.bytes().all(|b| b.is_ascii_hexdigit())
+            })
+        });
+        let Ok(meta) = entry.metadata() else { continue };
+        let old = meta.modified().is_ok_and(|t| t.elapsed().is_ok_and(|age| age > ABANDONED_AFTER));
+        let private = meta.mode().trailing_zeros() >= 6;
+        if ours
+            && old
+            && meta.is_dir()
+            && meta.uid() == own
+            && private
+            && let Ok(_lock) = lock(&entry.path())
+        {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 impl Scratch {
@@ -172,6 +220,7 @@ impl Scratch {
         use std::os::unix::fs::DirBuilderExt;
         let mut tries = 0u32;
         let base = std::env::temp_dir();
+        remove_abandoned(&base);
         let path = loop {
             let nanos = std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
@@ -183,6 +232,7 @@ impl Scratch {
                 Err(e) => return Err(e),
             }
         };
+        let lock = lock(&path)?;
         for (name, value) in &mut plan.environment {
             if name == "TMPDIR" {
                 *value = path.clone().into();
@@ -193,7 +243,7 @@ impl Scratch {
             access: Access::Write,
             optional: false,
         });
-        Ok(Self { path })
+        Ok(Self { path, _lock: lock })
     }
 }
 

@@ -29,6 +29,8 @@ struct Memory([u8; SIZE]);
 unsafe impl Sync for Arena {}
 
 impl Arena {
+    // Only ever evaluated at compile time, for a static.
+    #[allow(clippy::large_stack_arrays)]
     pub const fn new() -> Self {
         Self { next: AtomicUsize::new(0), memory: UnsafeCell::new(Memory([0; SIZE])) }
     }

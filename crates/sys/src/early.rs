@@ -280,7 +280,8 @@ fn namespaces() -> bool {
         let mut request = [0u64; 5];
         request[0] = u64::from_ne_bytes(*b"lo\0\0\0\0\0\0");
         let up = (libc::IFF_UP | libc::IFF_RUNNING) as u16;
-        request[2] = u64::from_ne_bytes([up.to_ne_bytes()[0], up.to_ne_bytes()[1], 0, 0, 0, 0, 0, 0]);
+        request[2] =
+            u64::from_ne_bytes([up.to_ne_bytes()[0], up.to_ne_bytes()[1], 0, 0, 0, 0, 0, 0]);
         let set = libc::SIOCSIFFLAGS as usize;
         let r = bare::syscall(libc::SYS_ioctl, [fd as usize, set, request.as_ptr() as usize, 0]);
         bare::syscall(libc::SYS_close, [fd as usize, 0, 0, 0]);

@@ -135,7 +135,8 @@ pub fn allow_fd(ruleset: i32, object: i32, access: u64) -> Result<()> {
 /// Allows `access` beneath `path` (symlinks in the last component are not followed). Rights that a
 /// file cannot have are dropped when `path` is one.
 pub fn allow_path(ruleset: i32, abi: u32, path: &CStr, access: u64) -> Result<()> {
-    let fd = raw::openat(libc::AT_FDCWD, path, libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW, 0)?;
+    let fd =
+        raw::openat(libc::AT_FDCWD, path, libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW, 0)?;
     let mut access = access & fs::known(abi);
     let r = match allow_fd(ruleset, fd, access) {
         Err(Errno(libc::EINVAL)) => {

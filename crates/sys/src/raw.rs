@@ -163,7 +163,11 @@ pub fn file_id(fd: i32) -> Result<FileId> {
     if unsafe { libc::fstat(fd, &raw mut st) } != 0 {
         return Err(Errno::last());
     }
-    Ok(FileId { dev: st.st_dev, ino: st.st_ino, is_dir: st.st_mode & libc::S_IFMT == libc::S_IFDIR })
+    Ok(FileId {
+        dev: st.st_dev,
+        ino: st.st_ino,
+        is_dir: st.st_mode & libc::S_IFMT == libc::S_IFDIR,
+    })
 }
 
 /// `MS_*`, `MNT_*`: classic mount calls, used where one call replaces nine of the new API.
@@ -174,15 +178,8 @@ pub fn mount(
     flags: libc::c_ulong,
     data: &CStr,
 ) -> Result<()> {
-    call!(
-        libc::SYS_mount,
-        source.as_ptr(),
-        target.as_ptr(),
-        fstype.as_ptr(),
-        flags,
-        data.as_ptr()
-    )
-    .map(|_| ())
+    call!(libc::SYS_mount, source.as_ptr(), target.as_ptr(), fstype.as_ptr(), flags, data.as_ptr())
+        .map(|_| ())
 }
 
 pub fn umount2(target: &CStr, flags: i32) -> Result<()> {
@@ -213,13 +210,7 @@ pub fn open_tree(dir: i32, path: &CStr, flags: u32) -> Result<i32> {
     call!(libc::SYS_open_tree, dir, path.as_ptr(), flags).map(|fd| fd as i32)
 }
 
-pub fn move_mount(
-    from: i32,
-    from_path: &CStr,
-    to: i32,
-    to_path: &CStr,
-    flags: u32,
-) -> Result<()> {
+pub fn move_mount(from: i32, from_path: &CStr, to: i32, to_path: &CStr, flags: u32) -> Result<()> {
     call!(libc::SYS_move_mount, from, from_path.as_ptr(), to, to_path.as_ptr(), flags).map(|_| ())
 }
 
@@ -326,13 +317,7 @@ pub fn setrlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
 
 pub fn getrlimit(resource: u32) -> Result<(u64, u64)> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    call!(
-        libc::SYS_prlimit64,
-        0,
-        resource,
-        std::ptr::null::<libc::rlimit64>(),
-        &raw mut limit
-    )?;
+    call!(libc::SYS_prlimit64, 0, resource, std::ptr::null::<libc::rlimit64>(), &raw mut limit)?;
     Ok((limit.rlim_cur, limit.rlim_max))
 }
 
@@ -446,8 +431,7 @@ pub fn futex_wait_for(word: &std::sync::atomic::AtomicU32, expected: u32, ms: u3
         tv_sec: libc::time_t::from((ms / 1000) as i32),
         tv_nsec: libc::c_long::from((ms % 1000 * 1_000_000) as i32),
     };
-    let _ =
-        call!(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, &raw const timeout);
+    let _ = call!(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, &raw const timeout);
 }
 
 pub fn futex_wake(word: &std::sync::atomic::AtomicU32) {
@@ -530,14 +514,8 @@ pub fn pidfd_open(pid: i32) -> Result<i32> {
 }
 
 pub fn pidfd_send_signal(pidfd: i32, signal: i32) -> Result<()> {
-    call!(
-        libc::SYS_pidfd_send_signal,
-        pidfd,
-        signal,
-        std::ptr::null::<libc::siginfo_t>(),
-        0u32
-    )
-    .map(|_| ())
+    call!(libc::SYS_pidfd_send_signal, pidfd, signal, std::ptr::null::<libc::siginfo_t>(), 0u32)
+        .map(|_| ())
 }
 
 /// Duplicates to the lowest free descriptor not below `least`, close-on-exec.
@@ -602,8 +580,7 @@ pub fn seqpacket_pair() -> Result<(i32, i32)> {
 /// Sends `bytes`, and `fd` with it when it is not negative.
 pub fn send_with_fd(socket: i32, bytes: &[u8], fd: i32) -> Result<()> {
     let mut control = [0u64; 4];
-    let mut iov =
-        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: an all-zero msghdr is valid; the control buffer is aligned for cmsghdr and larger
     // than CMSG_SPACE of one descriptor.
     let n = unsafe {

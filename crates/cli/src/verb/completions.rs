@@ -1,7 +1,7 @@
 //! `ringfence completions SHELL`.
 
-use std::ffi::OsString;
 use crate::exit::ExitCode;
+use std::ffi::OsString;
 
 use crate::{help, output};
 

@@ -5,9 +5,9 @@ mod decide;
 mod facts;
 mod trials;
 
+use crate::exit::ExitCode;
 use std::ffi::OsString;
 use std::fmt::Write;
-use crate::exit::ExitCode;
 
 use ringfence_sys::raw::Errno;
 

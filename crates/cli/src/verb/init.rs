@@ -1,8 +1,8 @@
 //! `ringfence init`: a commented policy to start from.
 
+use crate::exit::ExitCode;
 use std::ffi::OsString;
 use std::io::Write;
-use crate::exit::ExitCode;
 
 use ringfence_policy::{profiles, search};
 

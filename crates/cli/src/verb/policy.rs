@@ -4,10 +4,10 @@ mod check;
 mod explain;
 mod show;
 
+use crate::exit::ExitCode;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use crate::exit::ExitCode;
 
 use clap::ArgMatches;
 use ringfence_policy::{builtin_rules, profiles};

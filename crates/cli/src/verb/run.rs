@@ -1,15 +1,15 @@
 //! `ringfence run [FLAGS] -- COMMAND`: what was typed, what it means, the run, the report.
 
+use crate::exit::ExitCode;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use crate::exit::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ringfence_sandbox::Early;
 use ringfence_policy::{Base, Effect, Network, Permission, Policy, Rule, priority};
+use ringfence_sandbox::Early;
 use ringfence_sandbox::lower::Command;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
 use ringfence_sandbox::prepare::{Request, prepare};
@@ -50,7 +50,8 @@ fn usage(args: &[OsString], problem: &Problem) -> ExitCode {
     } else {
         // Without a place for the command, or an unknown flag would be taken for one.
         let flags = args.iter().take_while(|a| *a != "--").cloned();
-        help::flags_command().try_get_matches_from(std::iter::once("ringfence run".into()).chain(flags))
+        help::flags_command()
+            .try_get_matches_from(std::iter::once("ringfence run".into()).chain(flags))
     };
     match outcome {
         Err(e) => help::clap_error(&e),
@@ -89,11 +90,8 @@ fn meant(typed: &Typed) -> Result<Meant, ExitCode> {
         return Err(output::fail(problem));
     }
     let path = |id: Id| typed.last(id).map(PathBuf::from);
-    let request = Request {
-        workspace: path(Id::Workspace),
-        cwd: path(Id::Cwd),
-        ..Request::current()
-    };
+    let request =
+        Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
     protect_policy_files(&mut layered, &request).map_err(output::fail)?;
     Ok(Meant { layered, request, argv })
 }
@@ -146,7 +144,10 @@ fn guard(path: &Path, workspace: Option<&Path>) -> Option<Rule> {
     let rule = Rule::grant_path(path, Permission::Read, POLICY_OF_THE_RUN).or_else(|| {
         // Patterns are text; below a directory whose name is not, they can be relative to it.
         let inside = Path::new("/").join(path.strip_prefix(workspace?).ok()?);
-        Some(Rule { base: Base::Workspace, ..Rule::grant_path(&inside, Permission::Read, POLICY_OF_THE_RUN)? })
+        Some(Rule {
+            base: Base::Workspace,
+            ..Rule::grant_path(&inside, Permission::Read, POLICY_OF_THE_RUN)?
+        })
     })?;
     let id = Some("guard.ringfence".into());
     Some(Rule { effect: Effect::Cap, priority: priority::GUARD, id, ..rule })
@@ -172,9 +173,10 @@ fn go(typed: &Typed, meant: &Meant, mut early: Option<Early>) -> ExitCode {
         Err(e) => return output::fail(e),
     };
     let signals = Signals::take();
-    let outcome = run::with_ladder(&layered.policy, request, |plan| {
-        attempt(typed, &layered.policy, argv, &signals, &exposed, &mut log, &mut early, plan)
-    });
+    let policy = &layered.policy;
+    let given = Given { typed, policy, argv, signals: &signals, ports: &exposed };
+    let outcome =
+        run::with_ladder(policy, request, |plan| attempt(&given, &mut log, early.take(), plan));
     match outcome {
         Ok((code, status)) => {
             let held = status.end.as_ref().map(|e| e.held.clone()).unwrap_or_default();
@@ -187,7 +189,7 @@ fn go(typed: &Typed, meant: &Meant, mut early: Option<Early>) -> ExitCode {
             ExitCode::from(code as u8)
         }
         Err(e) => {
-            log.event("refused", &serde_json::json!({ "error": e.to_string() }));
+            log.event("refused", || serde_json::json!({ "error": e.to_string() }));
             output::say(&e);
             ExitCode::from(e.exit_code() as u8)
         }
@@ -209,17 +211,23 @@ fn explain(typed: &Typed, policy: &Policy, request: &Request) -> ExitCode {
     }
 }
 
+/// What is the same on every rung of the ladder.
+struct Given<'a> {
+    typed: &'a Typed,
+    policy: &'a Policy,
+    argv: &'a [OsString],
+    signals: &'a Signals,
+    ports: &'a [Port],
+}
+
 /// One plan, from start to end.
 fn attempt(
-    typed: &Typed,
-    policy: &Policy,
-    argv: &[OsString],
-    signals: &Signals,
-    ports: &[Port],
+    given: &Given<'_>,
     log: &mut Log,
-    early: &mut Option<Early>,
+    early: Option<Early>,
     plan: Plan,
 ) -> Result<(i32, Status), Failed> {
+    let Given { typed, policy, argv, signals, ports } = *given;
     let fatal = |error: RunError| Failed { error, refusal: None };
     let io = Io::new(policy.pty);
     let (ours, theirs) = connector(ports, &plan).map_err(fatal)?;
@@ -230,24 +238,23 @@ fn attempt(
         connector: theirs,
     };
     announce(typed, &plan);
-    log.event(
-        "start",
-        &serde_json::json!({
+    log.event("start", || {
+        serde_json::json!({
             "command": argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>(),
             "rung": plan.rung,
             "enforced": plan.status.enforced,
             "degraded": plan.status.degraded,
             "missing": plan.status.missing,
-        }),
-    );
+        })
+    });
     let listeners = match ours {
         Some(_) => ports::listen(ports).map_err(|what| fatal(RunError::Port(what)))?,
         None => Vec::new(),
     };
-    let mut running = run::start(plan, policy, &command, early.take())?;
+    let mut running = run::start(plan, policy, &command, early)?;
     let forwarder = ports::serve(listeners, ours);
-    let deadline = Deadline::of(&policy.limits)
-        .and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
+    let deadline =
+        Deadline::of(&policy.limits).and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
     drop(forwarder);
     finish(running, supervised, log)
@@ -271,9 +278,7 @@ fn connector(ports: &[Port], plan: &Plan) -> Result<Channel, RunError> {
             )));
         }
         NetworkPlan::NoSockets => {
-            return Err(RunError::Port(
-                "--port: needs namespaces, which this host refuses".into(),
-            ));
+            return Err(RunError::Port("--port: needs namespaces, which this host refuses".into()));
         }
     }
     let (ours, theirs) = ringfence_sys::raw::seqpacket_owned()
@@ -302,13 +307,15 @@ fn finish(
         _ => None,
     };
     let (ended, status) = running.finish(waited, reason)?;
-    log.event("end", &serde_json::json!(status.end));
+    log.event("end", || serde_json::json!(status.end));
     Ok((ended.code(), status))
 }
 
 fn announce(typed: &Typed, plan: &Plan) {
     if plan.rung == Rung::Landlock {
-        output::say("this host refuses namespaces: landlock and the system call filter hold the policy");
+        output::say(
+            "this host refuses namespaces: landlock and the system call filter hold the policy",
+        );
     }
     for m in &plan.status.missing {
         output::say(format_args!("missing, as accepted: {}: {}", m.name, printable(&m.detail)));
@@ -357,24 +364,22 @@ impl Log {
         let mut options = std::fs::OpenOptions::new();
         match options.create(true).append(true).mode(0o600).open(Path::new(target)) {
             Ok(file) => Ok(Self { file: Some(file) }),
-            Err(e) => Err(output::fail(format_args!(
-                "--log: cannot open {}: {e}",
-                printable(target)
-            ))),
+            Err(e) => {
+                Err(output::fail(format_args!("--log: cannot open {}: {e}", printable(target))))
+            }
         }
     }
 
-    fn event(&mut self, kind: &str, detail: &serde_json::Value) {
+    fn event(&mut self, kind: &str, detail: impl FnOnce() -> serde_json::Value) {
         let Some(file) = &mut self.file else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         let line = serde_json::json!({
             "time_ms": now,
             "pid": std::process::id(),
             "event": kind,
-            "detail": detail,
+            "detail": detail(),
         });
         // One write, so that lines of parallel runs do not mix.
         let _ = file.write_all(format!("{line}\n").as_bytes());
     }
 }
-

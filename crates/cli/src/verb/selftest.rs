@@ -8,12 +8,12 @@ mod attacker;
 mod stage;
 mod table;
 
+use crate::exit::ExitCode;
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::io::{IsTerminal, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use crate::exit::ExitCode;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 

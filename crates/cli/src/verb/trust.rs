@@ -1,9 +1,9 @@
 //! `ringfence trust`: the user has read a policy file, and it may be obeyed as it is now.
 
+use crate::exit::ExitCode;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use crate::exit::ExitCode;
 
 use ringfence_policy::{PolicyError, import, profiles, resolve};
 use serde_json::json;

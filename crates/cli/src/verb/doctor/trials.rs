@@ -1,8 +1,8 @@
 //! Each layer measured by doing it, in a process of its own, because what is done cannot be undone.
 
+use crate::exit::ExitCode;
 use std::ffi::OsString;
 use std::path::Path;
-use crate::exit::ExitCode;
 use std::process::{Command, Stdio};
 
 use ringfence_sys::raw::{self, Errno};

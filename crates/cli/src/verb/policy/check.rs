@@ -1,9 +1,9 @@
 //! `policy check`: is the file well formed, and can this host hold it?
 
+use crate::exit::ExitCode;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::Path;
-use crate::exit::ExitCode;
 
 use clap::ArgMatches;
 use ringfence_policy::PolicyError;

@@ -1,11 +1,11 @@
 //! `policy explain`: the decision, the rule with its line, what the plan does about it on this host,
 //! and which flag would change it.
 
+use crate::exit::ExitCode;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use crate::exit::ExitCode;
 
 use clap::ArgMatches;
 use ringfence_policy::{

@@ -1,7 +1,7 @@
 //! `policy show`: every rule with its origin, then the other chapters.
 
-use std::fmt::Write as _;
 use crate::exit::ExitCode;
+use std::fmt::Write as _;
 
 use clap::ArgMatches;
 use ringfence_policy::{Network, Policy, Rule, builtin_rule};

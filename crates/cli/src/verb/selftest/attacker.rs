@@ -2,12 +2,12 @@
 //! control, outside. It first says that it started and does something legitimate, so that a sandbox
 //! that did not start, or that forbids ordinary work, is never taken for one that holds.
 
+use crate::exit::ExitCode;
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use crate::exit::ExitCode;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
