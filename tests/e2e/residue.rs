@@ -1,7 +1,7 @@
 //! Nothing stays behind: no file, mount, control group, namespace or process; whatever way it ends.
 
 use std::collections::BTreeSet;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -366,7 +366,6 @@ fn a_run_dies_with_its_supervisor_and_with_its_parents_terminal() {
             kill_process(Pid::from_child(&child), signal).unwrap();
             let status = child.wait().unwrap();
             let number = signal.as_raw();
-            use std::os::unix::process::ExitStatusExt;
             if signal == Signal::KILL {
                 assert_eq!(status.signal(), Some(number));
             } else {

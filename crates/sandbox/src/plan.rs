@@ -1,8 +1,8 @@
 //! Policy x what this host can do, lowered to an ordered list of set-up steps. No I/O happens here:
 //! what the plan needs to know of the host is in [`Survey`].
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use ringfence_sys::seccomp;
 use serde::Serialize;
 
 use crate::status::{Rung, Status};
-use crate::survey::{Caller, Object, SystemEntry};
+use crate::survey::{Caller, Object, SystemEntry, above};
 
 /// Where a rule or discovery asks for something else than what surrounds it.
 #[derive(Clone, Debug)]
@@ -647,10 +647,11 @@ impl<'a> Builder<'a> {
     /// The workspace, everything granted, and what is capped or hidden inside.
     fn places(&mut self) -> Result<(), PlanError> {
         // Parents before children, so that each point knows what surrounds it.
-        let mut points: BTreeMap<&Path, &Point> = BTreeMap::new();
+        // By bytes, which keeps parents before children and compares fast.
+        let mut points: BTreeMap<&OsStr, &Point> = BTreeMap::new();
         for p in &self.survey.points {
             points
-                .entry(&p.object.path)
+                .entry(p.object.path.as_os_str())
                 .and_modify(|old| {
                     // The same object named twice: the decision is a function of the path, so only
                     // a forced cap (a guard) can differ; the lower wins.
@@ -667,45 +668,43 @@ impl<'a> Builder<'a> {
             guard: false,
         });
         if let Some(w) = &workspace {
-            points.insert(&w.object.path, w);
+            points.insert(w.object.path.as_os_str(), w);
         }
         // What surrounds a path: the nearest point above it that was made visible or hidden.
-        let mut around: BTreeMap<PathBuf, Permission> = BTreeMap::new();
-        let mut pinned: BTreeSet<PathBuf> = BTreeSet::new();
-        for entry in &self.survey.system {
+        let mut around: HashMap<&OsStr, Permission> = HashMap::new();
+        let survey = self.survey;
+        for entry in &survey.system {
             if let SystemEntry::Directory(path) = entry {
-                around.insert(path.clone(), Permission::Read);
+                around.insert(path.as_os_str(), Permission::Read);
             }
         }
-        let pins: BTreeMap<&Path, &Object> =
-            self.survey.pins.iter().map(|o| (o.path.as_path(), o)).collect();
-        let ordered: BTreeSet<&Path> = points.keys().copied().chain(pins.keys().copied()).collect();
-        for path in ordered {
-            let inherited = path
-                .ancestors()
-                .skip(1)
-                .find_map(|a| around.get(a).copied())
-                .unwrap_or(Permission::None);
-            if let Some(object) = pins.get(path)
+        let pins: BTreeMap<&OsStr, &Object> =
+            survey.pins.iter().map(|o| (o.path.as_os_str(), o)).collect();
+        let ordered: BTreeSet<&OsStr> =
+            points.keys().copied().chain(pins.keys().copied()).collect();
+        for name in ordered {
+            let path = Path::new(name);
+            let inherited =
+                above(path).find_map(|a| around.get(a).copied()).unwrap_or(Permission::None);
+            if let Some(object) = pins.get(name)
                 && inherited == Permission::Write
-                && !points.contains_key(path)
-                && pinned.insert(path.to_owned())
+                && !points.contains_key(name)
             {
                 self.push(path, Action::Pin { object: (*object).clone() }, "git directory");
                 continue;
             }
-            let Some(point) = points.get(path) else { continue };
+            let Some(point) = points.get(name) else { continue };
             let wanted = point.permission;
             let object = point.object.clone();
             match (inherited, wanted) {
                 (Permission::None, Permission::None) => {
-                    around.insert(path.to_owned(), wanted);
+                    around.insert(name, wanted);
                     continue;
                 }
                 (Permission::None, _) => {
-                    let masked = path.ancestors().skip(1).any(|a| {
+                    let masked = above(path).any(|a| {
                         points.get(a).is_some_and(|p| p.permission == Permission::None)
-                            && !self.made.contains(a)
+                            && !self.made.contains(Path::new(a))
                     });
                     if masked {
                         return Err(PlanError::CannotHold {
@@ -743,7 +742,7 @@ impl<'a> Builder<'a> {
                 }
                 (_, Permission::Read | Permission::Write) => {}
             }
-            around.insert(path.to_owned(), wanted);
+            around.insert(name, wanted);
         }
         Ok(())
     }

@@ -339,7 +339,7 @@ impl<'a> Findings<'a> {
     }
 
     fn is_visible(&self, path: &Path) -> bool {
-        self.visible.iter().any(|v| path.starts_with(v))
+        self.visible.iter().any(|v| survey::lies_in(path, v))
     }
 
     fn look(&mut self, path: &Path) -> Result<Option<Object>, PrepareError> {
@@ -402,6 +402,7 @@ impl<'a> Findings<'a> {
             let why = describe(rule);
             self.points.push(Point { object, permission, why, guard: false });
         }
+        let mut pinned = std::collections::HashSet::new();
         for point in points.iter().filter(|p| p.rule.effect == Effect::Cap) {
             let (path, rule) = (&point.path, point.rule);
             let guard = rule.priority >= priority::GUARD;
@@ -433,13 +434,21 @@ impl<'a> Findings<'a> {
                 continue;
             };
             let here = if linked { rule.permission } else { rules.decide(path).permission };
-            let permission = here.min(rules.decide(&object.path).permission);
+            let permission = if object.path == *path {
+                here
+            } else {
+                here.min(rules.decide(&object.path).permission)
+            };
             let why = describe(rule);
-            let stays = rule.permission < Permission::Write && path.starts_with(&places.workspace);
+            let stays =
+                rule.permission < Permission::Write && survey::lies_in(path, &places.workspace);
             // What must not change must not be moved away with its parents and made anew either;
             // and what is hidden by its path would be shown to the next run at another.
-            for parent in path.ancestors().skip(1).filter(|_| stays) {
-                if parent == places.workspace || !parent.starts_with(&places.workspace) {
+            for parent in survey::above(path).filter(|_| stays).map(Path::new) {
+                let outside = parent.as_os_str() == places.workspace.as_os_str()
+                    || !survey::lies_in(parent, &places.workspace);
+                // Once pinned, so are all above it.
+                if outside || !pinned.insert(parent.as_os_str().to_owned()) {
                     break;
                 }
                 if let Some(object) = self.look(parent)? {
@@ -676,7 +685,7 @@ impl<'a> Findings<'a> {
 
 /// Without a walk: the workspace itself and its direct subdirectories.
 pub(crate) fn shallow_repositories(workspace: &Path) -> Vec<RepositoryHint> {
-    const MOST: usize = 256;
+    const MOST: usize = 64;
     let mut hints = Vec::new();
     let mut check = |relative: PathBuf| {
         if std::fs::symlink_metadata(workspace.join(&relative).join(".git")).is_ok() {

@@ -1,9 +1,9 @@
 //! What this host and this project look like: every look at the file system that planning needs,
 //! taken once, by descriptor, before anything is decided.
 
-use std::collections::BTreeMap;
-use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::collections::HashMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -68,7 +68,8 @@ fn open_plain(path: &Path, link: bool) -> Result<Option<Object>, Errno> {
     if !link && rustix::fs::FileType::from_raw_mode(st.st_mode).is_symlink() {
         return Err(Errno(libc::ELOOP));
     }
-    let id = raw::file_id(fd.as_raw_fd())?;
+    let is_dir = rustix::fs::FileType::from_raw_mode(st.st_mode).is_dir();
+    let id = FileId { dev: st.st_dev, ino: st.st_ino, is_dir };
     Ok(Some(Object {
         path: path.to_owned(),
         id,
@@ -181,16 +182,17 @@ pub fn foreign_id(pid: u32) -> u32 {
 /// Objects by canonical path, so that each is looked up once.
 #[derive(Debug, Default)]
 pub struct Objects {
-    seen: BTreeMap<PathBuf, Option<Object>>,
+    // Keyed by the bytes: comparing paths by component is many times slower.
+    seen: HashMap<OsString, Option<Object>>,
 }
 
 impl Objects {
     pub fn look(&mut self, path: &Path) -> Result<Option<Object>, Errno> {
-        if let Some(known) = self.seen.get(path) {
+        if let Some(known) = self.seen.get(path.as_os_str()) {
             return Ok(known.clone());
         }
         let found = look(path)?;
-        self.seen.insert(path.to_owned(), found.clone());
+        self.seen.insert(path.as_os_str().to_owned(), found.clone());
         Ok(found)
     }
 }
@@ -223,5 +225,43 @@ mod tests {
         assert!(!is_whole_map("         0     100000      65536\n"));
         assert!(!is_whole_map("0 1000 1\n1 100000 65536\n"));
         assert!(!is_whole_map(""));
+    }
+}
+
+/// The directories above a clean absolute path, nearest first, as bytes.
+pub fn above(path: &Path) -> impl Iterator<Item = &OsStr> {
+    let mut rest = path.as_os_str().as_bytes();
+    std::iter::from_fn(move || {
+        let slash = rest.iter().rposition(|b| *b == b'/')?;
+        if rest.len() == 1 {
+            return None;
+        }
+        rest = if slash == 0 { b"/" } else { &rest[..slash] };
+        Some(OsStr::from_bytes(rest))
+    })
+}
+
+/// Whether a clean absolute path is `directory` or lies below it; by bytes.
+pub fn lies_in(path: &Path, directory: &Path) -> bool {
+    let (path, directory) = (path.as_os_str().as_bytes(), directory.as_os_str().as_bytes());
+    directory == b"/"
+        || path.strip_prefix(directory).is_some_and(|rest| rest.first().is_none_or(|b| *b == b'/'))
+}
+
+#[cfg(test)]
+mod path_tests {
+    use super::*;
+
+    #[test]
+    fn paths_by_bytes_say_the_same_as_by_component() {
+        for path in ["/", "/a", "/a/b", "/a/b/c d", "/ab"] {
+            let path = Path::new(path);
+            let by_component: Vec<&OsStr> = path.ancestors().skip(1).map(Path::as_os_str).collect();
+            assert_eq!(above(path).collect::<Vec<_>>(), by_component);
+            for directory in ["/", "/a", "/a/b", "/ab", "/a/bc"] {
+                let directory = Path::new(directory);
+                assert_eq!(lies_in(path, directory), path.starts_with(directory));
+            }
+        }
     }
 }

@@ -37,10 +37,8 @@ fn a_python_environment_is_made_and_a_local_package_installed() {
     if !has("python3") {
         return;
     }
-    if !Ran::of(Place::new(User::Me).command("python3").args(["-c", "import venv, ensurepip"]))
-        .code
-        .is_some_and(|c| c == 0)
-    {
+    let modules = ["-c", "import venv, ensurepip"];
+    if Ran::of(Place::new(User::Me).command("python3").args(modules)).code != Some(0) {
         println!("skipped: python3 has no venv");
         return;
     }
