@@ -367,10 +367,11 @@ fn vim_draws_stops_resumes_resizes_and_saves() {
         t.send(CTRL_C);
         // The terminal throws away what was typed before the interrupt was noticed.
         t.expect("exit Vim");
+        std::thread::sleep(500 * MS);
         t.send("\x1b:wq\r");
         t.expect("@ ");
         let out = t.run("echo code=$?");
-        assert!(out.contains("code=0"), "{out}");
+        assert!(out.contains("code=0"), "{out}\nall of it:\n{}", String::from_utf8_lossy(&t.seen));
         let text = std::fs::read_to_string(p.workspace().join("f")).unwrap();
         assert_eq!(text, "new text\nfirst line\n");
         let out = t.run("stty -a | tr -d '\\n' | sed 's/rows.*columns [0-9]*//' > after; tr -d '\\n' < before | sed 's/rows.*columns [0-9]*//' | cmp - after && echo unchanged");
@@ -423,8 +424,11 @@ fn a_shell_inside_has_job_control_of_its_own() {
         t.expect("in ");
         t.send("jobs; echo still \"\"here\n");
         t.expect("still here\r\n");
+        t.expect("in ");
         t.send("fg\n");
         t.expect("sleep 100");
+        // The shell says what it resumes before it hands over the terminal.
+        std::thread::sleep(300 * MS);
         t.send(CTRL_C);
         t.expect("in ");
         t.send("echo code=$?\n");
@@ -477,10 +481,12 @@ fn vim_under_tmux_survives_ctrl_z_resize_and_ctrl_c() {
         tmux(&["resize-window", "-x", "101", "-y", "33"]).ok();
         keys(&["C-c"]);
         wait("exit Vim");
+        std::thread::sleep(500 * MS);
         keys(&["Escape", ":set nomore | echo 'is' &columns 'by' &lines", "Enter"]);
         wait("is 101 by 33");
         keys(&[":wq", "Enter"]);
         wait("prompt 42");
+        std::thread::sleep(500 * MS);
         keys(&["clear; echo code=$?", "Enter"]);
         wait("code=0");
         tmux(&["kill-server"]);
