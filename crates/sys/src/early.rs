@@ -44,7 +44,14 @@ struct Shared {
     entry: AtomicUsize,
     argument: AtomicUsize,
     parent: AtomicI32,
+    /// 1 once the helper may run: it sits on another processor.
+    placed: AtomicU32,
+    /// Processors that the caller may use; the helper takes them back before it forks.
+    processors: [AtomicUsize; WORDS],
 }
+
+/// Of a processor mask: 1024 processors.
+const WORDS: usize = 1024 / usize::BITS as usize;
 
 /// The helper.
 #[derive(Debug)]
@@ -63,7 +70,8 @@ impl Early {
     /// Starts the helper. `None` where it would not help (one processor) or cannot be made: the
     /// namespaces are then made later, and whatever is wrong shows there.
     pub fn start() -> Option<Self> {
-        if processors() < 2 {
+        let mut mask = [0usize; WORDS];
+        if !processors(&mut mask) {
             return None;
         }
         let shared = NonNull::new(Box::into_raw(Box::<Shared>::default()))?;
@@ -84,8 +92,12 @@ impl Early {
         let stack = NonNull::new(stack)?;
         let mut pidfd: i32 = -1;
         // SAFETY: valid while the helper lives: freed only after it was reaped.
-        unsafe { shared.as_ref() }.parent.store(raw::getpid(), Ordering::Relaxed);
-        let mask = raw::block_signals();
+        let words = unsafe { shared.as_ref() };
+        words.parent.store(raw::getpid(), Ordering::Relaxed);
+        for (word, value) in words.processors.iter().zip(mask) {
+            word.store(value, Ordering::Relaxed);
+        }
+        let signals = raw::block_signals();
         // The descriptor table is shared, so that what the supervisor opens later reaches PID 1, and
         // PID 1's pidfd the supervisor.
         let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD;
@@ -100,12 +112,15 @@ impl Early {
                 &raw mut pidfd,
             )
         };
-        raw::set_signal_mask(&mask);
+        raw::set_signal_mask(&signals);
         if pid < 0 {
             // SAFETY: no helper exists, so both are unused.
             unsafe { release(shared, stack) };
             return None;
         }
+        move_away(pid, mask);
+        words.placed.store(1, Ordering::Release);
+        raw::futex_wake(&words.placed);
         // SAFETY: the kernel stored a new descriptor that nobody else owns.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         Some(Self { pid, pidfd, shared, stack, reaped: false })
@@ -199,18 +214,38 @@ unsafe fn release(shared: NonNull<Shared>, stack: NonNull<libc::c_void>) {
     }
 }
 
-fn processors() -> u32 {
-    let mut mask = [0u64; 16];
+/// The caller's processor mask. False when it has only one.
+fn processors(mask: &mut [usize; WORDS]) -> bool {
     // SAFETY: `mask` is valid for writes of its size.
     let n = unsafe {
         libc::syscall(
             libc::SYS_sched_getaffinity,
             0,
-            std::mem::size_of_val(&mask),
+            std::mem::size_of_val(mask),
             mask.as_mut_ptr(),
         )
     };
-    if n <= 0 { 1 } else { mask.iter().map(|w| w.count_ones()).sum() }
+    n > 0 && mask.iter().map(|w| w.count_ones()).sum::<u32>() > 1
+}
+
+/// Puts the helper on another processor than the caller's. The scheduler often leaves a new process
+/// behind the one that made it, and then nothing happens at the same time.
+fn move_away(pid: i32, mut mask: [usize; WORDS]) {
+    // SAFETY: no arguments.
+    let here = unsafe { libc::sched_getcpu() };
+    let Ok(here) = usize::try_from(here) else { return };
+    let bits = usize::BITS as usize;
+    let Some(word) = mask.get_mut(here / bits) else { return };
+    *word &= !(1 << (here % bits));
+    // SAFETY: the mask is valid for reads of its size. A refusal only costs time.
+    unsafe {
+        libc::syscall(
+            libc::SYS_sched_setaffinity,
+            pid,
+            std::mem::size_of_val(&mask),
+            mask.as_ptr(),
+        );
+    }
 }
 
 /// The helper's whole life. Bare system calls only.
@@ -220,7 +255,20 @@ extern "C" fn helper(argument: *mut libc::c_void) -> libc::c_int {
     let kill = libc::SIGKILL as usize;
     // SAFETY: plain integers.
     unsafe { bare::syscall(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, kill, 0, 0]) };
+    // A new process may run at once in the place of the one that made it; that one goes on first.
+    while shared.placed.load(Ordering::Acquire) == 0 {
+        let timeout = libc::timespec { tv_sec: 1, tv_nsec: 0 };
+        let word = shared.placed.as_ptr() as usize;
+        let args = [word, libc::FUTEX_WAIT as usize, 0, (&raw const timeout) as usize];
+        // SAFETY: the word and the timeout outlive the call.
+        unsafe { bare::syscall(libc::SYS_futex, args) };
+    }
     let made = namespaces();
+    // What it makes may run anywhere again.
+    let size = std::mem::size_of_val(&shared.processors);
+    let mask = shared.processors.as_ptr() as usize;
+    // SAFETY: the mask outlives the call.
+    unsafe { bare::syscall(libc::SYS_sched_setaffinity, [0, size, mask, 0]) };
     shared.state.store(if made { 1 } else { 2 }, Ordering::Release);
     wake(&shared.state);
     if !made {
