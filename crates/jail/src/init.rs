@@ -234,6 +234,7 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
     loop {
         if reap(command, page) {
             end_stragglers(spec);
+            page.emptied.store(1, Ordering::Release);
             return Ok(());
         }
         // The supervisor is gone (or closed its end): nothing may outlive it.
@@ -327,10 +328,18 @@ fn kill_all(spec: &JailSpec, signal: i32) {
     }
 }
 
-/// Without a pid namespace the kernel does not kill what is left; as a subreaper init adopts all of
-/// it and does.
+/// Kills what the command left behind and waits for its end. With a pid namespace the kernel would do
+/// it when init ends; doing it here lets the supervisor look for what the run left while the kernel
+/// still takes the namespaces down.
 fn end_stragglers(spec: &JailSpec) {
     if spec.namespaces & ringfence_sys::ns::flags::PID == 0 {
         ringfence_sys::subreaper::end_all();
+        return;
+    }
+    // ESRCH: nobody else is there, the usual case.
+    while raw::kill(-1, libc::SIGKILL).is_ok() {
+        if raw::wait4(-1, 0).is_err() {
+            return;
+        }
     }
 }

@@ -202,6 +202,11 @@ impl Jailed {
         self.page.started.load(Ordering::Acquire) != 0
     }
 
+    /// Whether every process of the sandbox but its PID 1 has ended, and that is about to.
+    pub fn emptied(&self) -> bool {
+        self.page.emptied.load(Ordering::Acquire) != 0
+    }
+
     fn send(&self, kind: u8, value: i32) {
         // A closed channel means that init is gone; the caller sees that at the pidfd.
         let _ = raw::send_with_fd(self.control.as_raw_fd(), &[kind, value as u8], -1);

@@ -102,6 +102,8 @@ pub struct Running {
     steps: Vec<(PathBuf, String)>,
     rung: Rung,
     scratch: Option<sweep::Scratch>,
+    /// What [`Running::look_for_leavings`] found.
+    held: Option<Vec<String>>,
 }
 
 /// Starts a planned run.
@@ -135,7 +137,18 @@ pub fn start(
     let jailed =
         jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &steps, plan.rung))?;
     let Plan { status, rung, .. } = plan;
-    Ok(Running { jailed, status, scope, started, sweep: watch, program, steps, rung, scratch })
+    Ok(Running {
+        jailed,
+        status,
+        scope,
+        started,
+        sweep: watch,
+        program,
+        steps,
+        rung,
+        scratch,
+        held: None,
+    })
 }
 
 fn setup(what: &str, e: &std::io::Error) -> RunError {
@@ -271,6 +284,14 @@ fn namespace_refusal(f: &Failure, steps: &[(PathBuf, String)]) -> bool {
 }
 
 impl Running {
+    /// Looks for guarded names that the run created, if nothing inside can create another any more:
+    /// while the kernel takes the namespaces down. Otherwise [`Running::finish`] does it.
+    pub fn look_for_leavings(&mut self) {
+        if self.jailed.emptied() {
+            self.held = Some(self.sweep.finish(self.started.elapsed()));
+        }
+    }
+
     /// Ends the bookkeeping after PID 1 was waited for: sweeps guarded names, removes the control
     /// group, fills in [`Status::end`].
     pub fn finish(
@@ -283,7 +304,10 @@ impl Running {
             scope.kill();
             let _ = scope.remove();
         }
-        let held = self.sweep.finish(self.started.elapsed());
+        let held = match self.held.take() {
+            Some(held) => held,
+            None => self.sweep.finish(self.started.elapsed()),
+        };
         drop(self.scratch.take());
         match waited {
             Err(f) => Err(failed(&f, &self.program, &self.steps, self.rung)),

@@ -328,7 +328,9 @@ impl Supervisor<'_> {
                     }
                 }
             }
-            if ready.ended {
+            // Init closed its end: it is ending. With a relay there may be output to fetch still;
+            // without one, the caller can go on and waits for the rest itself.
+            if ready.ended || (!self.control_open && self.relay.is_none()) {
                 if let Some(relay) = &mut self.relay {
                     relay.finish();
                 }

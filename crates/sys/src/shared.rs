@@ -21,6 +21,8 @@ pub struct Page {
     pub started: AtomicU32,
     /// 1 when `wait_status` is valid.
     pub ended: AtomicU32,
+    /// 1 when PID 1 has killed and collected everything else: it is alone and about to end.
+    pub emptied: AtomicU32,
     /// As `wait4` gave it to PID 1.
     pub wait_status: AtomicI32,
     /// Pid of the command inside the sandbox's namespace.

@@ -300,6 +300,7 @@ fn finish(
             return Err(Failed { error, refusal: None });
         }
     };
+    running.look_for_leavings();
     let waited = running.jailed.wait();
     let reason = match outcome {
         terminal::Outcome { timed_out: true, .. } => Some("timeout"),
