@@ -34,19 +34,30 @@ pub fn as_each_user(case: impl Fn(&Place)) {
     }
 }
 
-/// A copy of the binary that every user can reach, wherever the build directory lies.
+/// A copy of the binary that every user can reach, wherever the build directory lies. A shell that
+/// waits for this process to end removes it: nothing drops a static.
 pub fn binary() -> &'static Path {
-    static BINARY: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    static BINARY: OnceLock<(std::process::Child, PathBuf)> = OnceLock::new();
     &BINARY
         .get_or_init(|| {
             let built = std::env::var_os("RINGFENCE_BIN")
                 .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ringfence")), PathBuf::from);
-            let dir = tempfile::Builder::new().prefix("ringfence-e2e-bin").tempdir().unwrap();
-            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-            let copy = dir.path().join("ringfence");
+            let dir =
+                tempfile::Builder::new().prefix("ringfence-e2e-bin").tempdir().unwrap().keep();
+            let broom = Command::new("/bin/sh")
+                .args(["-c", "read _; rm -rf \"$0\""])
+                .arg(&dir)
+                .current_dir("/")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let copy = dir.join("ringfence");
             std::fs::copy(&built, &copy).unwrap();
             std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
-            (dir, copy)
+            (broom, copy)
         })
         .1
 }
