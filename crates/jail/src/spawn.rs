@@ -222,11 +222,6 @@ impl Jailed {
         self.send(message::SIGNAL_ALL, signal);
     }
 
-    /// Continues the command after a stop; also lets init go on after it sent the terminal.
-    pub fn resume(&self) {
-        self.send(message::RESUME, 0);
-    }
-
     /// Kills PID 1; the kernel kills the rest of the namespace with it.
     pub fn kill(&self) {
         let _ = raw::pidfd_send_signal(self.pidfd.as_raw_fd(), libc::SIGKILL);

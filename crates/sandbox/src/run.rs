@@ -16,7 +16,7 @@ use ringfence_sys::cgroup;
 use ringfence_sys::raw::Errno;
 
 use crate::lower::{self, Command};
-use crate::plan::{Action, Plan, PlanError};
+use crate::plan::{Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
 use crate::sweep;
@@ -133,7 +133,7 @@ pub fn start(
         lower::lower(&plan, limits, nproc, command, procs).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-    let steps = spec_steps(&plan, &spec);
+    let steps = spec_steps(&spec);
     let jailed =
         jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &steps, plan.rung))?;
     let Plan { status, rung, .. } = plan;
@@ -186,9 +186,8 @@ fn limit(limits: &Limits, status: &mut Status) -> (Option<cgroup::Scope>, bool) 
 }
 
 /// Index of each jail step to what a person knows of it.
-fn spec_steps(plan: &Plan, spec: &jail::JailSpec) -> Vec<(PathBuf, String)> {
+fn spec_steps(spec: &jail::JailSpec) -> Vec<(PathBuf, String)> {
     let Some(view) = &spec.view else { return Vec::new() };
-    let _ = plan;
     view.steps
         .iter()
         .map(|s| match s {
@@ -370,14 +369,6 @@ pub fn with_ladder<T>(
         },
     };
     Err(RunError::Ladder { refusal, below: Box::new(below) })
-}
-
-/// Number of mounts a plan makes, for reports.
-pub fn mounts(plan: &Plan) -> usize {
-    plan.steps
-        .iter()
-        .filter(|s| !matches!(s.action, Action::Directory | Action::Link { .. }))
-        .count()
 }
 
 /// Wall-clock limits of a run.
