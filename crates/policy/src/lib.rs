@@ -15,6 +15,7 @@ mod explain;
 pub mod import;
 mod layer;
 mod model;
+pub mod net;
 mod node;
 pub mod pattern;
 mod problems;
