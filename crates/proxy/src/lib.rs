@@ -12,6 +12,7 @@
 //! the supervisor, on one thread of its own, and needs no privilege.
 #![forbid(unsafe_code)]
 
+mod gate;
 pub mod record;
 
 use std::net::SocketAddr;
