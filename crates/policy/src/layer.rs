@@ -5,8 +5,9 @@
 //! [`Policy`], adding the built-in rules that were not lifted.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
@@ -412,17 +413,35 @@ pub struct TerminalFragment {
 }
 
 /// Appends what is not there yet, comparing values only: who said it first keeps the credit.
-fn append<T: PartialEq>(list: &mut Vec<Located<T>>, over: Vec<Located<T>>) {
-    for entry in over {
-        if !list.iter().any(|e| e.value == entry.value) {
-            list.push(entry);
-        }
-    }
+fn append<T: Eq + Hash>(list: &mut Vec<Located<T>>, over: Vec<Located<T>>) {
+    append_by(list, over, |entry| &entry.value);
 }
 
-fn append_plain<T: PartialEq>(list: &mut Vec<T>, over: Vec<T>) {
+fn append_plain<T: Eq + Hash>(list: &mut Vec<T>, over: Vec<T>) {
+    append_by(list, over, |entry| entry);
+}
+
+fn append_by<T, K: Eq + Hash>(list: &mut Vec<T>, over: Vec<T>, key: impl Fn(&T) -> &K) {
+    /// Up to here comparing with every entry is quicker than hashing.
+    const FEW: usize = 16;
+    if list.len() + over.len() <= FEW {
+        for entry in over {
+            if !list.iter().any(|e| key(e) == key(&entry)) {
+                list.push(entry);
+            }
+        }
+        return;
+    }
+    let build = BuildHasherDefault::<DefaultHasher>::default();
+    // A hash that was not seen is enough to know that the value is new.
+    let mut seen: HashSet<u64, _> = HashSet::with_capacity_and_hasher(
+        list.len() + over.len(),
+        BuildHasherDefault::<DefaultHasher>::default(),
+    );
+    seen.extend(list.iter().map(|e| build.hash_one(key(e))));
     for entry in over {
-        if !list.contains(&entry) {
+        let new = seen.insert(build.hash_one(key(&entry)));
+        if new || !list.iter().any(|e| key(e) == key(&entry)) {
             list.push(entry);
         }
     }
