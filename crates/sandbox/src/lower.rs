@@ -220,7 +220,7 @@ fn scaffold(plan: &Plan) -> PathBuf {
 }
 
 fn source(object: &Object, demoted: bool, parent: &mut jail::Parent) -> Result<jail::Source, Nul> {
-    if demoted && let Ok(fd) = object.fd.try_clone() {
+    if demoted && let Ok(fd) = object.open() {
         parent.trees.push(jail::Tree { object: fd, recursive: object.id.is_dir, idmap: true });
         return Ok(jail::Source::Tree(parent.trees.len() - 1));
     }

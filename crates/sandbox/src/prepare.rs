@@ -274,11 +274,12 @@ impl Listing {
     pub(crate) fn of(workspace: &Object) -> Option<Self> {
         /// Bytes of a directory: some thousand names.
         const LARGE: i64 = 128 * 1024;
-        let st = rustix::fs::fstat(&workspace.fd).ok()?;
+        let directory = workspace.fd.as_ref()?;
+        let st = rustix::fs::fstat(directory).ok()?;
         if st.st_size as i64 > LARGE {
             return None;
         }
-        Self::read(workspace.fd.as_fd())
+        Self::read(directory.as_fd())
     }
 
     pub(crate) fn read(directory: std::os::fd::BorrowedFd<'_>) -> Option<Self> {
@@ -351,6 +352,15 @@ impl<'a> Findings<'a> {
         }
     }
 
+    /// As [`Self::look`], for what is covered or held where it lies.
+    fn identify(&mut self, path: &Path) -> Result<Option<Object>, PrepareError> {
+        match self.objects.identify(path) {
+            Ok(found) => Ok(found),
+            Err(Errno(libc::EACCES)) => Ok(None),
+            Err(e) => Err(path_error(path, e)),
+        }
+    }
+
     /// Links and secrets of the toolchains; the directories themselves are grants like others.
     fn toolchains(&mut self, tools: discover::Toolchains) -> Result<(), PrepareError> {
         for tool in tools.tools {
@@ -359,7 +369,7 @@ impl<'a> Findings<'a> {
             }
         }
         for path in tools.masked {
-            if let Some(object) = self.look(&path)? {
+            if let Some(object) = self.identify(&path)? {
                 let permission = Permission::None;
                 let why = "secret of a toolchain".to_owned();
                 self.points.push(Point { object, permission, why, guard: false });
@@ -427,7 +437,7 @@ impl<'a> Findings<'a> {
                 }
                 continue;
             }
-            let Some(object) = self.look(path)? else {
+            let Some(object) = self.identify(path)? else {
                 if guard && path.starts_with(&places.workspace) {
                     self.absent.push(path.clone());
                 }
@@ -451,7 +461,7 @@ impl<'a> Findings<'a> {
                 if outside || !pinned.insert(parent.as_os_str().to_owned()) {
                     break;
                 }
-                if let Some(object) = self.look(parent)? {
+                if let Some(object) = self.identify(parent)? {
                     self.pins.push(object);
                 }
             }
@@ -482,7 +492,7 @@ impl<'a> Findings<'a> {
     }
 
     fn leads_to_visible(&mut self, path: &Path) -> Result<bool, PrepareError> {
-        Ok(self.look(path)?.is_some_and(|object| self.is_visible(&object.path)))
+        Ok(self.identify(path)?.is_some_and(|object| self.is_visible(&object.path)))
     }
 
     /// A grant of `/` is one of each directory in it. What the sandbox has of its own stays its own,
@@ -554,7 +564,8 @@ impl<'a> Findings<'a> {
             });
             let matcher = PatternMatcher { rules, globs: &globs, workspace: &workspace.path };
             let options = WalkOptions { cache: cache.as_deref(), ..WalkOptions::default() };
-            let walk = discover::walk(workspace.fd.as_fd(), &matcher, &options).map_err(|e| {
+            let root = workspace.open().map_err(|e| path_error(&workspace.path, e))?;
+            let walk = discover::walk(root.as_fd(), &matcher, &options).map_err(|e| {
                 PrepareError::Walk {
                     path: workspace.path.display().to_string(),
                     problem: plain(&e),
@@ -573,7 +584,7 @@ impl<'a> Findings<'a> {
                 self.matched(&workspace.path.join(&f.path), f.is_symlink)?;
                 for alias in &f.aliases {
                     let permission = rules.decide(&workspace.path.join(&f.path)).permission;
-                    if let Some(object) = self.look(&workspace.path.join(alias))? {
+                    if let Some(object) = self.identify(&workspace.path.join(alias))? {
                         let why = format!("another name of {}", f.path.display());
                         self.points.push(Point { object, permission, why, guard: false });
                     }
@@ -602,7 +613,7 @@ impl<'a> Findings<'a> {
         let why = decision.rule.map_or_else(String::new, describe);
         let permission = decision.permission;
         // A link cannot be masked; what it leads to can, where it is visible at all.
-        let Some(object) = self.look(path)? else { return Ok(()) };
+        let Some(object) = self.identify(path)? else { return Ok(()) };
         if is_symlink && !self.is_visible(&object.path) {
             return Ok(());
         }
@@ -642,7 +653,7 @@ impl<'a> Findings<'a> {
                     // The link is held where it is; what it leads to has a guard of its own.
                     survey::look_at_link(&guard.path).map_err(|e| path_error(&guard.path, e))?
                 } else {
-                    self.look(&guard.path)?
+                    self.identify(&guard.path)?
                 };
                 let Some(object) = seen else { continue };
                 let decided = self.rules.decide(&guard.path).permission;
@@ -657,7 +668,7 @@ impl<'a> Findings<'a> {
                 self.points.push(Point { object, permission, why, guard: true });
             }
             for pin in &repository.pins {
-                if let Some(object) = self.look(pin)? {
+                if let Some(object) = self.identify(pin)? {
                     self.pins.push(object);
                 }
             }
@@ -830,7 +841,7 @@ fn can_idmap(workspace: Option<&Object>) -> bool {
         0xfe53_4d42, // smb2
     ];
     workspace.is_none_or(|w| {
-        rustix::fs::fstatfs(&w.fd).is_ok_and(|s| {
+        w.fd.as_ref().and_then(|fd| rustix::fs::fstatfs(fd).ok()).is_some_and(|s| {
             let kind = i64::from(s.f_type as u32);
             !CANNOT.contains(&kind)
         })

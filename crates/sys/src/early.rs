@@ -74,6 +74,7 @@ impl Early {
         if !processors(&mut mask) {
             return None;
         }
+        grow_descriptor_table();
         let shared = NonNull::new(Box::into_raw(Box::<Shared>::default()))?;
         // SAFETY: a fresh anonymous mapping, no address asked for.
         let stack = unsafe {
@@ -211,6 +212,19 @@ unsafe fn release(shared: NonNull<Shared>, stack: NonNull<libc::c_void>) {
     unsafe {
         drop(Box::from_raw(shared.as_ptr()));
         libc::munmap(stack.as_ptr(), STACK);
+    }
+}
+
+/// Makes the descriptor table large before it is shared: while it is, the kernel waits for a grace
+/// period of RCU each time it must grow, some 5 to 15 ms.
+fn grow_descriptor_table() {
+    /// Of descriptors: far more than planning holds open at once, and two pages of table.
+    const ROOM: i32 = 1024;
+    let limit = raw::getrlimit(libc::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    let last = ROOM.min(i32::try_from(limit).unwrap_or(ROOM)) - 1;
+    // Any open descriptor will do; where there is none, the table only grows later.
+    if let Ok(high) = raw::dup_from(0, last) {
+        raw::close(high);
     }
 }
 
