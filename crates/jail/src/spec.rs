@@ -85,6 +85,18 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// Whether every directory that could be reached by its path before still can be: nothing but
+    /// files was covered.
+    pub(crate) fn leaves_directories(&self) -> bool {
+        match self {
+            Self::Mask { directory, .. } => !directory,
+            Self::Rebind { expect, .. } => expect.is_some_and(|object| !object.is_dir),
+            _ => false,
+        }
+    }
+}
+
 /// Where masks are bound from; the plan makes these two before the first mask and removes the names
 /// after the last.
 pub const MASK_FILE: &std::ffi::CStr = c".mask-file";
