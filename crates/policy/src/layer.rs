@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
@@ -15,6 +15,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::decide::{HASH_START, Prehashed, hash_end, hash_on};
 use crate::error::{PolicyError, nearest};
 use crate::node::{self, Format, LOCATED, NodeDeserializer};
 use crate::quantity::{Bytes, Count, Cpu, Millis};
@@ -432,19 +433,32 @@ fn append_by<T, K: Eq + Hash>(list: &mut Vec<T>, over: Vec<T>, key: impl Fn(&T) 
         }
         return;
     }
-    let build = BuildHasherDefault::<DefaultHasher>::default();
     // A hash that was not seen is enough to know that the value is new.
-    let mut seen: HashSet<u64, _> = HashSet::with_capacity_and_hasher(
-        list.len() + over.len(),
-        BuildHasherDefault::<DefaultHasher>::default(),
-    );
-    seen.extend(list.iter().map(|e| build.hash_one(key(e))));
+    let mut seen = HashSet::<u64, BuildHasherDefault<Prehashed>>::default();
+    seen.reserve(list.len() + over.len());
+    seen.extend(list.iter().map(|e| quick_hash(key(e))));
+    list.reserve(over.len());
     for entry in over {
-        let new = seen.insert(build.hash_one(key(&entry)));
+        let new = seen.insert(quick_hash(key(&entry)));
         if new || !list.iter().any(|e| key(e) == key(&entry)) {
             list.push(entry);
         }
     }
+}
+
+fn quick_hash(value: &impl Hash) -> u64 {
+    struct Quick(u64);
+    impl Hasher for Quick {
+        fn finish(&self) -> u64 {
+            hash_end(self.0)
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            self.0 = hash_on(self.0, bytes);
+        }
+    }
+    let mut hasher = Quick(HASH_START);
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Fragment {
