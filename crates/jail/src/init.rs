@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use ringfence_sys::processors::Processors;
 use ringfence_sys::raw::{self, Errno};
 use ringfence_sys::shared::Page;
 
@@ -36,16 +37,21 @@ pub(crate) fn run(
         Ok(found) => found,
         Err(fail) => fail_and_exit(page, &fail),
     };
+    let processors = Processors::several();
     // SAFETY: this process is single-threaded since the clone, and the child only makes raw calls
     // before execve or _exit.
     match unsafe { ringfence_sys::ns::fork() } {
         Err(errno) => fail_and_exit(page, &Fail::new(Stage::Fork, errno)),
         Ok(None) => {
-            let Err(fail) = become_command(spec, terminal, front, page, has_network);
+            let Err(fail) = become_command(spec, terminal, front, page, has_network, processors);
             report(page, &fail);
             raw::exit(SETUP_FAILED)
         }
         Ok(Some((pid, pidfd))) => {
+            // Both have work now, and the scheduler would often let them take turns.
+            if let Some(processors) = processors {
+                processors.move_away(pid);
+            }
             page.command.store(pid, Ordering::Release);
             // The command does the same; whoever comes first, its group is there before any signal.
             let _ = raw::setpgid(pid, pid);
@@ -136,6 +142,7 @@ fn become_command(
     front: bool,
     page: &Page,
     has_network: bool,
+    processors: Option<Processors>,
 ) -> Result<std::convert::Infallible, Fail> {
     if spec.namespaces == 0 {
         // No pid namespace will end us with init.
@@ -144,6 +151,10 @@ fn become_command(
     }
     child::private(spec, page, has_network)?;
     raw::wait_until_set(&page.view_ready);
+    if let Some(processors) = processors {
+        // Init has moved us before it said so. A refusal would only cost time.
+        let _ = processors.give(0);
+    }
     child::landlock(spec)?;
     // It leads a process group of its own in init's session.
     at(Stage::Session, raw::setpgid(0, 0))?;

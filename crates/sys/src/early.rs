@@ -20,6 +20,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use crate::bare;
+use crate::processors::{Processors, WORDS};
 use crate::raw::{self, Errno, Result};
 
 /// What the new process does; never returns.
@@ -50,9 +51,6 @@ struct Shared {
     processors: [AtomicUsize; WORDS],
 }
 
-/// Of a processor mask: 1024 processors.
-const WORDS: usize = 1024 / usize::BITS as usize;
-
 /// The helper.
 #[derive(Debug)]
 pub struct Early {
@@ -70,10 +68,7 @@ impl Early {
     /// Starts the helper. `None` where it would not help (one processor) or cannot be made: the
     /// namespaces are then made later, and whatever is wrong shows there.
     pub fn start() -> Option<Self> {
-        let mut mask = [0usize; WORDS];
-        if !processors(&mut mask) {
-            return None;
-        }
+        let processors = Processors::several()?;
         grow_descriptor_table();
         let shared = NonNull::new(Box::into_raw(Box::<Shared>::default()))?;
         // SAFETY: a fresh anonymous mapping, no address asked for.
@@ -95,7 +90,7 @@ impl Early {
         // SAFETY: valid while the helper lives: freed only after it was reaped.
         let words = unsafe { shared.as_ref() };
         words.parent.store(raw::getpid(), Ordering::Relaxed);
-        for (word, value) in words.processors.iter().zip(mask) {
+        for (word, value) in words.processors.iter().zip(processors.0) {
             word.store(value, Ordering::Relaxed);
         }
         let signals = raw::block_signals();
@@ -119,7 +114,7 @@ impl Early {
             unsafe { release(shared, stack) };
             return None;
         }
-        move_away(pid, mask);
+        processors.move_away(pid);
         words.placed.store(1, Ordering::Release);
         raw::futex_wake(&words.placed);
         // SAFETY: the kernel stored a new descriptor that nobody else owns.
@@ -225,40 +220,6 @@ fn grow_descriptor_table() {
     // Any open descriptor will do; where there is none, the table only grows later.
     if let Ok(high) = raw::dup_from(0, last) {
         raw::close(high);
-    }
-}
-
-/// The caller's processor mask. False when it has only one.
-fn processors(mask: &mut [usize; WORDS]) -> bool {
-    // SAFETY: `mask` is valid for writes of its size.
-    let n = unsafe {
-        libc::syscall(
-            libc::SYS_sched_getaffinity,
-            0,
-            std::mem::size_of_val(mask),
-            mask.as_mut_ptr(),
-        )
-    };
-    n > 0 && mask.iter().map(|w| w.count_ones()).sum::<u32>() > 1
-}
-
-/// Puts the helper on another processor than the caller's. The scheduler often leaves a new process
-/// behind the one that made it, and then nothing happens at the same time.
-fn move_away(pid: i32, mut mask: [usize; WORDS]) {
-    // SAFETY: no arguments.
-    let here = unsafe { libc::sched_getcpu() };
-    let Ok(here) = usize::try_from(here) else { return };
-    let bits = usize::BITS as usize;
-    let Some(word) = mask.get_mut(here / bits) else { return };
-    *word &= !(1 << (here % bits));
-    // SAFETY: the mask is valid for reads of its size. A refusal only costs time.
-    unsafe {
-        libc::syscall(
-            libc::SYS_sched_setaffinity,
-            pid,
-            std::mem::size_of_val(&mask),
-            mask.as_ptr(),
-        );
     }
 }
 
