@@ -172,6 +172,9 @@ pub struct Plan {
     /// Directories of the workspace, where they were counted; else a large number.
     #[serde(skip)]
     pub directories: u64,
+    /// What lay directly in the workspace.
+    #[serde(skip)]
+    pub(crate) listing: Option<crate::prepare::Listing>,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -300,6 +303,7 @@ impl Plan {
                 && survey.workspace.is_some()
                 && survey.workspace_permission == Permission::Write,
             directories: u64::MAX,
+            listing: None,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)

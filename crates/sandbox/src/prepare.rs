@@ -231,6 +231,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let git = found.git;
     let mut plan = Plan::new(policy, survey)?;
     plan.git = git;
+    plan.listing = found.listing;
     plan.hints = hints;
     plan.directories = found.directories;
     if let Some(problem) = truncated {
@@ -263,11 +264,16 @@ fn tools(
     Ok(tools)
 }
 
-/// The names directly in the workspace.
+/// The names directly in the workspace. Taken once before a run and once after.
 #[derive(Debug)]
 pub(crate) struct Listing {
     names: std::collections::HashSet<OsString>,
+    /// The first of its subdirectories.
+    directories: Vec<OsString>,
 }
+
+/// Subdirectories that are looked into without a walk.
+const MOST_SHALLOW: usize = 64;
 
 impl Listing {
     /// `None` where listing would cost more than asking for single names.
@@ -283,25 +289,42 @@ impl Listing {
     }
 
     pub(crate) fn read(directory: std::os::fd::BorrowedFd<'_>) -> Option<Self> {
-        use rustix::fs::{Mode, OFlags};
+        use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, statat};
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(directory, ".", flags, Mode::empty()).ok()?;
         let mut buffer = Vec::with_capacity(16 * 1024);
-        let mut entries = rustix::fs::RawDir::new(fd, buffer.spare_capacity_mut());
+        let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
         let mut names = std::collections::HashSet::new();
+        let mut directories = Vec::new();
         while let Some(entry) = entries.next() {
             let entry = entry.ok()?;
-            names.insert(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if directories.len() < MOST_SHALLOW
+                && !matches!(name.as_bytes(), b"." | b".." | b".git")
+            {
+                let kind = match entry.file_type() {
+                    FileType::Unknown => statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+                        .map_or(FileType::Unknown, |st| FileType::from_raw_mode(st.st_mode)),
+                    known => known,
+                };
+                if kind.is_dir() {
+                    directories.push(name.to_owned());
+                }
+            }
+            names.insert(name.to_owned());
         }
-        Some(Self { names })
+        Some(Self { names, directories })
     }
 
     /// Certain that `path` does not exist, because its first part in the workspace does not.
     pub(crate) fn lacks(&self, workspace: &Path, path: &Path) -> bool {
-        path.strip_prefix(workspace)
-            .ok()
-            .and_then(|p| p.components().next())
-            .is_some_and(|first| !self.names.contains(first.as_os_str()))
+        let path = path.as_os_str().as_bytes();
+        let Some(rest) = path.strip_prefix(workspace.as_os_str().as_bytes()) else { return false };
+        let Some(rest) = rest.strip_prefix(b"/") else { return false };
+        match rest.split(|b| *b == b'/').next() {
+            None | Some(b"" | b"." | b"..") => false,
+            Some(first) => !self.names.contains(OsStr::from_bytes(first)),
+        }
     }
 }
 
@@ -600,7 +623,10 @@ impl<'a> Findings<'a> {
             self.directories = walk.statistics.directories;
             hints = walk.repositories;
         } else if policy.files.guard_git {
-            hints = shallow_repositories(&workspace.path);
+            let root = workspace.open().map_err(|e| path_error(&workspace.path, e))?;
+            let listing = self.listing.take().or_else(|| Listing::read(root.as_fd()));
+            hints = shallow_repositories(root.as_fd(), listing.as_ref());
+            self.listing = listing;
         }
         if policy.files.guard_git {
             self.git(policy, places, &workspace.path, &hints, notes)?;
@@ -695,21 +721,21 @@ impl<'a> Findings<'a> {
 }
 
 /// Without a walk: the workspace itself and its direct subdirectories.
-pub(crate) fn shallow_repositories(workspace: &Path) -> Vec<RepositoryHint> {
-    const MOST: usize = 64;
+pub(crate) fn shallow_repositories(
+    workspace: std::os::fd::BorrowedFd<'_>,
+    listing: Option<&Listing>,
+) -> Vec<RepositoryHint> {
     let mut hints = Vec::new();
-    let mut check = |relative: PathBuf| {
-        if std::fs::symlink_metadata(workspace.join(&relative).join(".git")).is_ok() {
-            hints.push(RepositoryHint { path: relative, shape: Shape::DotGit });
+    let mut check = |relative: &OsStr| {
+        let git = Path::new(relative).join(".git");
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        if rustix::fs::statat(workspace, &git, flags).is_ok() {
+            hints.push(RepositoryHint { path: relative.into(), shape: Shape::DotGit });
         }
     };
-    check(PathBuf::new());
-    if let Ok(entries) = std::fs::read_dir(workspace) {
-        for entry in entries.flatten().take(MOST) {
-            if entry.file_type().is_ok_and(|t| t.is_dir()) && entry.file_name() != ".git" {
-                check(PathBuf::from(entry.file_name()));
-            }
-        }
+    check(OsStr::new(""));
+    for name in listing.iter().flat_map(|l| &l.directories) {
+        check(name);
     }
     hints
 }
