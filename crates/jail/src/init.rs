@@ -279,7 +279,8 @@ fn reap(command: i32, page: &Page) -> bool {
             Ok((pid, status)) if pid == command => {
                 if libc::WIFSTOPPED(status) {
                     let signal = libc::WSTOPSIG(status) as u8;
-                    let _ = raw::send_with_fd(CONTROL, &[message::STOPPED, signal], -1);
+                    // Without waiting: a supervisor that does not read must not keep us from reaping.
+                    let _ = raw::send_now(CONTROL, &[message::STOPPED, signal]);
                     continue;
                 }
                 page.wait_status.store(status, Ordering::Relaxed);
