@@ -237,6 +237,10 @@ extern "C" fn helper(argument: *mut libc::c_void) -> libc::c_int {
         let args = [word, libc::FUTEX_WAIT as usize, 0, (&raw const timeout) as usize];
         // SAFETY: the word and the timeout outlive the call.
         unsafe { bare::syscall(libc::SYS_futex, args) };
+        // Killed before it could say so, and before we asked to be told of its end.
+        if !has_parent(shared) {
+            return 0;
+        }
     }
     let made = namespaces();
     // What it makes may run anywhere again.
@@ -326,12 +330,18 @@ fn order(shared: &Shared) -> u32 {
         unsafe {
             let args = [word, wait, WAITING as usize, (&raw const timeout) as usize];
             bare::syscall(libc::SYS_futex, args);
-            let parent = bare::syscall(libc::SYS_getppid, [0; 4]) as i32;
-            if parent != shared.parent.load(Ordering::Relaxed) {
-                return QUIT;
-            }
+        }
+        if !has_parent(shared) {
+            return QUIT;
         }
     }
+}
+
+/// Whether the supervisor still lives.
+fn has_parent(shared: &Shared) -> bool {
+    // SAFETY: no arguments.
+    let parent = unsafe { bare::syscall(libc::SYS_getppid, [0; 4]) } as i32;
+    parent == shared.parent.load(Ordering::Relaxed)
 }
 
 fn wake(word: &AtomicU32) {
