@@ -15,11 +15,13 @@ use ringfence_policy::{Limits, Policy};
 use ringfence_sys::cgroup;
 use ringfence_sys::raw::Errno;
 
+use crate::copies::After;
 use crate::lower::{self, Command};
 use crate::plan::{Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
 use crate::sweep;
+use crate::terminal::{Child as _, Event};
 
 /// Why a run did not happen. In every case nothing of the command has run, except for
 /// [`RunError::Supervise`].
@@ -201,6 +203,7 @@ fn spec_steps(spec: &jail::JailSpec) -> Vec<(PathBuf, String)> {
                 (cpath(path), "bind".into())
             }
             jail::Step::Rebind { path, .. } => (cpath(path), "guard".into()),
+            jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over".into()),
             jail::Step::Mask { path, .. } => (cpath(path), "hide".into()),
             jail::Step::ReadOnly { path } => (cpath(path), "make read-only".into()),
             jail::Step::Remove { path, .. } => (cpath(path), "tidy".into()),
@@ -287,7 +290,26 @@ impl Running {
     /// while the kernel takes the namespaces down. Otherwise [`Running::finish`] does it.
     pub fn look_for_leavings(&mut self) {
         if self.jailed.emptied() {
-            self.held = Some(self.sweep.finish(self.started.elapsed()));
+            let after = self.after();
+            self.held = Some(self.sweep.finish(self.started.elapsed(), &after));
+        }
+    }
+
+    /// What became of private copies.
+    fn after(&mut self) -> After {
+        if !self.sweep.has_copies() {
+            return After::Same;
+        }
+        // Init may have ended before anybody listened to its last words.
+        while let Ok(Some(event)) = self.jailed.read_event() {
+            if matches!(event, Event::Closed) {
+                break;
+            }
+        }
+        match self.jailed.take_copies() {
+            Some(directory) => After::Changed(directory),
+            None if self.jailed.emptied() => After::Same,
+            None => After::Unknown,
         }
     }
 
@@ -303,9 +325,11 @@ impl Running {
             scope.kill();
             let _ = scope.remove();
         }
-        let held = match self.held.take() {
-            Some(held) => held,
-            None => self.sweep.finish(self.started.elapsed()),
+        let held = if let Some(held) = self.held.take() {
+            held
+        } else {
+            let after = self.after();
+            self.sweep.finish(self.started.elapsed(), &after)
         };
         drop(self.scratch.take());
         match waited {
