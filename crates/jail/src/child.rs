@@ -7,7 +7,7 @@ use ringfence_sys::raw::{self, Errno, FileId, mnt, resolve};
 use ringfence_sys::shared::Page;
 use ringfence_sys::{landlock, ns};
 
-use crate::spec::{Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Rlimit, Source, Step, View};
+use crate::spec::{Copy, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Rlimit, Source, Step, View};
 use crate::stage::Stage;
 
 /// A failure inside the child, on its way to the shared page.
@@ -297,22 +297,7 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
                 r => r,
             }
         }
-        Step::File { path, mode, content } => {
-            let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
-            let fd = raw::openat(root, path, flags, *mode)?;
-            let mut rest = content.as_slice();
-            while !rest.is_empty() {
-                match raw::write(fd, rest) {
-                    Ok(n) => rest = &rest[n.min(rest.len())..],
-                    Err(e) => {
-                        raw::close(fd);
-                        return Err(e);
-                    }
-                }
-            }
-            raw::close(fd);
-            Ok(())
-        }
+        Step::File { path, mode, content } => write_new(root, path, *mode, content),
         Step::Symlink { path, target } => raw::symlinkat(target, root, path),
         Step::Tmpfs { path, options } => {
             raw::mount(c"tmpfs", path, c"tmpfs", libc::MS_NOSUID | libc::MS_NODEV, options)
@@ -362,11 +347,71 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             place.close_soon(target);
             r
         }
+        Step::Copy(copy) => mount_copy(place, copy),
         Step::ReadOnly { path } => raw::mount_setattr(root, path, 0, mnt::ATTR_RDONLY, 0, -1),
         Step::Remove { path, directory } => {
             raw::unlinkat(root, path, if *directory { libc::AT_REMOVEDIR } else { 0 })
         }
     }
+}
+
+fn write_new(root: i32, path: &CStr, mode: u32, content: &[u8]) -> raw::Result<()> {
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
+    let fd = raw::openat(root, path, flags, mode)?;
+    let mut rest = content;
+    while !rest.is_empty() {
+        match raw::write(fd, rest) {
+            Ok(n) => rest = &rest[n.min(rest.len())..],
+            Err(e) => {
+                raw::close(fd);
+                return Err(e);
+            }
+        }
+    }
+    // Now: a mount with a file open for writing cannot be made read-only.
+    raw::close(fd);
+    Ok(())
+}
+
+fn mount_copy<'a>(place: &mut Place<'a>, copy: &'a Copy) -> raw::Result<()> {
+    let root = place.root;
+    let target = place.open_inside(&copy.path, copy.expect)?;
+    let r = raw::mkdirat(root, &copy.directory, 0o700)
+        .and_then(|()| write_new(root, &copy.file, copy.mode, &copy.content))
+        .and_then(|()| raw::symlinkat(&copy.target, root, &copy.link))
+        .and_then(|()| {
+            let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC | mnt::AT_SYMLINK_NOFOLLOW;
+            raw::open_tree(root, &copy.link, flags)
+        })
+        .and_then(|tree| {
+            let r = attach(tree, target);
+            place.close_soon(tree);
+            r
+        });
+    place.close_soon(target);
+    r
+}
+
+/// Whether the command left a copy as it was given. Anything may lie at its name by now.
+pub(crate) fn is_as_given(copy: &Copy) -> bool {
+    let flags =
+        libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // Relative to the root of the sandbox, where init stands.
+    let Ok(fd) = raw::openat(libc::AT_FDCWD, &copy.file, flags, 0) else { return false };
+    let mut buffer = [0u8; 2048];
+    let mut rest = copy.content.as_slice();
+    let same = loop {
+        match raw::read(fd, &mut buffer) {
+            Ok(0) => break rest.is_empty(),
+            Ok(n) => match rest.strip_prefix(&buffer[..n]) {
+                Some(after) => rest = after,
+                None => break false,
+            },
+            Err(_) => break false,
+        }
+    };
+    raw::close(fd);
+    same
 }
 
 /// Opens (or takes) the source tree and sets its attributes.

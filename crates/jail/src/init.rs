@@ -9,7 +9,7 @@ use ringfence_sys::shared::Page;
 
 use crate::child::{self, Fail, Res, at, report};
 use crate::message;
-use crate::spec::{Exec, JailSpec};
+use crate::spec::{Exec, JailSpec, Step};
 use crate::stage::Stage;
 
 /// Exit codes of init itself; the command's own status travels in the shared page.
@@ -245,6 +245,7 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
     loop {
         if reap(command, page) {
             end_stragglers(spec);
+            hand_out_copies(spec);
             page.emptied.store(1, Ordering::Release);
             return Ok(());
         }
@@ -328,6 +329,24 @@ fn hand_out_connection() {
     let _ = raw::send_with_fd(CONNECTOR, &[u8::from(fd >= 0)], fd);
     if fd >= 0 {
         raw::close(fd);
+    }
+}
+
+/// The command and everything else have ended: shows the supervisor private copies that were changed,
+/// which end with the view.
+fn hand_out_copies(spec: &JailSpec) {
+    let Some(view) = &spec.view else { return };
+    let Some(directory) = &view.copies else { return };
+    let changed = view.steps.iter().any(|step| match step {
+        Step::Copy(copy) => !child::is_as_given(copy),
+        _ => false,
+    });
+    if !changed {
+        return;
+    }
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    if let Ok(fd) = raw::openat(libc::AT_FDCWD, directory, flags, 0) {
+        let _ = raw::send_with_fd(CONTROL, &[message::COPIES, 0], fd);
     }
 }
 

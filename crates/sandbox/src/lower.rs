@@ -197,6 +197,12 @@ fn view(plan: &Plan, demoted: bool, parent: &mut jail::Parent) -> Result<jail::V
         scaffold: c(scaffold(plan).as_os_str())?,
         root_options: c"mode=755,size=16m,nr_inodes=65536".to_owned(),
         steps,
+        copies: plan
+            .steps
+            .iter()
+            .find(|s| matches!(s.action, Action::Writable))
+            .map(|s| inside(&s.path))
+            .transpose()?,
     })
 }
 
@@ -285,6 +291,23 @@ fn lower_step(
             expect: Some(object.id),
             attributes: mnt::ATTR_RDONLY,
         }),
+        Action::Copy { object, config, directory } => {
+            let file = directory.join("config");
+            out.push(jail::Step::Copy(jail::Copy {
+                path,
+                expect: Some(object.id),
+                directory: inside(directory)?,
+                file: inside(&file)?,
+                // The command may write its own copy whatever the mode says.
+                mode: config.mode | 0o600,
+                content: config.bytes.clone(),
+                link: inside(&directory.join("link"))?,
+                target: c(file.as_os_str())?,
+            }));
+        }
+        Action::Writable => {
+            out.push(jail::Step::Rebind { path, expect: None, attributes: 0 });
+        }
         Action::Pin { object } => {
             out.push(jail::Step::Rebind { path, expect: Some(object.id), attributes: 0 });
         }

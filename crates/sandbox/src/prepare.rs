@@ -395,7 +395,7 @@ impl<'a> Findings<'a> {
             if let Some(object) = self.identify(&path)? {
                 let permission = Permission::None;
                 let why = "secret of a toolchain".to_owned();
-                self.points.push(Point { object, permission, why, guard: false });
+                self.points.push(Point { object, permission, why, guard: false, copy: None });
             }
         }
         Ok(())
@@ -433,7 +433,7 @@ impl<'a> Findings<'a> {
             let object = self.place(path, object);
             self.visible.push(object.path.clone());
             let why = describe(rule);
-            self.points.push(Point { object, permission, why, guard: false });
+            self.points.push(Point { object, permission, why, guard: false, copy: None });
         }
         let mut pinned = std::collections::HashSet::new();
         for point in points.iter().filter(|p| p.rule.effect == Effect::Cap) {
@@ -495,9 +495,15 @@ impl<'a> Findings<'a> {
                 && let Some(link) = survey::look_at_link(path).map_err(|e| path_error(path, e))?
             {
                 let permission = rules.decide(path).permission.min(Permission::Read);
-                self.points.push(Point { object: link, permission, why: why.clone(), guard });
+                self.points.push(Point {
+                    object: link,
+                    permission,
+                    why: why.clone(),
+                    guard,
+                    copy: None,
+                });
             }
-            self.points.push(Point { object, permission, why, guard });
+            self.points.push(Point { object, permission, why, guard, copy: None });
         }
         Ok(())
     }
@@ -546,7 +552,13 @@ impl<'a> Findings<'a> {
             }
             let Some(object) = self.look(&path)? else { continue };
             self.visible.push(path);
-            self.points.push(Point { object, permission, why: describe(rule), guard: false });
+            self.points.push(Point {
+                object,
+                permission,
+                why: describe(rule),
+                guard: false,
+                copy: None,
+            });
         }
         Ok(())
     }
@@ -609,7 +621,13 @@ impl<'a> Findings<'a> {
                     let permission = rules.decide(&workspace.path.join(&f.path)).permission;
                     if let Some(object) = self.identify(&workspace.path.join(alias))? {
                         let why = format!("another name of {}", f.path.display());
-                        self.points.push(Point { object, permission, why, guard: false });
+                        self.points.push(Point {
+                            object,
+                            permission,
+                            why,
+                            guard: false,
+                            copy: None,
+                        });
                     }
                 }
                 if f.unseen > 0 {
@@ -643,7 +661,7 @@ impl<'a> Findings<'a> {
         if is_symlink && !self.is_visible(&object.path) {
             return Ok(());
         }
-        self.points.push(Point { object, permission, why, guard: false });
+        self.points.push(Point { object, permission, why, guard: false, copy: None });
         Ok(())
     }
 
@@ -670,6 +688,7 @@ impl<'a> Findings<'a> {
                             permission: Permission::Write,
                             why: "git directory of a linked working tree".into(),
                             guard: false,
+                            copy: None,
                         });
                     }
                 }
@@ -691,7 +710,10 @@ impl<'a> Findings<'a> {
                         decided.min(Permission::Read)
                     };
                 let why = guard.what.to_owned();
-                self.points.push(Point { object, permission, why, guard: true });
+                // What was read is what the copy is put over; else it stays read-only.
+                let id = (object.id.dev, object.id.ino);
+                let copy = git.configs.get(&guard.path).filter(|c| c.id == id).cloned();
+                self.points.push(Point { object, permission, why, guard: true, copy });
             }
             for pin in &repository.pins {
                 if let Some(object) = self.identify(pin)? {
@@ -709,6 +731,7 @@ impl<'a> Findings<'a> {
                 permission: Permission::Read,
                 why: "the repository around the workspace".into(),
                 guard: true,
+                copy: None,
             });
         }
         for (path, why) in &git.refused {

@@ -15,11 +15,13 @@ use ringfence_policy::{Limits, Policy};
 use ringfence_sys::cgroup;
 use ringfence_sys::raw::Errno;
 
+use crate::copies::After;
 use crate::lower::{self, Command};
 use crate::plan::{Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
 use crate::sweep;
+use crate::terminal::{Child as _, Event};
 
 /// Why a run did not happen. In every case nothing of the command has run, except for
 /// [`RunError::Supervise`].
@@ -196,6 +198,7 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::DevPts { path } => (cpath(path), "mount devpts on"),
         jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => (cpath(path), "bind"),
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
+        jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
         jail::Step::Mask { path, .. } => (cpath(path), "hide"),
         jail::Step::ReadOnly { path } => (cpath(path), "make read-only"),
         jail::Step::Remove { path, .. } => (cpath(path), "tidy"),
@@ -281,7 +284,26 @@ impl Running {
     /// while the kernel takes the namespaces down. Otherwise [`Running::finish`] does it.
     pub fn look_for_leavings(&mut self) {
         if self.jailed.emptied() {
-            self.held = Some(self.sweep.finish(self.started.elapsed()));
+            let after = self.after();
+            self.held = Some(self.sweep.finish(self.started.elapsed(), &after));
+        }
+    }
+
+    /// What became of private copies.
+    fn after(&mut self) -> After {
+        if !self.sweep.has_copies() {
+            return After::Same;
+        }
+        // Init may have ended before anybody listened to its last words.
+        while let Ok(Some(event)) = self.jailed.read_event() {
+            if matches!(event, Event::Closed) {
+                break;
+            }
+        }
+        match self.jailed.take_copies() {
+            Some(directory) => After::Changed(directory),
+            None if self.jailed.emptied() => After::Same,
+            None => After::Unknown,
         }
     }
 
@@ -297,9 +319,11 @@ impl Running {
             scope.kill();
             let _ = scope.remove();
         }
-        let held = match self.held.take() {
-            Some(held) => held,
-            None => self.sweep.finish(self.started.elapsed()),
+        let held = if let Some(held) = self.held.take() {
+            held
+        } else {
+            let after = self.after();
+            self.sweep.finish(self.started.elapsed(), &after)
         };
         drop(self.scratch.take());
         match waited {

@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
+use crate::copies::{After, Copies};
 use crate::discover::{self, Absent};
 use crate::plan::{Access, LandlockRule, Plan};
 use crate::prepare::Listing;
@@ -18,6 +19,7 @@ pub struct Watch {
     git: Option<discover::GitGuards>,
     /// How many directories the workspace had, as far as they were counted.
     directories: u64,
+    copies: Copies,
 }
 
 /// A run shorter than this gets the quick look for repositories that it made when the workspace is
@@ -63,7 +65,19 @@ impl Watch {
             })
             .collect();
         let git = plan.guards_git.then(|| plan.git.clone());
-        Self { roots, free, workspace: plan.workspace.clone(), git, directories: plan.directories }
+        Self {
+            roots,
+            free,
+            workspace: plan.workspace.clone(),
+            git,
+            directories: plan.directories,
+            copies: Copies::new(plan),
+        }
+    }
+
+    /// Whether the command had private copies of files.
+    pub fn has_copies(&self) -> bool {
+        !self.copies.is_empty()
     }
 
     /// Looks at repositories that the run made: hooks are moved aside, configuration that makes
@@ -118,9 +132,10 @@ impl Watch {
         }
     }
 
-    /// Moves aside what appeared. Answers one line for each.
-    pub fn finish(&mut self, took: std::time::Duration) -> Vec<String> {
+    /// Moves aside what appeared. Answers one line for each, and for what was not kept.
+    pub fn finish(&mut self, took: std::time::Duration, after: &After) -> Vec<String> {
         let mut lines = Vec::new();
+        self.copies.lines(after, &mut lines);
         for (root, absent) in &self.roots {
             for a in discover::sweep(absent) {
                 lines.push(held_line(&root.join(&a.path), &a.path, absent.root(), root));
