@@ -7,7 +7,7 @@ use ringfence_sys::raw::{self, Errno, FileId, mnt, resolve};
 use ringfence_sys::shared::Page;
 use ringfence_sys::{landlock, ns};
 
-use crate::spec::{Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Rlimit, Source, Step, View};
+use crate::spec::{Copy, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Rlimit, Source, Step, View};
 use crate::stage::Stage;
 
 /// A failure inside the child, on its way to the shared page.
@@ -187,8 +187,12 @@ fn build_view(view: &View, trees: &[i32]) -> Res {
         ),
     )?;
     at(Stage::Root, raw::fchdir(root))?;
+    let mut place = Place::new(root, trees);
     for (i, step) in view.steps.iter().enumerate() {
-        nth(Stage::Step, i, run_step(step, root, trees))?;
+        nth(Stage::Step, i, run_step(step, &mut place))?;
+        if !step.leaves_directories() {
+            place.directory = None;
+        }
     }
     // pivot_root(".", ".") stacks the old root over the new one; detaching "." leaves the new one.
     at(Stage::Pivot, raw::pivot_root(c".", c"."))?;
@@ -198,7 +202,89 @@ fn build_view(view: &View, trees: &[i32]) -> Res {
     Ok(())
 }
 
-fn run_step(step: &Step, root: i32, trees: &[i32]) -> raw::Result<()> {
+/// Where the steps are carried out, and what one leaves for the next.
+struct Place<'a> {
+    root: i32,
+    trees: &'a [i32],
+    /// The directory that the last step looked into, with a descriptor once two steps did.
+    directory: Option<(&'a [u8], Option<i32>)>,
+    /// The first mask for a file and for a directory: what is cloned from a mask in place needs no
+    /// attributes set.
+    masks: [Option<i32>; 2],
+    /// Descriptors above this are closed at once.
+    most: i32,
+}
+
+impl<'a> Place<'a> {
+    fn new(root: i32, trees: &'a [i32]) -> Self {
+        /// Left free below the limit.
+        const SPARE: i32 = 64;
+        /// Descriptors that init may leave open until its view is ready.
+        const MOST: u64 = 1024;
+        let limit = raw::getrlimit(libc::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft.min(MOST));
+        Self { root, trees, directory: None, masks: [None; 2], most: limit as i32 - SPARE }
+    }
+
+    /// Opens a path of the new view for mounting on it. Names in one directory are looked up from
+    /// there, so that many in a deep one cost one walk.
+    fn open_inside(&mut self, path: &'a CStr, expect: Option<FileId>) -> raw::Result<i32> {
+        let bytes = path.to_bytes();
+        let Some(slash) = bytes.iter().rposition(|b| *b == b'/') else {
+            return open_inside(self.root, path, expect);
+        };
+        let (parent, rest) = (&bytes[..slash], &path.to_bytes_with_nul()[slash + 1..]);
+        let known = match self.directory {
+            Some((known, fd)) if known == parent => match fd {
+                Some(fd) => Some(fd),
+                None => self.open_directory(parent),
+            },
+            _ => {
+                self.directory = Some((parent, None));
+                None
+            }
+        };
+        match (known, CStr::from_bytes_with_nul(rest)) {
+            (Some(directory), Ok(name)) => open_inside(directory, name, expect),
+            _ => open_inside(self.root, path, expect),
+        }
+    }
+
+    /// `None` where the whole path must be walked.
+    fn open_directory(&mut self, parent: &'a [u8]) -> Option<i32> {
+        let mut copy = [0u8; libc::PATH_MAX as usize];
+        copy.get_mut(..parent.len())?.copy_from_slice(parent);
+        let path = CStr::from_bytes_until_nul(&copy).ok()?;
+        let fd = open_inside(self.root, path, None).ok()?;
+        self.directory = Some((parent, Some(fd)));
+        Some(fd)
+    }
+
+    /// A new mask for a file or a directory.
+    fn mask(&mut self, directory: bool) -> raw::Result<i32> {
+        let known = &mut self.masks[usize::from(directory)];
+        if let Some(mask) = known {
+            return clone_tree(*mask, false);
+        }
+        let name = if directory { MASK_DIR } else { MASK_FILE };
+        let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC;
+        let tree = raw::open_tree(self.root, name, flags)?;
+        set_attributes(tree, 0, mnt::ATTR_RDONLY | mnt::ATTR_NOEXEC)?;
+        // The descriptor goes on naming the mount once that is in its place.
+        *known = Some(tree);
+        Ok(tree)
+    }
+
+    /// Init closes everything before it waits, off the way to the command's start; until then a few
+    /// descriptors more do no harm. Many would hit the limit.
+    fn close_soon(&self, fd: i32) {
+        if fd > self.most && !self.masks.contains(&Some(fd)) {
+            raw::close(fd);
+        }
+    }
+}
+
+fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
+    let (root, trees) = (place.root, place.trees);
     match step {
         Step::Dir { path, mode } => match raw::mkdirat(root, path, *mode) {
             Err(Errno(libc::EEXIST)) => Ok(()),
@@ -211,22 +297,7 @@ fn run_step(step: &Step, root: i32, trees: &[i32]) -> raw::Result<()> {
                 r => r,
             }
         }
-        Step::File { path, mode, content } => {
-            let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
-            let fd = raw::openat(root, path, flags, *mode)?;
-            let mut rest = content.as_slice();
-            while !rest.is_empty() {
-                match raw::write(fd, rest) {
-                    Ok(n) => rest = &rest[n.min(rest.len())..],
-                    Err(e) => {
-                        raw::close(fd);
-                        return Err(e);
-                    }
-                }
-            }
-            raw::close(fd);
-            Ok(())
-        }
+        Step::File { path, mode, content } => write_new(root, path, *mode, content),
         Step::Symlink { path, target } => raw::symlinkat(target, root, path),
         Step::Tmpfs { path, options } => {
             raw::mount(c"tmpfs", path, c"tmpfs", libc::MS_NOSUID | libc::MS_NODEV, options)
@@ -246,41 +317,37 @@ fn run_step(step: &Step, root: i32, trees: &[i32]) -> raw::Result<()> {
             c"newinstance,ptmxmode=0666,mode=620",
         ),
         Step::Bind { source, path, recursive, attributes } => {
-            with_source(source, *recursive, trees, *attributes, |tree| {
-                raw::move_mount(tree, c"", root, path, mnt::MOVE_MOUNT_F_EMPTY_PATH)
-            })
+            let tree = open_tree_of(source, *recursive, trees, *attributes)?;
+            let r = raw::move_mount(tree, c"", root, path, mnt::MOVE_MOUNT_F_EMPTY_PATH);
+            place.close_soon(tree);
+            r
         }
         Step::Over { source, path, expect, recursive, attributes } => {
-            let target = open_inside(root, path, *expect)?;
-            let r =
-                with_source(source, *recursive, trees, *attributes, |tree| attach(tree, target));
-            raw::close(target);
+            let target = place.open_inside(path, *expect)?;
+            let tree = open_tree_of(source, *recursive, trees, *attributes)?;
+            let r = attach(tree, target);
+            place.close_soon(tree);
+            place.close_soon(target);
             r
         }
         Step::Rebind { path, expect, attributes } => {
-            let target = open_inside(root, path, *expect)?;
-            let r = clone_tree(target, true).and_then(|tree| {
-                let r = set_attributes(tree, mnt::AT_RECURSIVE, *attributes)
-                    .and_then(|()| attach(tree, target));
-                close_soon(tree);
-                r
-            });
-            close_soon(target);
+            let target = place.open_inside(path, *expect)?;
+            let tree = clone_tree(target, true)?;
+            let r = set_attributes(tree, mnt::AT_RECURSIVE, *attributes)
+                .and_then(|()| attach(tree, target));
+            place.close_soon(tree);
+            place.close_soon(target);
             r
         }
         Step::Mask { path, expect, directory } => {
-            let target = open_inside(root, path, *expect)?;
-            let mask = if *directory { MASK_DIR } else { MASK_FILE };
-            let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC;
-            let r = raw::open_tree(root, mask, flags).and_then(|tree| {
-                let r = set_attributes(tree, 0, mnt::ATTR_RDONLY | mnt::ATTR_NOEXEC)
-                    .and_then(|()| attach(tree, target));
-                close_soon(tree);
-                r
-            });
-            close_soon(target);
+            let target = place.open_inside(path, *expect)?;
+            let mask = place.mask(*directory)?;
+            let r = attach(mask, target);
+            place.close_soon(mask);
+            place.close_soon(target);
             r
         }
+        Step::Copy(copy) => mount_copy(place, copy),
         Step::ReadOnly { path } => raw::mount_setattr(root, path, 0, mnt::ATTR_RDONLY, 0, -1),
         Step::Remove { path, directory } => {
             raw::unlinkat(root, path, if *directory { libc::AT_REMOVEDIR } else { 0 })
@@ -288,33 +355,79 @@ fn run_step(step: &Step, root: i32, trees: &[i32]) -> raw::Result<()> {
     }
 }
 
-/// Opens (or takes) the source tree, sets its attributes, hands it to `place`.
-fn with_source(
+fn write_new(root: i32, path: &CStr, mode: u32, content: &[u8]) -> raw::Result<()> {
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
+    let fd = raw::openat(root, path, flags, mode)?;
+    let mut rest = content;
+    while !rest.is_empty() {
+        match raw::write(fd, rest) {
+            Ok(n) => rest = &rest[n.min(rest.len())..],
+            Err(e) => {
+                raw::close(fd);
+                return Err(e);
+            }
+        }
+    }
+    // Now: a mount with a file open for writing cannot be made read-only.
+    raw::close(fd);
+    Ok(())
+}
+
+fn mount_copy<'a>(place: &mut Place<'a>, copy: &'a Copy) -> raw::Result<()> {
+    let root = place.root;
+    let target = place.open_inside(&copy.path, copy.expect)?;
+    let r = raw::mkdirat(root, &copy.directory, 0o700)
+        .and_then(|()| write_new(root, &copy.file, copy.mode, &copy.content))
+        .and_then(|()| raw::symlinkat(&copy.target, root, &copy.link))
+        .and_then(|()| {
+            let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC | mnt::AT_SYMLINK_NOFOLLOW;
+            raw::open_tree(root, &copy.link, flags)
+        })
+        .and_then(|tree| {
+            let r = attach(tree, target);
+            place.close_soon(tree);
+            r
+        });
+    place.close_soon(target);
+    r
+}
+
+/// Whether the command left a copy as it was given. Anything may lie at its name by now.
+pub(crate) fn is_as_given(copy: &Copy) -> bool {
+    let flags =
+        libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // Relative to the root of the sandbox, where init stands.
+    let Ok(fd) = raw::openat(libc::AT_FDCWD, &copy.file, flags, 0) else { return false };
+    let mut buffer = [0u8; 2048];
+    let mut rest = copy.content.as_slice();
+    let same = loop {
+        match raw::read(fd, &mut buffer) {
+            Ok(0) => break rest.is_empty(),
+            Ok(n) => match rest.strip_prefix(&buffer[..n]) {
+                Some(after) => rest = after,
+                None => break false,
+            },
+            Err(_) => break false,
+        }
+    };
+    raw::close(fd);
+    same
+}
+
+/// Opens (or takes) the source tree and sets its attributes.
+fn open_tree_of(
     source: &Source,
     recursive: bool,
     trees: &[i32],
     attributes: u64,
-    place: impl FnOnce(i32) -> raw::Result<()>,
-) -> raw::Result<()> {
-    let (tree, owned) = match source {
-        Source::Tree(i) => (trees.get(*i).copied().ok_or(Errno(libc::EBADF))?, false),
-        Source::Path { path, expect } => (open_source(path, *expect, recursive)?, true),
+) -> raw::Result<i32> {
+    let tree = match source {
+        Source::Tree(i) => trees.get(*i).copied().ok_or(Errno(libc::EBADF))?,
+        Source::Path { path, expect } => open_source(path, *expect, recursive)?,
     };
     let flag = if recursive { mnt::AT_RECURSIVE } else { 0 };
-    let r = set_attributes(tree, flag, attributes).and_then(|()| place(tree));
-    if owned {
-        close_soon(tree);
-    }
-    r
-}
-
-/// Init closes everything before it waits, off the way to the command's start; until then a few
-/// descriptors more do no harm. Many would hit the limit.
-fn close_soon(fd: i32) {
-    const MOST: i32 = 200;
-    if fd > MOST {
-        raw::close(fd);
-    }
+    set_attributes(tree, flag, attributes)?;
+    Ok(tree)
 }
 
 fn attach(tree: i32, target: i32) -> raw::Result<()> {

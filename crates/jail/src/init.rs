@@ -3,12 +3,13 @@
 
 use std::sync::atomic::Ordering;
 
+use ringfence_sys::processors::Processors;
 use ringfence_sys::raw::{self, Errno};
 use ringfence_sys::shared::Page;
 
 use crate::child::{self, Fail, Res, at, report};
 use crate::message;
-use crate::spec::{Exec, JailSpec};
+use crate::spec::{Exec, JailSpec, Step};
 use crate::stage::Stage;
 
 /// Exit codes of init itself; the command's own status travels in the shared page.
@@ -36,16 +37,21 @@ pub(crate) fn run(
         Ok(found) => found,
         Err(fail) => fail_and_exit(page, &fail),
     };
+    let processors = Processors::several();
     // SAFETY: this process is single-threaded since the clone, and the child only makes raw calls
     // before execve or _exit.
     match unsafe { ringfence_sys::ns::fork() } {
         Err(errno) => fail_and_exit(page, &Fail::new(Stage::Fork, errno)),
         Ok(None) => {
-            let Err(fail) = become_command(spec, terminal, front, page, has_network);
+            let Err(fail) = become_command(spec, terminal, front, page, has_network, processors);
             report(page, &fail);
             raw::exit(SETUP_FAILED)
         }
         Ok(Some((pid, pidfd))) => {
+            // Both have work now, and the scheduler would often let them take turns.
+            if let Some(processors) = processors {
+                processors.move_away(pid);
+            }
             page.command.store(pid, Ordering::Release);
             // The command does the same; whoever comes first, its group is there before any signal.
             let _ = raw::setpgid(pid, pid);
@@ -136,6 +142,7 @@ fn become_command(
     front: bool,
     page: &Page,
     has_network: bool,
+    processors: Option<Processors>,
 ) -> Result<std::convert::Infallible, Fail> {
     if spec.namespaces == 0 {
         // No pid namespace will end us with init.
@@ -144,6 +151,10 @@ fn become_command(
     }
     child::private(spec, page, has_network)?;
     raw::wait_until_set(&page.view_ready);
+    if let Some(processors) = processors {
+        // Init has moved us before it said so. A refusal would only cost time.
+        let _ = processors.give(0);
+    }
     child::landlock(spec)?;
     // It leads a process group of its own in init's session.
     at(Stage::Session, raw::setpgid(0, 0))?;
@@ -234,6 +245,7 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
     loop {
         if reap(command, page) {
             end_stragglers(spec);
+            hand_out_copies(spec);
             page.emptied.store(1, Ordering::Release);
             return Ok(());
         }
@@ -268,7 +280,8 @@ fn reap(command: i32, page: &Page) -> bool {
             Ok((pid, status)) if pid == command => {
                 if libc::WIFSTOPPED(status) {
                     let signal = libc::WSTOPSIG(status) as u8;
-                    let _ = raw::send_with_fd(CONTROL, &[message::STOPPED, signal], -1);
+                    // Without waiting: a supervisor that does not read must not keep us from reaping.
+                    let _ = raw::send_now(CONTROL, &[message::STOPPED, signal]);
                     continue;
                 }
                 page.wait_status.store(status, Ordering::Relaxed);
@@ -316,6 +329,24 @@ fn hand_out_connection() {
     let _ = raw::send_with_fd(CONNECTOR, &[u8::from(fd >= 0)], fd);
     if fd >= 0 {
         raw::close(fd);
+    }
+}
+
+/// The command and everything else have ended: shows the supervisor private copies that were changed,
+/// which end with the view.
+fn hand_out_copies(spec: &JailSpec) {
+    let Some(view) = &spec.view else { return };
+    let Some(directory) = &view.copies else { return };
+    let changed = view.steps.iter().any(|step| match step {
+        Step::Copy(copy) => !child::is_as_given(copy),
+        _ => false,
+    });
+    if !changed {
+        return;
+    }
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    if let Ok(fd) = raw::openat(libc::AT_FDCWD, directory, flags, 0) {
+        let _ = raw::send_with_fd(CONTROL, &[message::COPIES, 0], fd);
     }
 }
 

@@ -38,4 +38,7 @@ pub mod message {
     pub const STOPPED: u8 = 4;
     /// Init to supervisor: here is the master of the sandbox's terminal (with one descriptor).
     pub const TERMINAL: u8 = 5;
+    /// Init to supervisor, at the end: the command changed a private copy; here is the directory that
+    /// they lie in (with one descriptor).
+    pub const COPIES: u8 = 6;
 }

@@ -22,6 +22,8 @@ pub struct Jailed {
     control: OwnedFd,
     page: SharedPage,
     reaped: bool,
+    /// See [`message::COPIES`].
+    copies: Option<OwnedFd>,
     /// What the child may still use through the descriptor table that it shares until it leaves it;
     /// nobody waits for that moment, so these stay open as long as the jail.
     #[allow(dead_code)] // held, not read
@@ -105,6 +107,7 @@ pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<J
             control,
             page,
             reaped: false,
+            copies: None,
             shared_table: Vec::new(),
             early: Some(early),
         });
@@ -127,8 +130,16 @@ pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<J
         }
     };
     raw::set_signal_mask(&mask);
-    let mut jailed =
-        Jailed { pid, pidfd, control, page, reaped: false, shared_table: Vec::new(), early: None };
+    let mut jailed = Jailed {
+        pid,
+        pidfd,
+        control,
+        page,
+        reaped: false,
+        copies: None,
+        shared_table: Vec::new(),
+        early: None,
+    };
     if let Some(ids) = by_parent {
         give_ids(pid, &ids, &parent.trees, &trees, &jailed.page)?;
         trees.push(theirs);
@@ -205,6 +216,16 @@ impl Jailed {
     /// Whether every process of the sandbox but its PID 1 has ended, and that is about to.
     pub fn emptied(&self) -> bool {
         self.page.emptied.load(Ordering::Acquire) != 0
+    }
+
+    /// What came with [`message::COPIES`], for whom it concerns.
+    pub fn keep_copies(&mut self, directory: OwnedFd) {
+        self.copies = Some(directory);
+    }
+
+    /// The directory of private copies, where the command changed one.
+    pub fn take_copies(&mut self) -> Option<OwnedFd> {
+        self.copies.take()
     }
 
     fn send(&self, kind: u8, value: i32) {

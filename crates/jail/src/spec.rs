@@ -74,6 +74,8 @@ pub enum Step {
         expect: Option<FileId>,
         directory: bool,
     },
+    /// Puts a link to a private copy over the file at `path`, see [`Copy`].
+    Copy(Copy),
     /// Makes the mount at `path` (`.` for the root) read-only, not what is mounted below it.
     ReadOnly {
         path: CString,
@@ -83,6 +85,38 @@ pub enum Step {
         path: CString,
         directory: bool,
     },
+}
+
+impl Step {
+    /// Whether every directory that could be reached by its path before still can be: nothing but
+    /// files was covered.
+    pub(crate) fn leaves_directories(&self) -> bool {
+        match self {
+            Self::Mask { directory, .. } => !directory,
+            Self::Copy(copy) => copy.expect.is_some_and(|object| !object.is_dir),
+            Self::Rebind { expect, .. } => expect.is_some_and(|object| !object.is_dir),
+            _ => false,
+        }
+    }
+}
+
+/// A file that is written inside and must not change outside. A program that replaces it (git does:
+/// `config.lock` beside it, then a rename) cannot replace a mount, but it follows a link first; so a
+/// symbolic link is mounted over the file and leads to a copy in a directory of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copy {
+    /// The file. Resolved without symlinks.
+    pub path: CString,
+    pub expect: Option<FileId>,
+    /// Made for it; may be written by the command.
+    pub directory: CString,
+    /// The copy, in that directory.
+    pub file: CString,
+    pub mode: u32,
+    pub content: Vec<u8>,
+    /// The link that is mounted, in that directory, and what it says.
+    pub link: CString,
+    pub target: CString,
 }
 
 /// Where masks are bound from; the plan makes these two before the first mask and removes the names
@@ -110,6 +144,9 @@ pub struct View {
     pub scaffold: CString,
     pub root_options: CString,
     pub steps: Vec<Step>,
+    /// The directory of the directories of every [`Copy`], where there is one: handed to the
+    /// supervisor at the end when the command changed a copy.
+    pub copies: Option<CString>,
 }
 
 /// Landlock part. Rules name paths as the command will see them.

@@ -178,7 +178,7 @@ struct Literal<'a> {
 
 /// Keys are hashes already.
 #[derive(Default)]
-struct Prehashed(u64);
+pub(crate) struct Prehashed(u64);
 
 impl Hasher for Prehashed {
     fn finish(&self) -> u64 {
@@ -191,9 +191,9 @@ impl Hasher for Prehashed {
 }
 
 /// FNV-1a, which can go on where it stopped: one pass over a path hashes all its parents.
-const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
+pub(crate) const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
 
-fn hash_on(mut hash: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn hash_on(mut hash: u64, bytes: &[u8]) -> u64 {
     for byte in bytes {
         hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     }
@@ -201,7 +201,7 @@ fn hash_on(mut hash: u64, bytes: &[u8]) -> u64 {
 }
 
 /// FNV's low bits are good, the table also looks at the high ones.
-fn hash_end(hash: u64) -> u64 {
+pub(crate) fn hash_end(hash: u64) -> u64 {
     hash ^ hash.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 

@@ -5,8 +5,9 @@
 //! [`Policy`], adding the built-in rules that were not lifted.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::decide::{HASH_START, Prehashed, hash_end, hash_on};
 use crate::error::{PolicyError, nearest};
 use crate::node::{self, Format, LOCATED, NodeDeserializer};
 use crate::quantity::{Bytes, Count, Cpu, Millis};
@@ -412,20 +414,51 @@ pub struct TerminalFragment {
 }
 
 /// Appends what is not there yet, comparing values only: who said it first keeps the credit.
-fn append<T: PartialEq>(list: &mut Vec<Located<T>>, over: Vec<Located<T>>) {
+fn append<T: Eq + Hash>(list: &mut Vec<Located<T>>, over: Vec<Located<T>>) {
+    append_by(list, over, |entry| &entry.value);
+}
+
+fn append_plain<T: Eq + Hash>(list: &mut Vec<T>, over: Vec<T>) {
+    append_by(list, over, |entry| entry);
+}
+
+fn append_by<T, K: Eq + Hash>(list: &mut Vec<T>, over: Vec<T>, key: impl Fn(&T) -> &K) {
+    /// Up to here comparing with every entry is quicker than hashing.
+    const FEW: usize = 16;
+    if list.len() + over.len() <= FEW {
+        for entry in over {
+            if !list.iter().any(|e| key(e) == key(&entry)) {
+                list.push(entry);
+            }
+        }
+        return;
+    }
+    // A hash that was not seen is enough to know that the value is new.
+    let mut seen = HashSet::<u64, BuildHasherDefault<Prehashed>>::default();
+    seen.reserve(list.len() + over.len());
+    seen.extend(list.iter().map(|e| quick_hash(key(e))));
+    list.reserve(over.len());
     for entry in over {
-        if !list.iter().any(|e| e.value == entry.value) {
+        let new = seen.insert(quick_hash(key(&entry)));
+        if new || !list.iter().any(|e| key(e) == key(&entry)) {
             list.push(entry);
         }
     }
 }
 
-fn append_plain<T: PartialEq>(list: &mut Vec<T>, over: Vec<T>) {
-    for entry in over {
-        if !list.contains(&entry) {
-            list.push(entry);
+fn quick_hash(value: &impl Hash) -> u64 {
+    struct Quick(u64);
+    impl Hasher for Quick {
+        fn finish(&self) -> u64 {
+            hash_end(self.0)
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            self.0 = hash_on(self.0, bytes);
         }
     }
+    let mut hasher = Quick(HASH_START);
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Fragment {

@@ -76,10 +76,35 @@ pub fn parse_native(text: &str) -> Result<(Base, String), String> {
     } else {
         (Base::Workspace, text)
     };
+    if is_plain(rest) {
+        return Ok((base, rest.to_owned()));
+    }
     let cleaned = clean(base, text, rest)?;
     let cleaned = strip_subtree(&cleaned);
     compile(&cleaned, Grammar::Native)?;
     Ok((base, cleaned))
+}
+
+/// A clean path without wildcards, as most patterns are: nothing to clean, nothing to compile.
+fn is_plain(rest: &str) -> bool {
+    let mut name = 0usize;
+    let mut dots = 0usize;
+    for byte in rest.bytes() {
+        match byte {
+            b'*' | b'?' | b'[' | b'{' | b'\\' | b'!' => return false,
+            b'/' => {
+                if name == 0 || (name == dots && dots <= 2) {
+                    return false;
+                }
+                (name, dots) = (0, 0);
+            }
+            _ => {
+                name += 1;
+                dots += usize::from(byte == b'.');
+            }
+        }
+    }
+    name > 0 && !(name == dots && dots <= 2)
 }
 
 /// Checks an ordered (AgentFense) pattern; it is kept as written, since its specificity is computed
@@ -647,5 +672,25 @@ fn decode(bytes: &[u8]) -> (Option<char>, usize) {
     match valid.chars().next() {
         Some(c) => (Some(c), c.len_utf8()),
         None => (None, 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_plain_is_clean_already() {
+        for text in ["a", "a/b.c", ".env", "..a/b..", "...", "a b/ü", "$x", ""] {
+            if is_plain(text) {
+                assert_eq!(clean(Base::Workspace, text, text).as_deref(), Ok(text));
+                assert_eq!(strip_subtree(text), text);
+                assert!(!has_meta(text) && compile(text, Grammar::Native).is_ok());
+            }
+            assert_eq!(is_plain(text), !text.is_empty(), "{text}");
+        }
+        for text in ["/a", "a/", "a//b", ".", "..", "./a", "a/./b", "a/..", "a*", "**", "{a,b}"] {
+            assert!(!is_plain(text), "{text}");
+        }
     }
 }

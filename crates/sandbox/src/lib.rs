@@ -1,6 +1,8 @@
 //! The noun itself: plan, status, discovery, backends.
 #![forbid(unsafe_code)]
 
+#[cfg(target_os = "linux")]
+mod copies;
 #[cfg(unix)]
 pub mod discover;
 #[cfg(target_os = "linux")]

@@ -197,6 +197,12 @@ fn view(plan: &Plan, demoted: bool, parent: &mut jail::Parent) -> Result<jail::V
         scaffold: c(scaffold(plan).as_os_str())?,
         root_options: c"mode=755,size=16m,nr_inodes=65536".to_owned(),
         steps,
+        copies: plan
+            .steps
+            .iter()
+            .find(|s| matches!(s.action, Action::Writable))
+            .map(|s| inside(&s.path))
+            .transpose()?,
     })
 }
 
@@ -220,7 +226,7 @@ fn scaffold(plan: &Plan) -> PathBuf {
 }
 
 fn source(object: &Object, demoted: bool, parent: &mut jail::Parent) -> Result<jail::Source, Nul> {
-    if demoted && let Ok(fd) = object.fd.try_clone() {
+    if demoted && let Ok(fd) = object.open() {
         parent.trees.push(jail::Tree { object: fd, recursive: object.id.is_dir, idmap: true });
         return Ok(jail::Source::Tree(parent.trees.len() - 1));
     }
@@ -285,6 +291,23 @@ fn lower_step(
             expect: Some(object.id),
             attributes: mnt::ATTR_RDONLY,
         }),
+        Action::Copy { object, config, directory } => {
+            let file = directory.join("config");
+            out.push(jail::Step::Copy(jail::Copy {
+                path,
+                expect: Some(object.id),
+                directory: inside(directory)?,
+                file: inside(&file)?,
+                // The command may write its own copy whatever the mode says.
+                mode: config.mode | 0o600,
+                content: config.bytes.clone(),
+                link: inside(&directory.join("link"))?,
+                target: c(file.as_os_str())?,
+            }));
+        }
+        Action::Writable => {
+            out.push(jail::Step::Rebind { path, expect: None, attributes: 0 });
+        }
         Action::Pin { object } => {
             out.push(jail::Step::Rebind { path, expect: Some(object.id), attributes: 0 });
         }

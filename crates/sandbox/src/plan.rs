@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ringfence_policy::{Network, Permission, Places, Policy, Rule};
 use ringfence_sys::seccomp;
 use serde::Serialize;
 
+use crate::discover::ConfigFile;
 use crate::status::{Rung, Status};
-use crate::survey::{Caller, Object, SystemEntry, above};
+use crate::survey::{Caller, Object, SystemEntry, above, lies_in};
 
 /// Where a rule or discovery asks for something else than what surrounds it.
 #[derive(Clone, Debug)]
@@ -22,6 +24,9 @@ pub struct Point {
     /// Must stay where it is: its parents inside the workspace are pinned, so that they cannot be
     /// renamed away with it.
     pub guard: bool,
+    /// Configuration of git, which its commands must be able to write: where it may only be read, the
+    /// command gets a copy of this.
+    pub copy: Option<Arc<ConfigFile>>,
 }
 
 /// Everything the plan was told about the host.
@@ -110,6 +115,17 @@ pub enum Action {
         #[serde(skip)]
         object: Object,
     },
+    /// The command reads and writes a private copy; what lies here stays as it is.
+    Copy {
+        #[serde(skip)]
+        object: Object,
+        #[serde(skip)]
+        config: Arc<ConfigFile>,
+        /// Where the copy lies, with nothing else beside it.
+        directory: PathBuf,
+    },
+    /// Of the private root, which is read-only else.
+    Writable,
     /// Cannot be renamed or removed.
     Pin {
         #[serde(skip)]
@@ -172,6 +188,9 @@ pub struct Plan {
     /// Directories of the workspace, where they were counted; else a large number.
     #[serde(skip)]
     pub directories: u64,
+    /// What lay directly in the workspace.
+    #[serde(skip)]
+    pub(crate) listing: Option<crate::prepare::Listing>,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -251,6 +270,10 @@ pub fn describe(rule: &Rule) -> String {
 /// Missing protections that a refusal spells out; a project can have thousands of hidden files.
 const MOST_TOLD: usize = 8;
 
+/// Where private copies lie, the first that is free. On the host only root makes names there: a link
+/// to a copy that was itself copied must not come to lead to what somebody else puts there.
+const COPIES: [&str; 2] = ["/run/ringfence", "/.ringfence"];
+
 /// Top-level names of the private root that are ours.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
@@ -300,6 +323,7 @@ impl Plan {
                 && survey.workspace.is_some()
                 && survey.workspace_permission == Permission::Write,
             directories: u64::MAX,
+            listing: None,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -452,6 +476,8 @@ struct Builder<'a> {
     made: BTreeSet<PathBuf>,
     /// Places where host objects were bound: nothing is made below them.
     bound: Vec<PathBuf>,
+    /// How many private copies there are.
+    copies: usize,
 }
 
 impl<'a> Builder<'a> {
@@ -463,6 +489,7 @@ impl<'a> Builder<'a> {
             landlock: Vec::with_capacity(16),
             made: BTreeSet::from([PathBuf::from("/")]),
             bound: Vec::new(),
+            copies: 0,
         }
     }
 
@@ -666,6 +693,7 @@ impl<'a> Builder<'a> {
             permission: self.survey.workspace_permission,
             why: "workspace".to_owned(),
             guard: false,
+            copy: None,
         });
         if let Some(w) = &workspace {
             points.insert(w.object.path.as_os_str(), w);
@@ -682,6 +710,8 @@ impl<'a> Builder<'a> {
             survey.pins.iter().map(|o| (o.path.as_os_str(), o)).collect();
         let ordered: BTreeSet<&OsStr> =
             points.keys().copied().chain(pins.keys().copied()).collect();
+        let copies =
+            survey.points.iter().any(|p| p.copy.is_some()).then(|| self.copies_place()).flatten();
         for name in ordered {
             let path = Path::new(name);
             let inherited =
@@ -720,9 +750,12 @@ impl<'a> Builder<'a> {
                 (_, Permission::None) => {
                     self.push(path, Action::Mask { object }, &point.why);
                 }
-                (Permission::Write, Permission::Read) => {
-                    self.push(path, Action::Seal { object }, &point.why);
-                }
+                (Permission::Write, Permission::Read) => match (&point.copy, copies) {
+                    (Some(config), Some(base)) => {
+                        self.copy(base, path, object, config.clone(), &point.why);
+                    }
+                    _ => self.push(path, Action::Seal { object }, &point.why),
+                },
                 (Permission::Read, Permission::Write) => {
                     self.push(path, Action::Over { object, permission: wanted }, &point.why);
                     self.allow(path, Access::Write);
@@ -744,7 +777,40 @@ impl<'a> Builder<'a> {
             }
             around.insert(name, wanted);
         }
+        if let Some(base) = copies.filter(|_| self.copies > 0) {
+            self.push(base, Action::Writable, "private copies");
+        }
         Ok(())
+    }
+
+    /// Where copies can lie: neither in a host object nor around one.
+    fn copies_place(&self) -> Option<&'static Path> {
+        let survey = self.survey;
+        let apart = |place: &Path, other: &Path| !lies_in(place, other) && !lies_in(other, place);
+        COPIES.map(Path::new).into_iter().find(|place| {
+            let home = &survey.places.home;
+            (home == Path::new("/") || apart(place, home))
+                && survey.workspace.iter().all(|w| apart(place, &w.path))
+                && survey.points.iter().all(|p| apart(place, &p.object.path))
+        })
+    }
+
+    fn copy(
+        &mut self,
+        base: &Path,
+        path: &Path,
+        object: Object,
+        config: Arc<ConfigFile>,
+        why: &str,
+    ) {
+        if self.copies == 0 {
+            self.directory(base);
+            self.allow(base, Access::Write);
+        }
+        // A directory for each: git makes `config.lock` beside what it writes.
+        let directory = base.join(format!("git-{}", self.copies));
+        self.copies += 1;
+        self.push(path, Action::Copy { object, config, directory }, why);
     }
 
     /// Without namespaces: the view is the host's, and only what Landlock can say is held.
@@ -793,6 +859,7 @@ impl<'a> Builder<'a> {
             permission: self.survey.workspace_permission,
             why: "workspace".into(),
             guard: false,
+            copy: None,
         });
         points.extend(workspace.as_ref());
         points.sort_by(|a, b| a.object.path.cmp(&b.object.path));
@@ -872,6 +939,8 @@ impl fmt::Display for Plan {
                 },
                 Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
                 Action::Seal { .. } => "read-only".into(),
+                Action::Copy { .. } => "a private copy, written inside only".into(),
+                Action::Writable => "private, read-write".into(),
                 Action::Pin { .. } => "pinned in place".into(),
                 Action::Mask { .. } => "hidden".into(),
             };

@@ -9,7 +9,8 @@ use ringfence_policy::{
 };
 use ringfence_sys::raw::FileId;
 
-use crate::plan::{Action, Plan, PlanError, Point, Survey, describe};
+use crate::discover::ConfigFile;
+use crate::plan::{Access, Action, Plan, PlanError, Point, Survey, describe};
 use crate::status::Rung;
 use crate::survey::{Caller, Object, SystemEntry};
 
@@ -28,7 +29,7 @@ fn object(path: &str) -> Object {
         id: FileId { dev: 1, ino: 1, is_dir },
         uid: 1000,
         nlink: 1,
-        fd: Arc::new(std::fs::File::open("/dev/null").unwrap().into()),
+        fd: None,
     }
 }
 
@@ -40,13 +41,14 @@ fn point(rules: &CompiledRules<'_>, path: &str) -> Point {
         permission: decision.permission,
         why: decision.rule.map_or_else(String::new, describe),
         guard: decision.rule.is_some_and(|r| r.priority > 0),
+        copy: None,
         object,
     }
 }
 
 fn toolchain(path: &str) -> Point {
     let why = "toolchain".to_owned();
-    Point { object: object(path), permission: Permission::Read, why, guard: false }
+    Point { object: object(path), permission: Permission::Read, why, guard: false, copy: None }
 }
 
 /// An ordinary user's project with a repository, secrets and settings, on a usr-merged host.
@@ -223,6 +225,47 @@ fn nothing_is_mounted_where_a_link_of_ours_stands() {
             made.steps.iter().find(|s| s.path != link.path && s.path.starts_with(&link.path));
         assert!(below.is_none(), "{below:?} stands on the link {link:?}");
     }
+}
+
+/// A configuration file of git, and what else the plan was told of.
+fn with_copy(profile: &str, more: &[&str]) -> Plan {
+    let policy = policy(profile, "");
+    let mut survey = survey(&policy, &[]);
+    let config = ConfigFile { bytes: b"[core]\n".to_vec(), id: (1, 1), mode: 0o644 };
+    survey.points.push(Point {
+        object: object("/home/user/project/.git/config"),
+        permission: Permission::Read,
+        why: "git config".into(),
+        guard: true,
+        copy: Some(Arc::new(config)),
+    });
+    survey.points.extend(more.iter().map(|path| toolchain(path)));
+    Plan::new(&policy, survey).unwrap()
+}
+
+#[test]
+fn configuration_of_git_is_a_private_copy_where_its_surroundings_are_writable() {
+    let place = |made: &Plan| {
+        made.steps.iter().find_map(|s| match &s.action {
+            Action::Copy { directory, .. } => Some(directory.clone()),
+            _ => None,
+        })
+    };
+    let made = with_copy("workspace", &[]);
+    assert_eq!(place(&made).unwrap(), Path::new("/run/ringfence/git-0"));
+    let last = made.steps.last().unwrap();
+    assert!(matches!(last.action, Action::Writable) && last.path == Path::new("/run/ringfence"));
+    assert!(made.landlock.iter().any(|r| r.path == last.path && r.access == Access::Write));
+    // What is read-only anyway needs none.
+    assert_eq!(place(&with_copy("read-only", &[])), None);
+    // Never in a directory of the host.
+    let made = with_copy("workspace", &["/run/"]);
+    assert_eq!(place(&made).unwrap(), Path::new("/.ringfence/git-0"));
+    let made = with_copy("workspace", &["/run/ringfence/x", "/.ringfence/"]);
+    assert_eq!(place(&made), None);
+    let config = Path::new("/home/user/project/.git/config");
+    let held = made.steps.iter().find(|s| s.path == config).unwrap();
+    assert!(matches!(held.action, Action::Seal { .. }));
 }
 
 #[test]

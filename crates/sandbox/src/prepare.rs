@@ -231,6 +231,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let git = found.git;
     let mut plan = Plan::new(policy, survey)?;
     plan.git = git;
+    plan.listing = found.listing;
     plan.hints = hints;
     plan.directories = found.directories;
     if let Some(problem) = truncated {
@@ -263,44 +264,67 @@ fn tools(
     Ok(tools)
 }
 
-/// The names directly in the workspace.
+/// The names directly in the workspace. Taken once before a run and once after.
 #[derive(Debug)]
 pub(crate) struct Listing {
     names: std::collections::HashSet<OsString>,
+    /// The first of its subdirectories.
+    directories: Vec<OsString>,
 }
+
+/// Subdirectories that are looked into without a walk.
+const MOST_SHALLOW: usize = 64;
 
 impl Listing {
     /// `None` where listing would cost more than asking for single names.
     pub(crate) fn of(workspace: &Object) -> Option<Self> {
         /// Bytes of a directory: some thousand names.
         const LARGE: i64 = 128 * 1024;
-        let st = rustix::fs::fstat(&workspace.fd).ok()?;
+        let directory = workspace.fd.as_ref()?;
+        let st = rustix::fs::fstat(directory).ok()?;
         if st.st_size as i64 > LARGE {
             return None;
         }
-        Self::read(workspace.fd.as_fd())
+        Self::read(directory.as_fd())
     }
 
     pub(crate) fn read(directory: std::os::fd::BorrowedFd<'_>) -> Option<Self> {
-        use rustix::fs::{Mode, OFlags};
+        use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, statat};
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(directory, ".", flags, Mode::empty()).ok()?;
         let mut buffer = Vec::with_capacity(16 * 1024);
-        let mut entries = rustix::fs::RawDir::new(fd, buffer.spare_capacity_mut());
+        let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
         let mut names = std::collections::HashSet::new();
+        let mut directories = Vec::new();
         while let Some(entry) = entries.next() {
             let entry = entry.ok()?;
-            names.insert(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if directories.len() < MOST_SHALLOW
+                && !matches!(name.as_bytes(), b"." | b".." | b".git")
+            {
+                let kind = match entry.file_type() {
+                    FileType::Unknown => statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+                        .map_or(FileType::Unknown, |st| FileType::from_raw_mode(st.st_mode)),
+                    known => known,
+                };
+                if kind.is_dir() {
+                    directories.push(name.to_owned());
+                }
+            }
+            names.insert(name.to_owned());
         }
-        Some(Self { names })
+        Some(Self { names, directories })
     }
 
     /// Certain that `path` does not exist, because its first part in the workspace does not.
     pub(crate) fn lacks(&self, workspace: &Path, path: &Path) -> bool {
-        path.strip_prefix(workspace)
-            .ok()
-            .and_then(|p| p.components().next())
-            .is_some_and(|first| !self.names.contains(first.as_os_str()))
+        let path = path.as_os_str().as_bytes();
+        let Some(rest) = path.strip_prefix(workspace.as_os_str().as_bytes()) else { return false };
+        let Some(rest) = rest.strip_prefix(b"/") else { return false };
+        match rest.split(|b| *b == b'/').next() {
+            None | Some(b"" | b"." | b"..") => false,
+            Some(first) => !self.names.contains(OsStr::from_bytes(first)),
+        }
     }
 }
 
@@ -351,6 +375,15 @@ impl<'a> Findings<'a> {
         }
     }
 
+    /// As [`Self::look`], for what is covered or held where it lies.
+    fn identify(&mut self, path: &Path) -> Result<Option<Object>, PrepareError> {
+        match self.objects.identify(path) {
+            Ok(found) => Ok(found),
+            Err(Errno(libc::EACCES)) => Ok(None),
+            Err(e) => Err(path_error(path, e)),
+        }
+    }
+
     /// Links and secrets of the toolchains; the directories themselves are grants like others.
     fn toolchains(&mut self, tools: discover::Toolchains) -> Result<(), PrepareError> {
         for tool in tools.tools {
@@ -359,10 +392,10 @@ impl<'a> Findings<'a> {
             }
         }
         for path in tools.masked {
-            if let Some(object) = self.look(&path)? {
+            if let Some(object) = self.identify(&path)? {
                 let permission = Permission::None;
                 let why = "secret of a toolchain".to_owned();
-                self.points.push(Point { object, permission, why, guard: false });
+                self.points.push(Point { object, permission, why, guard: false, copy: None });
             }
         }
         Ok(())
@@ -400,7 +433,7 @@ impl<'a> Findings<'a> {
             let object = self.place(path, object);
             self.visible.push(object.path.clone());
             let why = describe(rule);
-            self.points.push(Point { object, permission, why, guard: false });
+            self.points.push(Point { object, permission, why, guard: false, copy: None });
         }
         let mut pinned = std::collections::HashSet::new();
         for point in points.iter().filter(|p| p.rule.effect == Effect::Cap) {
@@ -427,7 +460,7 @@ impl<'a> Findings<'a> {
                 }
                 continue;
             }
-            let Some(object) = self.look(path)? else {
+            let Some(object) = self.identify(path)? else {
                 if guard && path.starts_with(&places.workspace) {
                     self.absent.push(path.clone());
                 }
@@ -451,7 +484,7 @@ impl<'a> Findings<'a> {
                 if outside || !pinned.insert(parent.as_os_str().to_owned()) {
                     break;
                 }
-                if let Some(object) = self.look(parent)? {
+                if let Some(object) = self.identify(parent)? {
                     self.pins.push(object);
                 }
             }
@@ -462,9 +495,15 @@ impl<'a> Findings<'a> {
                 && let Some(link) = survey::look_at_link(path).map_err(|e| path_error(path, e))?
             {
                 let permission = rules.decide(path).permission.min(Permission::Read);
-                self.points.push(Point { object: link, permission, why: why.clone(), guard });
+                self.points.push(Point {
+                    object: link,
+                    permission,
+                    why: why.clone(),
+                    guard,
+                    copy: None,
+                });
             }
-            self.points.push(Point { object, permission, why, guard });
+            self.points.push(Point { object, permission, why, guard, copy: None });
         }
         Ok(())
     }
@@ -482,7 +521,7 @@ impl<'a> Findings<'a> {
     }
 
     fn leads_to_visible(&mut self, path: &Path) -> Result<bool, PrepareError> {
-        Ok(self.look(path)?.is_some_and(|object| self.is_visible(&object.path)))
+        Ok(self.identify(path)?.is_some_and(|object| self.is_visible(&object.path)))
     }
 
     /// A grant of `/` is one of each directory in it. What the sandbox has of its own stays its own,
@@ -513,7 +552,13 @@ impl<'a> Findings<'a> {
             }
             let Some(object) = self.look(&path)? else { continue };
             self.visible.push(path);
-            self.points.push(Point { object, permission, why: describe(rule), guard: false });
+            self.points.push(Point {
+                object,
+                permission,
+                why: describe(rule),
+                guard: false,
+                copy: None,
+            });
         }
         Ok(())
     }
@@ -554,7 +599,8 @@ impl<'a> Findings<'a> {
             });
             let matcher = PatternMatcher { rules, globs: &globs, workspace: &workspace.path };
             let options = WalkOptions { cache: cache.as_deref(), ..WalkOptions::default() };
-            let walk = discover::walk(workspace.fd.as_fd(), &matcher, &options).map_err(|e| {
+            let root = workspace.open().map_err(|e| path_error(&workspace.path, e))?;
+            let walk = discover::walk(root.as_fd(), &matcher, &options).map_err(|e| {
                 PrepareError::Walk {
                     path: workspace.path.display().to_string(),
                     problem: plain(&e),
@@ -573,9 +619,15 @@ impl<'a> Findings<'a> {
                 self.matched(&workspace.path.join(&f.path), f.is_symlink)?;
                 for alias in &f.aliases {
                     let permission = rules.decide(&workspace.path.join(&f.path)).permission;
-                    if let Some(object) = self.look(&workspace.path.join(alias))? {
+                    if let Some(object) = self.identify(&workspace.path.join(alias))? {
                         let why = format!("another name of {}", f.path.display());
-                        self.points.push(Point { object, permission, why, guard: false });
+                        self.points.push(Point {
+                            object,
+                            permission,
+                            why,
+                            guard: false,
+                            copy: None,
+                        });
                     }
                 }
                 if f.unseen > 0 {
@@ -589,7 +641,10 @@ impl<'a> Findings<'a> {
             self.directories = walk.statistics.directories;
             hints = walk.repositories;
         } else if policy.files.guard_git {
-            hints = shallow_repositories(&workspace.path);
+            let root = workspace.open().map_err(|e| path_error(&workspace.path, e))?;
+            let listing = self.listing.take().or_else(|| Listing::read(root.as_fd()));
+            hints = shallow_repositories(root.as_fd(), listing.as_ref());
+            self.listing = listing;
         }
         if policy.files.guard_git {
             self.git(policy, places, &workspace.path, &hints, notes)?;
@@ -602,11 +657,11 @@ impl<'a> Findings<'a> {
         let why = decision.rule.map_or_else(String::new, describe);
         let permission = decision.permission;
         // A link cannot be masked; what it leads to can, where it is visible at all.
-        let Some(object) = self.look(path)? else { return Ok(()) };
+        let Some(object) = self.identify(path)? else { return Ok(()) };
         if is_symlink && !self.is_visible(&object.path) {
             return Ok(());
         }
-        self.points.push(Point { object, permission, why, guard: false });
+        self.points.push(Point { object, permission, why, guard: false, copy: None });
         Ok(())
     }
 
@@ -633,6 +688,7 @@ impl<'a> Findings<'a> {
                             permission: Permission::Write,
                             why: "git directory of a linked working tree".into(),
                             guard: false,
+                            copy: None,
                         });
                     }
                 }
@@ -642,7 +698,7 @@ impl<'a> Findings<'a> {
                     // The link is held where it is; what it leads to has a guard of its own.
                     survey::look_at_link(&guard.path).map_err(|e| path_error(&guard.path, e))?
                 } else {
-                    self.look(&guard.path)?
+                    self.identify(&guard.path)?
                 };
                 let Some(object) = seen else { continue };
                 let decided = self.rules.decide(&guard.path).permission;
@@ -654,10 +710,13 @@ impl<'a> Findings<'a> {
                         decided.min(Permission::Read)
                     };
                 let why = guard.what.to_owned();
-                self.points.push(Point { object, permission, why, guard: true });
+                // What was read is what the copy is put over; else it stays read-only.
+                let id = (object.id.dev, object.id.ino);
+                let copy = git.configs.get(&guard.path).filter(|c| c.id == id).cloned();
+                self.points.push(Point { object, permission, why, guard: true, copy });
             }
             for pin in &repository.pins {
-                if let Some(object) = self.look(pin)? {
+                if let Some(object) = self.identify(pin)? {
                     self.pins.push(object);
                 }
             }
@@ -672,6 +731,7 @@ impl<'a> Findings<'a> {
                 permission: Permission::Read,
                 why: "the repository around the workspace".into(),
                 guard: true,
+                copy: None,
             });
         }
         for (path, why) in &git.refused {
@@ -684,21 +744,21 @@ impl<'a> Findings<'a> {
 }
 
 /// Without a walk: the workspace itself and its direct subdirectories.
-pub(crate) fn shallow_repositories(workspace: &Path) -> Vec<RepositoryHint> {
-    const MOST: usize = 64;
+pub(crate) fn shallow_repositories(
+    workspace: std::os::fd::BorrowedFd<'_>,
+    listing: Option<&Listing>,
+) -> Vec<RepositoryHint> {
     let mut hints = Vec::new();
-    let mut check = |relative: PathBuf| {
-        if std::fs::symlink_metadata(workspace.join(&relative).join(".git")).is_ok() {
-            hints.push(RepositoryHint { path: relative, shape: Shape::DotGit });
+    let mut check = |relative: &OsStr| {
+        let git = Path::new(relative).join(".git");
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        if rustix::fs::statat(workspace, &git, flags).is_ok() {
+            hints.push(RepositoryHint { path: relative.into(), shape: Shape::DotGit });
         }
     };
-    check(PathBuf::new());
-    if let Ok(entries) = std::fs::read_dir(workspace) {
-        for entry in entries.flatten().take(MOST) {
-            if entry.file_type().is_ok_and(|t| t.is_dir()) && entry.file_name() != ".git" {
-                check(PathBuf::from(entry.file_name()));
-            }
-        }
+    check(OsStr::new(""));
+    for name in listing.iter().flat_map(|l| &l.directories) {
+        check(name);
     }
     hints
 }
@@ -830,7 +890,7 @@ fn can_idmap(workspace: Option<&Object>) -> bool {
         0xfe53_4d42, // smb2
     ];
     workspace.is_none_or(|w| {
-        rustix::fs::fstatfs(&w.fd).is_ok_and(|s| {
+        w.fd.as_ref().and_then(|fd| rustix::fs::fstatfs(fd).ok()).is_some_and(|s| {
             let kind = i64::from(s.f_type as u32);
             !CANNOT.contains(&kind)
         })

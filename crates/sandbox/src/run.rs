@@ -15,11 +15,13 @@ use ringfence_policy::{Limits, Policy};
 use ringfence_sys::cgroup;
 use ringfence_sys::raw::Errno;
 
+use crate::copies::After;
 use crate::lower::{self, Command};
 use crate::plan::{Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
 use crate::sweep;
+use crate::terminal::{Child as _, Event};
 
 /// Why a run did not happen. In every case nothing of the command has run, except for
 /// [`RunError::Supervise`].
@@ -99,7 +101,7 @@ pub struct Running {
     sweep: sweep::Watch,
     program: String,
     /// For messages: what step `n` of the view was.
-    steps: Vec<(PathBuf, String)>,
+    spec: jail::JailSpec,
     rung: Rung,
     scratch: Option<sweep::Scratch>,
     /// What [`Running::look_for_leavings`] found.
@@ -133,9 +135,8 @@ pub fn start(
         lower::lower(&plan, limits, nproc, command, procs).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-    let steps = spec_steps(&spec);
     let jailed =
-        jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &steps, plan.rung))?;
+        jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &spec, plan.rung))?;
     let Plan { status, rung, .. } = plan;
     Ok(Running {
         jailed,
@@ -144,7 +145,7 @@ pub fn start(
         started,
         sweep: watch,
         program,
-        steps,
+        spec,
         rung,
         scratch,
         held: None,
@@ -185,27 +186,23 @@ fn limit(limits: &Limits, status: &mut Status) -> (Option<cgroup::Scope>, bool) 
     (outcome.scope, nproc)
 }
 
-/// Index of each jail step to what a person knows of it.
-fn spec_steps(spec: &jail::JailSpec) -> Vec<(PathBuf, String)> {
-    let Some(view) = &spec.view else { return Vec::new() };
-    view.steps
-        .iter()
-        .map(|s| match s {
-            jail::Step::Dir { path, .. }
-            | jail::Step::File { path, .. }
-            | jail::Step::Symlink { path, .. } => (cpath(path), "create".into()),
-            jail::Step::Tmpfs { path, .. } => (cpath(path), "mount a private tmpfs on".into()),
-            jail::Step::Proc { path } => (cpath(path), "mount proc on".into()),
-            jail::Step::DevPts { path } => (cpath(path), "mount devpts on".into()),
-            jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => {
-                (cpath(path), "bind".into())
-            }
-            jail::Step::Rebind { path, .. } => (cpath(path), "guard".into()),
-            jail::Step::Mask { path, .. } => (cpath(path), "hide".into()),
-            jail::Step::ReadOnly { path } => (cpath(path), "make read-only".into()),
-            jail::Step::Remove { path, .. } => (cpath(path), "tidy".into()),
-        })
-        .collect()
+/// What a person knows of step `index` of the view.
+fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static str)> {
+    let step = spec.view.as_ref()?.steps.get(index as usize)?;
+    Some(match step {
+        jail::Step::Dir { path, .. }
+        | jail::Step::File { path, .. }
+        | jail::Step::Symlink { path, .. } => (cpath(path), "create"),
+        jail::Step::Tmpfs { path, .. } => (cpath(path), "mount a private tmpfs on"),
+        jail::Step::Proc { path } => (cpath(path), "mount proc on"),
+        jail::Step::DevPts { path } => (cpath(path), "mount devpts on"),
+        jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => (cpath(path), "bind"),
+        jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
+        jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
+        jail::Step::Mask { path, .. } => (cpath(path), "hide"),
+        jail::Step::ReadOnly { path } => (cpath(path), "make read-only"),
+        jail::Step::Remove { path, .. } => (cpath(path), "tidy"),
+    })
 }
 
 fn cpath(path: &std::ffi::CStr) -> PathBuf {
@@ -213,7 +210,7 @@ fn cpath(path: &std::ffi::CStr) -> PathBuf {
 }
 
 /// Words for a set-up failure: which layer refused, what to do.
-fn failure(f: &Failure, program: &str, steps: &[(PathBuf, String)], rung: Rung) -> RunError {
+fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> RunError {
     if f.stage == Stage::Exec {
         let not_found = f.errno.0 == libc::ENOENT;
         let problem = match f.errno.0 {
@@ -231,7 +228,7 @@ fn failure(f: &Failure, program: &str, steps: &[(PathBuf, String)], rung: Rung) 
         };
     }
     let what = match f.stage {
-        Stage::Step => steps.get(f.index as usize).map_or_else(
+        Stage::Step => step_in_words(spec, f.index).map_or_else(
             || f.stage.text().to_owned(),
             |(path, what)| format!("{what} {}", path.display()),
         ),
@@ -239,7 +236,7 @@ fn failure(f: &Failure, program: &str, steps: &[(PathBuf, String)], rung: Rung) 
     };
     let hint = if f.errno.0 == libc::ESTALE {
         "; it was replaced while the sandbox was being set up, nothing was run"
-    } else if namespace_refusal(f, steps) && rung == Rung::Namespaces {
+    } else if namespace_refusal(f, spec) && rung == Rung::Namespaces {
         "; `ringfence doctor` finds out which layer of this host refuses"
     } else {
         ""
@@ -248,14 +245,14 @@ fn failure(f: &Failure, program: &str, steps: &[(PathBuf, String)], rung: Rung) 
 }
 
 /// A set-up failure, and whether the lower rung may be tried after it.
-fn failed(f: &Failure, program: &str, steps: &[(PathBuf, String)], rung: Rung) -> Failed {
-    let refusal = rung == Rung::Namespaces && namespace_refusal(f, steps);
-    Failed { error: failure(f, program, steps, rung), refusal: refusal.then(|| f.to_string()) }
+fn failed(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Failed {
+    let refusal = rung == Rung::Namespaces && namespace_refusal(f, spec);
+    Failed { error: failure(f, program, spec, rung), refusal: refusal.then(|| f.to_string()) }
 }
 
 /// Whether the failure says that this host does not let us have namespaces (as opposed to a real
 /// mistake), so that the lower rung may be tried.
-fn namespace_refusal(f: &Failure, steps: &[(PathBuf, String)]) -> bool {
+fn namespace_refusal(f: &Failure, spec: &jail::JailSpec) -> bool {
     const REFUSALS: [i32; 7] = [
         libc::EPERM,
         libc::EACCES,
@@ -276,7 +273,7 @@ fn namespace_refusal(f: &Failure, steps: &[(PathBuf, String)]) -> bool {
         | Stage::Tree
         | Stage::Loopback => true,
         // A container that masks parts of /proc may not mount a fresh one.
-        Stage::Step => steps.get(f.index as usize).is_some_and(|(_, what)| what.contains("mount")),
+        Stage::Step => step_in_words(spec, f.index).is_some_and(|(_, what)| what.contains("mount")),
         _ => false,
     };
     stage && REFUSALS.contains(&f.errno.0)
@@ -287,7 +284,26 @@ impl Running {
     /// while the kernel takes the namespaces down. Otherwise [`Running::finish`] does it.
     pub fn look_for_leavings(&mut self) {
         if self.jailed.emptied() {
-            self.held = Some(self.sweep.finish(self.started.elapsed()));
+            let after = self.after();
+            self.held = Some(self.sweep.finish(self.started.elapsed(), &after));
+        }
+    }
+
+    /// What became of private copies.
+    fn after(&mut self) -> After {
+        if !self.sweep.has_copies() {
+            return After::Same;
+        }
+        // Init may have ended before anybody listened to its last words.
+        while let Ok(Some(event)) = self.jailed.read_event() {
+            if matches!(event, Event::Closed) {
+                break;
+            }
+        }
+        match self.jailed.take_copies() {
+            Some(directory) => After::Changed(directory),
+            None if self.jailed.emptied() => After::Same,
+            None => After::Unknown,
         }
     }
 
@@ -303,13 +319,15 @@ impl Running {
             scope.kill();
             let _ = scope.remove();
         }
-        let held = match self.held.take() {
-            Some(held) => held,
-            None => self.sweep.finish(self.started.elapsed()),
+        let held = if let Some(held) = self.held.take() {
+            held
+        } else {
+            let after = self.after();
+            self.sweep.finish(self.started.elapsed(), &after)
         };
         drop(self.scratch.take());
         match waited {
-            Err(f) => Err(failed(&f, &self.program, &self.steps, self.rung)),
+            Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung)),
             Ok(status) => {
                 let ended = Ended::from_wait_status(status);
                 let (code, signal) = match ended {

@@ -56,7 +56,8 @@ pub struct End {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub signal: Option<i32>,
     pub wall_ms: u64,
-    /// Guarded names that the run created and that were moved aside.
+    /// What host programs would have obeyed and the run made or changed: guarded names that were moved
+    /// aside, and git configuration whose private copy was not kept. A line for each.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub held: Vec<String>,
 }

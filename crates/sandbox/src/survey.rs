@@ -34,8 +34,21 @@ pub struct Object {
     pub id: FileId,
     pub uid: u32,
     pub nlink: u64,
-    /// `O_PATH`; what is bound is this very object.
-    pub fd: std::sync::Arc<OwnedFd>,
+    /// `O_PATH`; what is bound is this very object. `None` for what is only covered or held where it
+    /// lies: the file id tells it, and there can be thousands.
+    pub fd: Option<std::sync::Arc<OwnedFd>>,
+}
+
+impl Object {
+    /// A descriptor of this very object; ESTALE when another lies there by now.
+    pub fn open(&self) -> Result<OwnedFd, Errno> {
+        if let Some(fd) = &self.fd {
+            return fd.try_clone().map_err(|e| Errno(e.raw_os_error().unwrap_or(libc::EIO)));
+        }
+        let now = look_at_link(&self.path)?.filter(|now| now.id == self.id);
+        let fd = now.and_then(|now| now.fd).ok_or(Errno(libc::ESTALE))?;
+        std::sync::Arc::into_inner(fd).ok_or(Errno(libc::ESTALE))
+    }
 }
 
 /// Looks up an absolute path. `Ok(None)`: does not exist. Symlinks are followed (`canonical`) first,
@@ -65,18 +78,21 @@ fn open_plain(path: &Path, link: bool) -> Result<Option<Object>, Errno> {
         Err(e) => return Err(e),
     };
     let st = rustix::fs::fstat(&fd).map_err(|e| Errno(e.raw_os_error()))?;
-    if !link && rustix::fs::FileType::from_raw_mode(st.st_mode).is_symlink() {
+    let object = object(path, &st, link)?;
+    Ok(Some(Object { fd: Some(std::sync::Arc::new(fd)), ..object }))
+}
+
+/// ELOOP for a symlink, unless `link` allows it.
+fn object(path: &Path, st: &rustix::fs::Stat, link: bool) -> Result<Object, Errno> {
+    let kind = rustix::fs::FileType::from_raw_mode(st.st_mode);
+    if !link && kind.is_symlink() {
         return Err(Errno(libc::ELOOP));
     }
-    let is_dir = rustix::fs::FileType::from_raw_mode(st.st_mode).is_dir();
-    let id = FileId { dev: st.st_dev, ino: st.st_ino, is_dir };
-    Ok(Some(Object {
-        path: path.to_owned(),
-        id,
-        uid: st.st_uid,
-        nlink: st.st_nlink as u64,
-        fd: std::sync::Arc::new(fd),
-    }))
+    let id = FileId { dev: st.st_dev, ino: st.st_ino, is_dir: kind.is_dir() };
+    let path = path.to_owned();
+    #[allow(clippy::unnecessary_cast)] // narrower on some processors
+    let nlink = st.st_nlink as u64;
+    Ok(Object { path, id, uid: st.st_uid, nlink, fd: None })
 }
 
 /// The usual system directories, as they are on this host.
@@ -184,16 +200,61 @@ pub fn foreign_id(pid: u32) -> u32 {
 pub struct Objects {
     // Keyed by the bytes: comparing paths by component is many times slower.
     seen: HashMap<OsString, Option<Object>>,
+    /// The directory that was last looked into, reached without symlinks.
+    directory: Option<(OsString, OwnedFd)>,
 }
 
 impl Objects {
     pub fn look(&mut self, path: &Path) -> Result<Option<Object>, Errno> {
-        if let Some(known) = self.seen.get(path.as_os_str()) {
-            return Ok(known.clone());
+        match self.seen.get(path.as_os_str()) {
+            Some(Some(object)) if object.fd.is_none() => {}
+            Some(known) => return Ok(known.clone()),
+            None => {}
         }
         let found = look(path)?;
         self.seen.insert(path.as_os_str().to_owned(), found.clone());
         Ok(found)
+    }
+
+    /// As [`Self::look`], for what will not be bound: tells the object without holding it.
+    pub fn identify(&mut self, path: &Path) -> Result<Option<Object>, Errno> {
+        if let Some(known) = self.seen.get(path.as_os_str()) {
+            return Ok(known.clone());
+        }
+        let found = match self.stat(path) {
+            // Through a symlink, or not worth a short cut.
+            None => look(path)?.map(|object| Object { fd: None, ..object }),
+            Some(r) => r?,
+        };
+        self.seen.insert(path.as_os_str().to_owned(), found.clone());
+        Ok(found)
+    }
+
+    /// One call for each of the names in one directory. `None` where the long way must be taken.
+    fn stat(&mut self, path: &Path) -> Option<Result<Option<Object>, Errno>> {
+        use rustix::fs::{AtFlags, statat};
+        let bytes = path.as_os_str().as_bytes();
+        let slash = bytes.iter().rposition(|b| *b == b'/').filter(|at| *at > 0)?;
+        let (parent, name) = (OsStr::from_bytes(&bytes[..slash]), &bytes[slash + 1..]);
+        if matches!(name, b"" | b"." | b"..") {
+            return None;
+        }
+        if self.directory.as_ref().is_none_or(|(known, _)| known != parent) {
+            let c = CString::new(parent.as_bytes()).ok()?;
+            let directory = raw::open_path(&c).ok()?;
+            // A symlink in the last place is opened itself.
+            let st = rustix::fs::fstat(&directory).ok()?;
+            if !rustix::fs::FileType::from_raw_mode(st.st_mode).is_dir() {
+                return None;
+            }
+            self.directory = Some((parent.to_owned(), directory));
+        }
+        let (_, directory) = self.directory.as_ref()?;
+        match statat(directory, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(st) => object(path, &st, false).ok().map(|object| Ok(Some(object))),
+            Err(rustix::io::Errno::NOENT) => Some(Ok(None)),
+            Err(e) => Some(Err(Errno(e.raw_os_error()))),
+        }
     }
 }
 
@@ -216,6 +277,38 @@ mod tests {
         granted.sort_by_key(|e| format!("{e:?}"));
         let expected = ["passwd", "ssl/public"].map(|p| SystemEntry::Directory(at(p)));
         assert_eq!(granted, expected);
+    }
+
+    #[test]
+    fn the_short_way_finds_what_the_long_way_finds() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("real/deep")).unwrap();
+        std::fs::write(root.join("real/deep/file"), "").unwrap();
+        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("real/deep/file", root.join("to-file")).unwrap();
+        std::os::unix::fs::symlink("nowhere", root.join("dangling")).unwrap();
+        let mut objects = super::Objects::default();
+        for path in [
+            "real/deep/file",
+            "real/deep",
+            "link/deep/file",
+            "link/deep",
+            "link",
+            "to-file",
+            "dangling",
+            "none",
+            "none/below",
+            "real/deep/file/below",
+            "real/deep/none",
+            "real/.",
+        ] {
+            let path = root.join(path);
+            let told = |o: Option<super::Object>| o.map(|o| (o.path, o.id, o.uid, o.nlink));
+            let short = objects.identify(&path).map(told);
+            let long = super::look(&path).map(told);
+            assert_eq!(short, long, "{path:?}");
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What a run may leave behind, and taking it away: guarded names that it created, and the private
 //! temporary directory of the rung without namespaces.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
+use crate::copies::{After, Copies};
 use crate::discover::{self, Absent};
 use crate::plan::{Access, LandlockRule, Plan};
 use crate::prepare::Listing;
@@ -17,6 +19,7 @@ pub struct Watch {
     git: Option<discover::GitGuards>,
     /// How many directories the workspace had, as far as they were counted.
     directories: u64,
+    copies: Copies,
 }
 
 /// A run shorter than this gets the quick look for repositories that it made when the workspace is
@@ -29,13 +32,16 @@ impl Watch {
     pub fn new(plan: &Plan) -> Self {
         let mut roots: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
         let mut free = Vec::new();
-        let listing = open_directory(&plan.workspace)
-            .ok()
-            .and_then(|fd| Listing::read(std::os::fd::AsFd::as_fd(&fd)));
+        let mut read = None;
+        let listing = plan.listing.as_ref().or_else(|| {
+            let fd = open_directory(&plan.workspace).ok()?;
+            read = Listing::read(fd.as_fd());
+            read.as_ref()
+        });
         for path in &plan.absent {
             // Most guarded names lie directly in the workspace and nothing is there: one listing
             // before and one after answers for all of them.
-            if listing.as_ref().is_some_and(|l| l.lacks(&plan.workspace, path)) {
+            if listing.is_some_and(|l| l.lacks(&plan.workspace, path)) {
                 free.push(path.clone());
                 continue;
             }
@@ -54,22 +60,38 @@ impl Watch {
             .into_iter()
             .filter_map(|(root, names)| {
                 let fd = open_directory(&root).ok()?;
-                let absent = discover::absent_names(std::os::fd::AsFd::as_fd(&fd), &names).ok()?;
+                let absent = discover::absent_names(fd.as_fd(), &names).ok()?;
                 Some((root, absent))
             })
             .collect();
         let git = plan.guards_git.then(|| plan.git.clone());
-        Self { roots, free, workspace: plan.workspace.clone(), git, directories: plan.directories }
+        Self {
+            roots,
+            free,
+            workspace: plan.workspace.clone(),
+            git,
+            directories: plan.directories,
+            copies: Copies::new(plan),
+        }
+    }
+
+    /// Whether the command had private copies of files.
+    pub fn has_copies(&self) -> bool {
+        !self.copies.is_empty()
     }
 
     /// Looks at repositories that the run made: hooks are moved aside, configuration that makes
     /// git run something is reported.
-    fn new_repositories(&self, took: std::time::Duration, lines: &mut Vec<String>) {
+    fn new_repositories(
+        &self,
+        root: BorrowedFd<'_>,
+        listing: Option<&Listing>,
+        took: std::time::Duration,
+        lines: &mut Vec<String>,
+    ) {
         let Some(before) = &self.git else { return };
-        let Ok(root) = open_directory(&self.workspace) else { return };
-        let root = std::os::fd::AsFd::as_fd(&root);
         let hints = if took < SHORT_RUN && self.directories > SMALL_TREE {
-            crate::prepare::shallow_repositories(&self.workspace)
+            crate::prepare::shallow_repositories(root, listing)
         } else {
             match discover::walk(root, &Repositories, &discover::WalkOptions::default()) {
                 Ok(walk) => walk.repositories,
@@ -99,12 +121,10 @@ impl Watch {
     }
 
     /// Guarded names in places where nothing was.
-    fn free_names(&self, lines: &mut Vec<String>) {
-        let Ok(root) = open_directory(&self.workspace) else { return };
-        let root = std::os::fd::AsFd::as_fd(&root);
-        let Some(listing) = Listing::read(root) else { return };
+    fn free_names(&self, root: BorrowedFd<'_>, listing: Option<&Listing>, lines: &mut Vec<String>) {
         for path in &self.free {
-            if listing.lacks(&self.workspace, path) || std::fs::symlink_metadata(path).is_err() {
+            let lacks = listing.is_some_and(|l| l.lacks(&self.workspace, path));
+            if lacks || std::fs::symlink_metadata(path).is_err() {
                 continue;
             }
             let Ok(relative) = path.strip_prefix(&self.workspace) else { continue };
@@ -112,16 +132,21 @@ impl Watch {
         }
     }
 
-    /// Moves aside what appeared. Answers one line for each.
-    pub fn finish(&mut self, took: std::time::Duration) -> Vec<String> {
+    /// Moves aside what appeared. Answers one line for each, and for what was not kept.
+    pub fn finish(&mut self, took: std::time::Duration, after: &After) -> Vec<String> {
         let mut lines = Vec::new();
+        self.copies.lines(after, &mut lines);
         for (root, absent) in &self.roots {
             for a in discover::sweep(absent) {
                 lines.push(held_line(&root.join(&a.path), &a.path, absent.root(), root));
             }
         }
-        self.free_names(&mut lines);
-        self.new_repositories(took, &mut lines);
+        if let Ok(root) = open_directory(&self.workspace) {
+            let root = root.as_fd();
+            let listing = Listing::read(root);
+            self.free_names(root, listing.as_ref(), &mut lines);
+            self.new_repositories(root, listing.as_ref(), took, &mut lines);
+        }
         // A submodule is found by its working tree and by its git directory.
         let mut told = std::collections::HashSet::new();
         lines.retain(|line| told.insert(line.clone()));
@@ -133,7 +158,7 @@ impl Watch {
 fn held_line(
     name: &std::path::Path,
     relative: &std::path::Path,
-    root: std::os::fd::BorrowedFd<'_>,
+    root: BorrowedFd<'_>,
     root_path: &std::path::Path,
 ) -> String {
     match discover::hold(root, relative) {

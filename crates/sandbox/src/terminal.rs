@@ -136,6 +136,8 @@ pub enum Event {
     Terminal(OwnedFd),
     /// The command was stopped by this signal.
     Stopped(i32),
+    /// The command changed a private copy of a file; the directory of these.
+    Copies(OwnedFd),
     /// Nothing will come any more.
     Closed,
 }
@@ -443,6 +445,8 @@ impl Supervisor<'_> {
             match event {
                 Event::Terminal(master) => self.on_terminal(master)?,
                 Event::Stopped(signal) => self.on_stopped(signal),
+                // Kept where it was read: whoever supervises does not look into them.
+                Event::Copies(_) => {}
                 Event::Closed => {
                     self.control_open = false;
                     break;

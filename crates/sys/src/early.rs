@@ -20,6 +20,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use crate::bare;
+use crate::processors::{Processors, WORDS};
 use crate::raw::{self, Errno, Result};
 
 /// What the new process does; never returns.
@@ -50,9 +51,6 @@ struct Shared {
     processors: [AtomicUsize; WORDS],
 }
 
-/// Of a processor mask: 1024 processors.
-const WORDS: usize = 1024 / usize::BITS as usize;
-
 /// The helper.
 #[derive(Debug)]
 pub struct Early {
@@ -70,10 +68,8 @@ impl Early {
     /// Starts the helper. `None` where it would not help (one processor) or cannot be made: the
     /// namespaces are then made later, and whatever is wrong shows there.
     pub fn start() -> Option<Self> {
-        let mut mask = [0usize; WORDS];
-        if !processors(&mut mask) {
-            return None;
-        }
+        let processors = Processors::several()?;
+        grow_descriptor_table();
         let shared = NonNull::new(Box::into_raw(Box::<Shared>::default()))?;
         // SAFETY: a fresh anonymous mapping, no address asked for.
         let stack = unsafe {
@@ -94,7 +90,7 @@ impl Early {
         // SAFETY: valid while the helper lives: freed only after it was reaped.
         let words = unsafe { shared.as_ref() };
         words.parent.store(raw::getpid(), Ordering::Relaxed);
-        for (word, value) in words.processors.iter().zip(mask) {
+        for (word, value) in words.processors.iter().zip(processors.0) {
             word.store(value, Ordering::Relaxed);
         }
         let signals = raw::block_signals();
@@ -118,7 +114,7 @@ impl Early {
             unsafe { release(shared, stack) };
             return None;
         }
-        move_away(pid, mask);
+        processors.move_away(pid);
         words.placed.store(1, Ordering::Release);
         raw::futex_wake(&words.placed);
         // SAFETY: the kernel stored a new descriptor that nobody else owns.
@@ -214,37 +210,16 @@ unsafe fn release(shared: NonNull<Shared>, stack: NonNull<libc::c_void>) {
     }
 }
 
-/// The caller's processor mask. False when it has only one.
-fn processors(mask: &mut [usize; WORDS]) -> bool {
-    // SAFETY: `mask` is valid for writes of its size.
-    let n = unsafe {
-        libc::syscall(
-            libc::SYS_sched_getaffinity,
-            0,
-            std::mem::size_of_val(mask),
-            mask.as_mut_ptr(),
-        )
-    };
-    n > 0 && mask.iter().map(|w| w.count_ones()).sum::<u32>() > 1
-}
-
-/// Puts the helper on another processor than the caller's. The scheduler often leaves a new process
-/// behind the one that made it, and then nothing happens at the same time.
-fn move_away(pid: i32, mut mask: [usize; WORDS]) {
-    // SAFETY: no arguments.
-    let here = unsafe { libc::sched_getcpu() };
-    let Ok(here) = usize::try_from(here) else { return };
-    let bits = usize::BITS as usize;
-    let Some(word) = mask.get_mut(here / bits) else { return };
-    *word &= !(1 << (here % bits));
-    // SAFETY: the mask is valid for reads of its size. A refusal only costs time.
-    unsafe {
-        libc::syscall(
-            libc::SYS_sched_setaffinity,
-            pid,
-            std::mem::size_of_val(&mask),
-            mask.as_ptr(),
-        );
+/// Makes the descriptor table large before it is shared: while it is, the kernel waits for a grace
+/// period of RCU each time it must grow, some 5 to 15 ms.
+fn grow_descriptor_table() {
+    /// Of descriptors: far more than planning holds open at once, and two pages of table.
+    const ROOM: i32 = 1024;
+    let limit = raw::getrlimit(libc::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    let last = ROOM.min(i32::try_from(limit).unwrap_or(ROOM)) - 1;
+    // Any open descriptor will do; where there is none, the table only grows later.
+    if let Ok(high) = raw::dup_from(0, last) {
+        raw::close(high);
     }
 }
 
@@ -262,6 +237,10 @@ extern "C" fn helper(argument: *mut libc::c_void) -> libc::c_int {
         let args = [word, libc::FUTEX_WAIT as usize, 0, (&raw const timeout) as usize];
         // SAFETY: the word and the timeout outlive the call.
         unsafe { bare::syscall(libc::SYS_futex, args) };
+        // Killed before it could say so, and before we asked to be told of its end.
+        if !has_parent(shared) {
+            return 0;
+        }
     }
     let made = namespaces();
     // What it makes may run anywhere again.
@@ -351,12 +330,18 @@ fn order(shared: &Shared) -> u32 {
         unsafe {
             let args = [word, wait, WAITING as usize, (&raw const timeout) as usize];
             bare::syscall(libc::SYS_futex, args);
-            let parent = bare::syscall(libc::SYS_getppid, [0; 4]) as i32;
-            if parent != shared.parent.load(Ordering::Relaxed) {
-                return QUIT;
-            }
+        }
+        if !has_parent(shared) {
+            return QUIT;
         }
     }
+}
+
+/// Whether the supervisor still lives.
+fn has_parent(shared: &Shared) -> bool {
+    // SAFETY: no arguments.
+    let parent = unsafe { bare::syscall(libc::SYS_getppid, [0; 4]) } as i32;
+    parent == shared.parent.load(Ordering::Relaxed)
 }
 
 fn wake(word: &AtomicU32) {

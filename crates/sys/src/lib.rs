@@ -17,6 +17,8 @@ pub mod landlock;
 #[cfg(target_os = "linux")]
 pub mod ns;
 #[cfg(target_os = "linux")]
+pub mod processors;
+#[cfg(target_os = "linux")]
 pub mod raw;
 #[cfg(target_os = "linux")]
 pub mod seccomp;

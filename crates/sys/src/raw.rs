@@ -601,6 +601,13 @@ pub fn send_with_fd(socket: i32, bytes: &[u8], fd: i32) -> Result<()> {
     check(n as libc::c_long).map(|_| ())
 }
 
+/// Sends `bytes`, or nothing (EAGAIN) where that would have to wait.
+pub fn send_now(socket: i32, bytes: &[u8]) -> Result<()> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let to = std::ptr::null::<libc::sockaddr>();
+    call!(libc::SYS_sendto, socket, bytes.as_ptr(), bytes.len(), flags, to, 0).map(|_| ())
+}
+
 /// Receives one message and at most one descriptor (close-on-exec); `(0, _)` at end of stream.
 pub fn recv_with_fd(socket: i32, bytes: &mut [u8], flags: i32) -> Result<(usize, Option<i32>)> {
     let mut control = [0u64; 4];

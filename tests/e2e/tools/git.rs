@@ -1,4 +1,5 @@
-//! git in every layout a repository can have: work goes on, hooks and configuration do not change.
+//! git in every layout a repository can have: work goes on, hooks do not change, and configuration
+//! changes for the run only.
 
 use std::path::Path;
 
@@ -153,9 +154,10 @@ fn a_linked_worktree_whose_repository_lies_outside_commits() {
             "set -e; echo b >> a; git commit -qam two; git checkout -q -b other; git gc -q
              git log --oneline | wc -l; test -z \"$(git status --porcelain)\"
              ! echo x > {main}/.git/hooks/pre-commit
-             ! echo x >> {main}/.git/config
-             ! git config core.fsmonitor x
              ! mv {main}/.git/hooks {main}/.git/away
+             ! mv {main}/.git/config {main}/.git/away
+             echo '[a] x = y' >> {main}/.git/config; test $(git config a.x) = y
+             git config core.fsmonitor x
              ls -A {main}",
             main = main.display()
         );
@@ -164,6 +166,8 @@ fn a_linked_worktree_whose_repository_lies_outside_commits() {
         let ran = Ran::of(p.ringfence(args).current_dir(p.workspace().join("tree"))).ok();
         // Of the main working tree only the git directory is shown.
         assert_eq!(ran.out, "2\n.git\n", "{ran:?}");
+        let ran = ran.says("main/.git/config: the run changed a private copy of it");
+        ran.says("core.fsmonitor (makes git run something");
         snapshot::assert_same(&before, &guarded(p.root()), "guarded git state");
         p.bare(&format!("git -C {} log --oneline other", main.display())).ok().says("two");
     });
@@ -202,11 +206,12 @@ fn submodules_commit_and_their_configuration_stays() {
             "set -e; cd app/sub; echo b >> a; git commit -qam two; cd ..
              git add sub; git commit -qm bump; git submodule status; test -z \"$(git status --porcelain)\"
              ! echo x > .git/modules/sub/hooks/pre-commit
-             ! echo x >> .git/modules/sub/config
              ! mv .git/modules/sub .git/modules/away
-             ! mv .git/modules .git/away",
+             ! mv .git/modules .git/away
+             git -C sub remote add other ../x; git -C sub remote get-url other",
         );
-        ran.ok().says(" sub (heads/main)");
+        let ran = ran.ok().says(" sub (heads/main)").says("modules/sub/config: the run changed");
+        ran.says("remote.other.url");
         p.bare("git -C app/sub log --oneline && git -C app fsck --no-progress").ok().says("two");
     });
 }
@@ -226,11 +231,13 @@ fn nested_and_bare_repositories_and_separate_git_directories() {
             p,
             &[],
             "set -e
-             cd vendor/deep/nested; echo b >> a; git commit -qam two; ! git config a.b c; cd ../../..
-             cd separate; echo b >> a; git commit -qam two; ! git config a.b c
+             cd vendor/deep/nested; echo b >> a; git commit -qam two; git config a.b c; cd ../../..
+             ! git config a.b
+             cd separate; echo b >> a; git commit -qam two; git config a.b d; git config a.b
              ! echo x > ../sep.git/hooks/pre-commit; cd ..
              cd clone; echo b >> a; git commit -qam pushed; git push -q; cd ..
-             ! echo x > bare.git/hooks/post-receive; ! git -C bare.git config a.b c
+             ! echo x > bare.git/hooks/post-receive; git -C bare.git config a.b e
+             git -C bare.git config a.b; git -C vendor/deep/nested config a.b
              ! mv bare.git/hooks bare.git/away",
         )
         .ok();
@@ -267,11 +274,7 @@ fn a_directory_of_a_larger_repository_can_look_at_it_and_not_change_it() {
 }
 
 /// Each writes where git on the host would obey; natively it works (the control), inside it does not.
-const ATTACKS: &[&str] = &[
-    "git config core.fsmonitor ./x",
-    "git config core.hooksPath /tmp",
-    "git config --unset core.bare",
-    "git remote add evil ext::sh",
+const REFUSED: &[&str] = &[
     "echo x > .git/hooks/pre-commit",
     "echo x >> .git/hooks/pre-push.sample",
     "chmod 777 .git/hooks",
@@ -280,21 +283,48 @@ const ATTACKS: &[&str] = &[
     "mv .git away",
     "rm -rf .git/hooks; ln -s /tmp .git/hooks",
     "ln -sfn /tmp .git/config",
-    "echo x >> .git/config",
+    "ln -sf ../a .git/new && mv -T .git/new .git/config",
     "rm -f .git/config",
+    "rm -f .git/config && cp a .git/config",
+    "mv .git/config .git/away",
     "cp a .git/new && mv .git/new .git/config",
     "ln .git/config hard && echo x >> hard",
-    "truncate -s 0 .git/config",
-    "touch -d 2001-01-01 .git/config",
+    "ln -f a .git/config",
+    "sed -i s/bare/fsmonitor/ .git/config",
     "mkdir away && mv .git/hooks away",
     "python3 -c 'import os; os.rename(\".git\", \"g\"); os.mkdir(\".git\")'",
+    "python3 -c 'import os; os.replace(\"a\", \".git/config\")'",
+];
+
+/// The same for configuration: inside they work as natively, on a private copy.
+const DIVERTED: &[&str] = &[
+    "git config core.fsmonitor ./x",
+    "git config core.hooksPath /tmp",
+    "git config alias.status '!sh -c id'",
+    "git config filter.f.smudge ./x",
+    "git config include.path ../a",
+    "git config --unset core.bare",
+    "git remote add evil ext::sh",
+    "echo '[core] fsmonitor = ./x' >> .git/config",
+    "printf '[core]\\nfsmonitor = ./x\\n' > .git/config",
+    "cp a .git/config",
+    "ln -L .git/config hard && rm -f hard; git config core.editor ./x",
+    "dd if=a of=.git/config conv=notrunc 2>/dev/null",
+    "truncate -s 0 .git/config",
+    "touch -d 2001-01-01 .git/config",
+    "chmod 777 .git/config",
+    "python3 -c 'import os; os.chmod(\".git/config\", 0o666); open(\".git/config\", \"r+\").write(\"#\")'",
+    // Behind the link: what the copy lies in, and the host's file through it.
+    "git config core.pager ./x; d=$(dirname $(readlink .git/config || echo .git/config)); \
+     mv $d/config $d/x && ln -s \"$PWD/a\" $d/config",
 ];
 
 #[test]
 fn hooks_and_configuration_cannot_be_written_replaced_or_moved_away() {
     each_user(|p| {
         small(p, "pristine");
-        for (i, attack) in ATTACKS.iter().enumerate() {
+        let cases = REFUSED.iter().map(|a| (a, true)).chain(DIVERTED.iter().map(|a| (a, false)));
+        for (i, (attack, refused)) in cases.enumerate() {
             let program = attack.split_whitespace().next().unwrap();
             if program == "python3" && !has("python3") {
                 continue;
@@ -302,14 +332,171 @@ fn hooks_and_configuration_cannot_be_written_replaced_or_moved_away() {
             p.bare(&format!("cp -a pristine victim{i}; cp -a pristine control{i}")).ok();
             let state = |name: &str| guarded_in(&p.workspace().join(format!("{name}{i}")));
             let control = state("control");
-            p.bare(&format!("cd control{i}; {attack}")).ok();
+            p.bare(&format!("cd control{i}; {attack}"));
             assert_ne!(control, state("control"), "the control of {attack:?} should succeed");
             let victim = state("victim");
             let ran = p.shell(&[], &format!("cd victim{i}; {attack}"));
-            assert_ne!(ran.code, Some(0), "{attack:?}: {ran:?}");
+            assert_eq!(ran.code != Some(0), refused, "{attack:?}: {ran:?}");
             snapshot::assert_same(&victim, &state("victim"), attack);
             p.bare(&format!("rm -rf victim{i} control{i} away")).ok();
         }
+    });
+}
+
+/// A repository with submodules that a clone has not got yet, one with a module, and a library.
+fn to_be_cloned(p: &Place) {
+    small(p, "lib");
+    small(p, "origin");
+    p.bare("cd origin && git submodule --quiet add ../lib sub && git commit -qm sub").ok();
+    p.bare("git clone -q origin app").ok();
+}
+
+#[test]
+fn submodules_remotes_and_branches_are_set_up_in_an_existing_repository() {
+    each_user(|p| {
+        to_be_cloned(p);
+        let config = p.workspace().join("app/.git/config");
+        let before = std::fs::read(&config).unwrap();
+        let ran = unchanged(
+            p,
+            &[],
+            "set -e; cd app
+             git submodule --quiet update --init; cat sub/a
+             git submodule --quiet add ../lib more; git commit -qm more
+             git remote add up ../lib; git fetch -q up
+             git config user.name Inside; git config user.name
+             git checkout -q -b look origin/HEAD 2>/dev/null; git checkout -q -
+             git checkout -q -b side; git branch -q --set-upstream-to origin/HEAD
+             echo s > s; git add s; git commit -qm s; git push -q -u origin side
+             git branch -m side renamed; git rev-parse --abbrev-ref '@{upstream}'
+             git worktree add -q ../tree -b tree; git -C ../tree config user.name
+             git submodule status | wc -l
+             test -z \"$(git status --porcelain)\"",
+        )
+        .ok();
+        let mark = "; to have it: ";
+        assert_eq!(ran.out, "a\nInside\norigin/side\nInside\n2\n", "{ran:?}");
+        assert_eq!(std::fs::read(&config).unwrap(), before);
+        let told: Vec<&str> = ran.err.lines().filter(|l| l.contains("app/.git/config")).collect();
+        assert_eq!(told.len(), 1, "{ran:?}");
+        for key in [
+            "branch.look.merge",
+            "branch.renamed.merge",
+            "remote.up.url",
+            "submodule.more.url",
+            "user.name",
+        ] {
+            assert!(told[0].contains(key), "{key}: {ran:?}");
+        }
+        // Nothing else is worth a word: what was made of the modules is as it should be.
+        assert_eq!(ran.err.lines().filter(|l| l.starts_with("ringfence:")).count(), 1, "{ran:?}");
+        // What was made is there outside, too, and the commands that are told make git know it.
+        p.bare("cd app && git fsck --no-progress && cat sub/a more/a && git log -1 renamed").ok();
+        p.bare("cd app && git submodule status").ok().says("\n-");
+        p.bare(told[0].split_once(mark).unwrap().1).ok();
+        let known = p.bare("cd app && git submodule status && git fetch up && git pull -q").ok();
+        assert!(!known.out.contains("\n-"), "{known:?}");
+        assert_eq!(p.bare("cd app && git config user.name").ok().out, "Inside\n");
+    });
+}
+
+#[test]
+fn configuration_of_one_worktree_is_a_copy_too() {
+    each_user(|p| {
+        small(p, ".");
+        p.bare(
+            "set -e; git config extensions.worktreeConfig true; git config --worktree a.b main
+             git worktree add -q tree; git -C tree config --worktree a.b tree; git -C tree config a.b",
+        )
+        .ok()
+        .says("tree\n");
+        let ran = unchanged(
+            p,
+            &[],
+            "set -e; git config --worktree a.b x; git -C tree config --worktree a.b y
+             git config a.b; git -C tree config a.b; git -C tree config user.name z; git config user.name",
+        )
+        .ok();
+        assert_eq!(ran.out, "x\ny\nz\n", "{ran:?}");
+        for file in [".git/config:", ".git/config.worktree:", "worktrees/tree/config.worktree:"] {
+            assert!(ran.err.contains(file), "{file} {ran:?}");
+        }
+    });
+}
+
+#[test]
+fn configuration_that_cannot_be_copied_or_is_named_stays_read_only() {
+    each_user(|p| {
+        small(p, ".");
+        let refused = "git config a.b c 2>&1; ! echo x >> .git/config; ! git config a.b";
+        unchanged(p, &["--deny-write", ".git/config"], refused).ok().says("busy");
+        // Too much to copy, which is said.
+        p.bare("cp .git/config keep; yes '# fill' | head -c 1100000 >> .git/config").ok();
+        unchanged(p, &[], refused).ok().says("busy").says("larger than 1048576 bytes");
+        // A link keeps where it leads, and what it leads to its content.
+        p.bare("mv keep .git/config; mv .git/config settings && ln -s ../settings .git/config")
+            .ok();
+        unchanged(p, &[], &format!("{refused}; ! echo x >> settings; ! mv settings s")).ok();
+        assert!(p.workspace().join(".git/config").is_symlink());
+        // Nothing to copy: the name appears, and is moved aside.
+        p.bare("rm .git/config settings").ok();
+        p.shell(&[], "git config core.fsmonitor ./x").ok().says("config is a guarded name");
+        assert!(p.workspace().join(".git/config").symlink_metadata().is_err());
+    });
+}
+
+#[test]
+fn configuration_that_the_host_replaces_meanwhile_is_told() {
+    each_user(|p| {
+        small(p, ".");
+        let script =
+            "touch ready; while [ -e ready ]; do sleep 0.02; done; git config a.b; echo end";
+        let run = std::thread::scope(|s| {
+            let run = s.spawn(|| p.shell(&[], script));
+            let host = "while ! [ -e ready ]; do sleep 0.02; done; git config a.b c; rm ready";
+            p.bare(host).ok();
+            run.join().unwrap()
+        });
+        let run = run.ok().says("end\n");
+        run.says(".git/config was replaced on the host during the run");
+    });
+}
+
+#[test]
+fn what_was_not_kept_is_told_and_cannot_deceive() {
+    each_user(|p| {
+        small(p, ".");
+        let said = |script: &str| p.shell(&[], script).err;
+        assert_eq!(said("git config user.name >/dev/null; git status -s; touch .git/config"), "");
+        assert_eq!(said("git config a.b c; git config --unset a.b"), "");
+        let evil =
+            said("printf '[user]\\nname = \"a\\33[2J\\\\nringfence: fine\"\\n' >> .git/config");
+        assert!(evil.contains("user.name") && !evil.contains("to have it"), "{evil}");
+        assert!(!evil.contains('\u{1b}') && evil.lines().count() == 1, "{evil}");
+        // Whatever lies in the copy's place afterwards is not followed, and waited for no longer.
+        let d = "d=$(dirname $(readlink .git/config)); rm $d/config; ";
+        let secret = p.outside().join("secret");
+        std::fs::write(&secret, "[secret]\n\tkey = told\n").unwrap();
+        for (swap, problem) in [
+            (format!("ln -s {} $d/config", secret.display()), "not a regular file"),
+            ("mkfifo $d/config".to_owned(), "not a regular file"),
+            ("mkdir $d/config".to_owned(), "not a regular file"),
+            ("head -c 2000000 /dev/zero > $d/config".to_owned(), "larger than"),
+            (format!("rm -r $d; ln -s {} $d", p.outside().display()), "cannot be compared"),
+            ("rm -r $d".to_owned(), "cannot be compared"),
+        ] {
+            let told = said(&format!("{d}{swap}"));
+            assert!(told.contains(problem) && !told.contains("secret"), "{swap}: {told}");
+        }
+        // Killed, so that nobody could look.
+        let flags = ["--timeout", "1", "--grace", "0"];
+        let killed = p.shell(&flags, "git config a.b c; sleep 60");
+        killed.says("was not kept, and not looked at since it was killed");
+        // A copy of a whole repository holds the link, which leads nowhere outside.
+        let copied = p.shell(&[], "mkdir copy && cp -a .git copy/.git").ok();
+        copied.says("copy/.git/config was created by the run: not a regular file");
+        let link = std::fs::read_link(p.workspace().join("copy/.git/config")).unwrap();
+        assert!(link.starts_with("/run/ringfence") && !link.exists(), "{link:?}");
     });
 }
 

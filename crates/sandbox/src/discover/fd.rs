@@ -155,6 +155,15 @@ impl ReadError {
 /// Reads a regular file of at most `limit` bytes, never through a link, never blocking: the type is
 /// looked at before the open (opening a device can have effects) and again after it.
 pub fn read_regular(dir: BorrowedFd<'_>, name: &[u8], limit: u64) -> Result<Vec<u8>, ReadError> {
+    read_with_stat(dir, name, limit).map(|(bytes, _)| bytes)
+}
+
+/// As [`read_regular`], with what was read.
+pub fn read_with_stat(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    limit: u64,
+) -> Result<(Vec<u8>, Stat), ReadError> {
     let seen = stat_name(dir, name)?;
     if kind(&seen) != FileType::RegularFile {
         return Err(ReadError::NotRegular);
@@ -176,7 +185,7 @@ pub fn read_regular(dir: BorrowedFd<'_>, name: &[u8], limit: u64) -> Result<Vec<
     if bytes.len() as u64 > limit {
         return Err(ReadError::TooLarge(limit));
     }
-    Ok(bytes)
+    Ok((bytes, stat))
 }
 
 /// Names in a directory with their types, at most `limit`; the flag says that there were more.

@@ -20,6 +20,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
@@ -34,6 +35,10 @@ pub const MAX_REPOSITORIES: usize = 4_096;
 const MAX_POINTER: u64 = 8 * 1024;
 /// Bytes of one configuration file; git's own files are a few hundred to some thousand.
 pub(super) const MAX_CONFIG: u64 = 1 << 20;
+/// Configuration files of one workspace that are remembered as they are, and the bytes of all of them:
+/// what a private root of limited size can hold copies of.
+const MAX_REMEMBERED: usize = 1_024;
+const MAX_REMEMBERED_BYTES: usize = 4 << 20;
 /// Depth of configuration includes, as git itself bounds it.
 const MAX_INCLUDE_DEPTH: usize = 10;
 /// Included files read for one repository.
@@ -70,6 +75,16 @@ pub struct Guard {
     pub is_symlink: bool,
 }
 
+/// A configuration file of a repository as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    pub bytes: Vec<u8>,
+    /// Device and inode of what was read.
+    pub id: (u64, u64),
+    /// Permission bits.
+    pub mode: u32,
+}
+
 /// One repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository {
@@ -102,6 +117,9 @@ pub struct GitGuards {
     pub refused: Vec<(PathBuf, String)>,
     /// Every `.git` entry and bare repository with its device and inode, by path.
     pub entries: BTreeMap<PathBuf, (u64, u64)>,
+    /// `config` and `config.worktree` of the repositories, by path, as far as they could be read and
+    /// are not too many.
+    pub configs: BTreeMap<PathBuf, Arc<ConfigFile>>,
 }
 
 impl GitGuards {
@@ -183,6 +201,7 @@ pub fn discover_git(
         owner,
         options,
         user_hooks: None,
+        remembered: 0,
         seen: HashSet::new(),
         out: GitGuards::default(),
     };
@@ -232,6 +251,8 @@ struct Finder<'a> {
     options: &'a GitOptions<'a>,
     /// `core.hooksPath` of the caller's own configuration.
     user_hooks: Option<PathBuf>,
+    /// Bytes of the configuration files remembered.
+    remembered: usize,
     /// Git directories described already.
     seen: HashSet<PathBuf>,
     out: GitGuards,
@@ -741,6 +762,21 @@ impl Finder<'_> {
         }
     }
 
+    fn remember(&mut self, file: &Path, bytes: Vec<u8>, stat: &Stat) {
+        if self.out.configs.contains_key(file) {
+            return;
+        }
+        let all = self.remembered + bytes.len();
+        if self.out.configs.len() >= MAX_REMEMBERED || all > MAX_REMEMBERED_BYTES {
+            let why = "read-only: too much configuration for private copies".to_owned();
+            self.out.refused.push((file.to_owned(), why));
+            return;
+        }
+        self.remembered = all;
+        let config = ConfigFile { bytes, id: fd::id(stat), mode: stat.st_mode & 0o777 };
+        self.out.configs.insert(file.to_owned(), Arc::new(config));
+    }
+
     /// A configuration file with what it includes, as if every condition held.
     fn read_layered(
         &mut self,
@@ -750,7 +786,7 @@ impl Finder<'_> {
         budget: &mut usize,
         entries: &mut Vec<Entry>,
     ) {
-        let read = match read_config(file) {
+        let (bytes, stat) = match read_file(file) {
             Ok(read) => read,
             Err(e) if e.is_absent() => return,
             Err(e) => {
@@ -758,6 +794,10 @@ impl Finder<'_> {
                 return;
             }
         };
+        let read = parse(&bytes);
+        if depth == 0 {
+            self.remember(file, bytes, &stat);
+        }
         for entry in read {
             let included = (entry.is("include", "path") && entry.subsection.is_none())
                 || entry.is("includeif", "path");
@@ -832,7 +872,7 @@ fn entry_path(workspace: &Path, hint: &RepositoryHint) -> PathBuf {
 }
 
 /// Device and inode of a name, itself not followed.
-fn identity(path: &Path) -> Result<(u64, u64), Errno> {
+pub fn identity(path: &Path) -> Result<(u64, u64), Errno> {
     let fd = fd::open_absolute(path, fd::PLACE)
         .or_else(|e| if e == Errno::LOOP { open_link(path) } else { Err(e) })?;
     let stat = rustix::fs::fstat(fd)?;
@@ -900,11 +940,23 @@ fn common_dir(dir: BorrowedFd<'_>, path: &Path) -> Result<Option<PathBuf>, Commo
 
 /// Reads and parses a configuration file; links on the way are refused.
 fn read_config(path: &Path) -> Result<Vec<Entry>, ReadError> {
+    read_file(path).map(|(bytes, _)| parse(&bytes))
+}
+
+fn read_file(path: &Path) -> Result<(Vec<u8>, Stat), ReadError> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(ReadError::Os(Errno::INVAL));
     };
     let dir = fd::open_absolute(dir, fd::PLACE | OFlags::DIRECTORY)?;
-    Ok(parse(&fd::read_regular(dir.as_fd(), name.as_bytes(), MAX_CONFIG)?))
+    fd::read_with_stat(dir.as_fd(), name.as_bytes(), MAX_CONFIG)
+}
+
+/// The private copy of a configuration file after a run, from its directory. Whatever ran may have put
+/// anything in its place.
+pub fn read_copy(copies: BorrowedFd<'_>, name: &Path) -> Result<Vec<u8>, ReadError> {
+    let name = name.as_os_str().as_bytes();
+    let directory = fd::open_beneath(copies, name, fd::PLACE | OFlags::DIRECTORY)?;
+    fd::read_regular(directory.as_fd(), b"config", MAX_CONFIG)
 }
 
 /// The program in a command line, when it is spelled as a path.

@@ -28,7 +28,10 @@ pub use config::{Entry, executable_keys, parse};
 #[cfg(target_os = "linux")]
 pub use {
     cache::cache_directory,
-    git::{GitGuards, GitOptions, Guard, Kind, Repository, discover_git},
+    git::{
+        ConfigFile, GitGuards, GitOptions, Guard, Kind, Repository, discover_git, identity,
+        read_copy,
+    },
     names::{
         Absent, Appeared, Before, HELD_SUFFIX, NewRepository, absent_names, hold,
         inspect_new_repository, sweep,

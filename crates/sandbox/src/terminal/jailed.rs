@@ -19,7 +19,12 @@ impl Child for Jailed {
     }
 
     fn read_event(&mut self) -> io::Result<Option<Event>> {
-        read_event(self.control())
+        loop {
+            match read_event(self.control())? {
+                Some(Event::Copies(directory)) => self.keep_copies(directory),
+                other => return Ok(other),
+            }
+        }
     }
 
     fn signal(&mut self, signal: i32) {
@@ -64,6 +69,7 @@ pub(super) fn read_event(control: BorrowedFd<'_>) -> io::Result<Option<Event>> {
         match (count, bytes[0], fd) {
             (0, ..) => return Ok(Some(Event::Closed)),
             (_, message::TERMINAL, Some(master)) => return Ok(Some(Event::Terminal(master))),
+            (_, message::COPIES, Some(directory)) => return Ok(Some(Event::Copies(directory))),
             (_, message::STOPPED, _) => return Ok(Some(Event::Stopped(i32::from(bytes[1])))),
             // From a newer init, perhaps; nothing that this side could act on.
             _ => {}

@@ -197,6 +197,10 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
         }
         Action::Mask { .. } => (Permission::None, "not there: the directory around it is masked"),
         Action::Seal { .. } => (Permission::Read, "mounted read-only"),
+        Action::Copy { .. } => (
+            Permission::Read,
+            "a private copy is read and written, and gone afterwards; the file itself stays as it is",
+        ),
         Action::System { .. } => (Permission::Read, "part of the system, mounted read-only"),
         Action::Bind { permission, .. } | Action::Over { permission, .. } => (
             *permission,
@@ -207,7 +211,7 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
                 Permission::Write => "mounted read-write",
             },
         ),
-        Action::Private { .. } => (
+        Action::Private { .. } | Action::Writable => (
             Permission::None,
             "not there: a private, empty directory of the sandbox stands here, writable and gone afterwards",
         ),
