@@ -184,7 +184,7 @@ impl Policy {
         match &self.network {
             Network::None => answer(false, None, "network none"),
             Network::Host => answer(true, None, "network host: the host's network is shared"),
-            Network::Filtered { allow, deny } => {
+            Network::Filtered { allow, deny, .. } => {
                 if let Some(rule) = deny.iter().find(|r| host_matches(&r.host, &host)) {
                     answer(false, Some(rule), "denied by")
                 } else if let Some(rule) = allow.iter().find(|r| host_matches(&r.host, &host)) {

@@ -820,7 +820,7 @@ impl Fragment {
                 NetworkMode::None => Network::None,
                 NetworkMode::Host => Network::Host,
                 NetworkMode::Filtered => {
-                    Network::Filtered { allow: hosts(network.allow), deny: hosts(network.deny) }
+                    Network::Filtered { allow: hosts(network.allow), deny: hosts(network.deny), egress: Box::default() }
                 }
             },
             environment: Environment {
