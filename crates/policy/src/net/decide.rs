@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::name::{Name, fold};
+use super::name::{Host, Name, fold};
 use super::rule::{HostPattern, List, Parsed, PortRange, RuleError, parse_entry};
 use super::special::{Opens, embedded, special};
 use crate::{HostRule, Network};
@@ -74,6 +74,57 @@ impl fmt::Display for Reason {
                 "the name leads to a special address, which network.allow does not list"
             }
         })
+    }
+}
+
+impl Verdict<'_> {
+    /// What to do about a refusal: lower case, one line. `resolved` is the address that a name led
+    /// to, where that is the matter.
+    pub fn remedy(&self, host: &Host, port: u16, resolved: Option<IpAddr>) -> Option<String> {
+        let allow = |host: &Host| {
+            let entry = written(host, port);
+            format!("allow it with --allow-host {entry} or network.allow = [\"{entry}\"]")
+        };
+        match self.reason {
+            Reason::Allowed => None,
+            Reason::Denied => self
+                .rule
+                .map(|rule| format!("take `{}` out of network.deny ({})", rule.host, rule.origin)),
+            Reason::NotListed | Reason::Port => Some(allow(host)),
+            Reason::SpecialAddress | Reason::ResolvedSpecial => {
+                let address = match (resolved, host) {
+                    (Some(address), _) => fold(address),
+                    (None, Host::Address(address)) => fold(*address),
+                    (None, Host::Name(name)) if name.as_str() == "localhost" => {
+                        return Some(format!(
+                            "allow this port of the host's loopback with --allow-host \
+                             localhost:{port} or network.allow = [\"localhost:{port}\"]"
+                        ));
+                    }
+                    (None, Host::Name(_)) => return None,
+                };
+                match special(address).map(|s| s.opens) {
+                    Some(Opens::Nothing) => None,
+                    Some(Opens::Localhost) => Some(format!(
+                        "allow this port of the host's loopback with --allow-host \
+                         localhost:{port} or network.allow = [\"localhost:{port}\"]"
+                    )),
+                    _ => Some(allow(&Host::Address(address))),
+                }
+            }
+        }
+    }
+}
+
+/// A host as an entry would say it.
+fn written(host: &Host, port: u16) -> String {
+    match host {
+        Host::Address(a) if a.is_ipv6() => format!("[{a}]:{port}"),
+        // A word alone would be a group.
+        Host::Name(name) if !name.as_str().contains('.') && name.as_str() != "localhost" => {
+            format!("{name}.:{port}")
+        }
+        host => format!("{host}:{port}"),
     }
 }
 
@@ -203,40 +254,44 @@ impl Hosts {
     }
 
     /// The narrowest first among networks that hold the address.
-    fn network_hits(&self, address: IpAddr) -> Vec<(u8, IpNet, &Hit)> {
-        let mut hits: Vec<(u8, IpNet, &Hit)> = match address {
+    fn network_hits(&self, address: IpAddr) -> Vec<(IpNet, &Hit)> {
+        let mut hits: Vec<(IpNet, &Hit)> = match address {
             IpAddr::V4(a) => self
                 .v4
                 .iter()
                 .filter(|(net, _)| net.contains(&a))
-                .map(|(net, hit)| (net.prefix_len(), IpNet::V4(*net), hit))
+                .map(|(net, hit)| (IpNet::V4(*net), hit))
                 .collect(),
             IpAddr::V6(a) => self
                 .v6
                 .iter()
                 .filter(|(net, _)| net.contains(&a))
-                .map(|(net, hit)| (net.prefix_len(), IpNet::V6(*net), hit))
+                .map(|(net, hit)| (IpNet::V6(*net), hit))
                 .collect(),
         };
-        hits.sort_by_key(|(length, ..)| std::cmp::Reverse(*length));
+        hits.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
         hits
     }
 
-    /// For denies: an address is also what it carries inside.
-    fn denies(&self, address: IpAddr, port: u16) -> Option<&HostRule> {
+    /// What denies an address, by itself or by what it carries inside.
+    fn denying(&self, address: IpAddr) -> Vec<&Hit> {
         let inner = match address {
             IpAddr::V6(a) => embedded(a).map(IpAddr::V4),
             IpAddr::V4(_) => None,
         };
+        let mut hits: Vec<&Hit> = Vec::new();
         for a in [Some(address), inner].into_iter().flatten() {
-            let hit = self.network_hits(a).into_iter().map(|(_, _, h)| h).find(|h| h.on(port));
-            let local = a.is_loopback().then_some(&self.local[..]).unwrap_or_default();
-            let hit = hit.or_else(|| local.iter().chain(&self.any).find(|h| h.on(port)));
-            if let Some(hit) = hit {
-                return self.rule(hit);
+            hits.extend(self.network_hits(a).into_iter().map(|(_, hit)| hit));
+            if a.is_loopback() {
+                hits.extend(&self.local);
             }
         }
-        None
+        hits.extend(&self.any);
+        hits
+    }
+
+    fn denies(&self, address: IpAddr, port: u16) -> Option<&HostRule> {
+        self.denying(address).into_iter().find(|h| h.on(port)).and_then(|h| self.rule(h))
     }
 }
 
@@ -342,7 +397,24 @@ impl Rules {
         }
     }
 
-    fn listed(&self, address: IpAddr, port: u16) -> Listed<'_> {
+    /// As [`Self::address`], on any port.
+    pub fn address_on_any_port(&self, address: IpAddr) -> Verdict<'_> {
+        let address = fold(address);
+        let (special, hits) = self.opening(address);
+        let denied = self.deny.denying(address);
+        let free = hits.iter().find(|h| h.ranges().iter().any(|r| !covered(*r, &denied)));
+        if let Some(hit) = free {
+            return allowed(self.allow.rule(hit));
+        }
+        match denied.iter().find(|h| h.ports.is_empty() || !hits.is_empty()) {
+            Some(hit) => refused(Reason::Denied, self.deny.rule(hit)),
+            None if special => refused(Reason::SpecialAddress, None),
+            None => refused(Reason::NotListed, None),
+        }
+    }
+
+    /// Whether the address is special, and what of the allow list counts for it.
+    fn opening(&self, address: IpAddr) -> (bool, Vec<&Hit>) {
         let special = special(address);
         let hits: Vec<&Hit> = match special.map(|s| s.opens) {
             // 127.0.0.1 and ::1 are where services listen; the rest of 127/8 leads nowhere.
@@ -356,28 +428,48 @@ impl Rules {
                 .allow
                 .network_hits(address)
                 .into_iter()
-                .filter(|(length, net, _)| match opens {
+                .filter(|(net, _)| match opens {
                     Opens::Within(range) => range.contains(net),
-                    _ => *length == net.max_prefix_len(),
+                    _ => net.prefix_len() == net.max_prefix_len(),
                 })
-                .map(|(_, _, hit)| hit)
+                .map(|(_, hit)| hit)
                 .collect(),
             None => self
                 .allow
                 .network_hits(address)
                 .into_iter()
-                .map(|(_, _, hit)| hit)
+                .map(|(_, hit)| hit)
                 .chain(&self.allow.any)
                 .collect(),
         };
+        (special.is_some(), hits)
+    }
+
+    fn listed(&self, address: IpAddr, port: u16) -> Listed<'_> {
+        let (special, hits) = self.opening(address);
         if let Some(hit) = hits.iter().find(|h| h.on(port)) {
             return Listed::Yes(self.allow.rule(hit));
         }
         match hits.first() {
             Some(hit) => Listed::Port(self.allow.rule(hit)),
-            None if special.is_some() => Listed::Special,
+            None if special => Listed::Special,
             None => Listed::No,
         }
+    }
+
+    /// On which ports a host may be reached, as far as can be told without resolving; sorted, not
+    /// overlapping.
+    pub fn ports(&self, host: &Host) -> Vec<PortRange> {
+        let (allow, deny): (Vec<&Hit>, Vec<&Hit>) = match host {
+            Host::Name(name) => {
+                (self.allowing(name).collect(), self.deny.name_hits(name).collect())
+            }
+            Host::Address(address) => {
+                let address = fold(*address);
+                (self.opening(address).1, self.deny.denying(address))
+            }
+        };
+        minus(&union(&allow), &union(&deny))
     }
 
     /// An address that an allowed name resolved to, before it is dialled.
@@ -441,6 +533,45 @@ impl Rules {
         ports.dedup();
         ports
     }
+}
+
+/// Sorted, merged.
+fn union(hits: &[&Hit]) -> Vec<PortRange> {
+    let mut ranges: Vec<PortRange> = hits.iter().flat_map(|h| h.ranges()).copied().collect();
+    ranges.sort_unstable();
+    let mut out: Vec<PortRange> = Vec::new();
+    for range in ranges {
+        match out.last_mut() {
+            Some(last) if range.first <= last.last.saturating_add(1) => {
+                last.last = last.last.max(range.last);
+            }
+            _ => out.push(range),
+        }
+    }
+    out
+}
+
+/// What of `all` is not in `gone`; both sorted and merged.
+fn minus(all: &[PortRange], gone: &[PortRange]) -> Vec<PortRange> {
+    let mut out = Vec::new();
+    for range in all {
+        let mut next = u32::from(range.first);
+        let last = u32::from(range.last);
+        for g in gone {
+            let (first, end) = (u32::from(g.first), u32::from(g.last));
+            if end < next || first > last {
+                continue;
+            }
+            if first > next {
+                out.push(PortRange { first: next as u16, last: (first - 1) as u16 });
+            }
+            next = end + 1;
+        }
+        if next <= last {
+            out.push(PortRange { first: next as u16, last: range.last });
+        }
+    }
+    out
 }
 
 /// Whether every port of `range` is in one of the hits.

@@ -142,14 +142,7 @@ pub const GROUPS: &[Group] = &[
     https(
         "go",
         "go modules and toolchains",
-        &[
-            "proxy.golang.org",
-            "sum.golang.org",
-            "go.dev",
-            "golang.org",
-            "dl.google.com",
-            "storage.googleapis.com",
-        ],
+        &["proxy.golang.org", "sum.golang.org", "go.dev", "golang.org", "dl.google.com"],
     ),
     // Gemini: models and login. No wildcard: anybody has a name below googleapis.com's storage.
     https(

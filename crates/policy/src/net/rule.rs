@@ -256,6 +256,26 @@ impl HostPattern {
     }
 }
 
+impl HostPattern {
+    /// Whether every name that `other` covers is covered by this. Ports are not looked at.
+    pub fn contains(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, Self::Network(_) | Self::HostLoopback) => false,
+            (Self::Any, _) => true,
+            (Self::Subdomains(base), Self::Subdomains(inner)) if base == inner => true,
+            (_, Self::Exact(name) | Self::Subdomains(name)) if *self != Self::HostLoopback => {
+                match self {
+                    // The names below `name`, but not the name itself.
+                    Self::Exact(_) => self == other,
+                    _ => self.covers(name),
+                }
+            }
+            (Self::Network(net), Self::Network(inner)) => net.contains(inner),
+            _ => self == other,
+        }
+    }
+}
+
 impl fmt::Display for HostPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -472,4 +492,13 @@ fn check_allowed(pattern: &HostPattern, ports: &[PortRange]) -> Result<(), Strin
 /// Whether `text` may stand in `network.allow` or `network.deny`.
 pub fn check_entry(text: &str, list: List) -> Result<(), String> {
     parse_entry(text, list).map(|_| ())
+}
+
+/// What an entry names, groups taken apart, without ports; for lists whose entries may be as wide as
+/// denies.
+pub fn patterns(text: &str) -> Result<Vec<HostPattern>, String> {
+    match parse_entry(text, List::Deny)? {
+        Parsed::Pattern(pattern, _) => Ok(vec![pattern]),
+        Parsed::Group(group, _) => group.hosts.iter().map(|h| HostPattern::parse(h)).collect(),
+    }
 }
