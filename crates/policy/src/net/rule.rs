@@ -421,11 +421,11 @@ fn is_word(host: &str) -> bool {
 fn unknown_group(word: &str) -> String {
     let names = GROUPS.iter().map(|g| g.name);
     let hint = match nearest(word, names.clone()) {
-        Some(hint) => format!(", did you mean `{hint}`?"),
-        None => format!("; known groups: {}", names.collect::<Vec<_>>().join(", ")),
+        Some(hint) => format!(", did you mean `{hint}`? "),
+        None => format!("; known groups: {}; ", names.collect::<Vec<_>>().join(", ")),
     };
     format!(
-        "unknown group `{word}`{hint}; a host whose name is one word is written with a dot at its \
+        "unknown group `{word}`{hint}a host whose name is one word is written with a dot at its \
          end: `{word}.`"
     )
 }

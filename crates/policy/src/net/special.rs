@@ -162,6 +162,9 @@ fn special_v6(a: Ipv6Addr) -> Option<Special> {
 
 /// The v4 address that a v6 address carries, where a translator or tunnel would take it out.
 pub(super) fn embedded(a: Ipv6Addr) -> Option<Ipv4Addr> {
+    if a.is_loopback() || a.is_unspecified() {
+        return None;
+    }
     let s = a.segments();
     let at = |high: u16, low: u16| Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low));
     match s {

@@ -33,12 +33,10 @@ fn a_good_file_has_none_and_bad_syntax_has_one() {
     assert_eq!(texts("p.toml", "files = [\nx\n[y]").len(), 1);
     let fence = texts(
         "fence.json",
-        "{\n \"network\": {\"allowedDomains\": [\"a.com\"]},\n \"ssh\": {\"allowedHosts\": [\"x\"]},\n \"nope\": 1,\n \"nope2\": 1\n}",
+        "{\n \"network\": {\"defaultAction\": \"proxy\"},\n \"ssh\": {\"allowedHosts\": [\"x\"]},\n \"nope\": 1,\n \"nope2\": 1\n}",
     );
     assert_eq!(fence.len(), 3, "{fence:#?}");
     assert!(
-        fence
-            .iter()
-            .any(|f| f.contains("ssh.allowedHosts") && f.contains("network.allowedDomains"))
+        fence.iter().any(|f| f.contains("ssh.allowedHosts") && f.contains("network.defaultAction"))
     );
 }
