@@ -323,9 +323,12 @@ fn entry() -> impl Strategy<Value = String> {
         }),
     ];
     (host, prop::sample::select(vec!["", ":443", ":80,443", ":8000-8100"])).prop_map(
-        |(host, ports)| match host.contains(':') && !ports.is_empty() {
-            true => format!("[{host}]{ports}"),
-            false => format!("{host}{ports}"),
+        |(host, ports)| {
+            if host.contains(':') && !ports.is_empty() {
+                format!("[{host}]{ports}")
+            } else {
+                format!("{host}{ports}")
+            }
         },
     )
 }
