@@ -40,3 +40,24 @@ fn a_good_file_has_none_and_bad_syntax_has_one() {
         fence.iter().any(|f| f.contains("ssh.allowedHosts") && f.contains("network.defaultAction"))
     );
 }
+
+#[test]
+fn every_bad_host_is_told_even_of_one_line() {
+    let found = texts(
+        "p.toml",
+        "[network]\nallow = [\"*.com\", \"npm\", \"npn\", \"a..b\"]\ndeny = [\n  \"a b\"]\ninspect = \
+         [\"10.0.0.1\"]\n[network.secrets.x]\nhosts = [\"a.b\"]\nfrom = \"zzz\"\n",
+    );
+    let starts = [
+        "p.toml:2: network.allow: \"*.com\": ",
+        "p.toml:2: network.allow: \"npn\": ",
+        "p.toml:2: network.allow: \"a..b\": ",
+        "p.toml:4: network.deny: \"a b\": ",
+        "p.toml:5: network.inspect: \"10.0.0.1\": ",
+        "p.toml:6: network.secrets.x.from: ",
+    ];
+    for start in starts {
+        assert!(found.iter().any(|f| f.starts_with(start)), "{start} is not in {found:#?}");
+    }
+    assert_eq!(found.len(), starts.len(), "{found:#?}");
+}
