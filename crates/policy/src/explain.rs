@@ -181,11 +181,14 @@ impl Policy {
             Network::None => {
                 answer.word = "none";
                 "network none: nothing is reached".clone_into(&mut answer.reason);
-                answer.remedy = Some(
-                    "network.allow or --allow-host names what may be reached, everything else \
-                     stays refused"
-                        .to_owned(),
-                );
+                let (none, asked) = (Rules::default(), port.unwrap_or(HTTPS));
+                let verdict = match &host {
+                    Host::Name(name) => none.name(name, port),
+                    Host::Address(a) => none.address(*a, asked),
+                };
+                answer.remedy = verdict
+                    .remedy(&host, asked, None)
+                    .map(|r| format!("{r}, or everything with --network host"));
                 return answer;
             }
             Network::Host => {

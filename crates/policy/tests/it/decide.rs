@@ -495,10 +495,10 @@ fn explanations_read_well() {
 #[test]
 fn hosts() {
     let p = policy("");
-    assert!(
-        p.explain_host("example.com")
-            .to_string()
-            .starts_with("example.com: refused, network none: nothing is reached\n  remedy: ")
+    assert_eq!(
+        p.explain_host("example.com").to_string(),
+        "example.com: refused, network none: nothing is reached\n  remedy: allow it with --allow-host \
+         example.com:443 or network.allow = [\"example.com:443\"], or everything with --network host"
     );
     let p = policy("[network]\nmode = \"host\"");
     assert!(p.explain_host("example.com:443").allowed);
