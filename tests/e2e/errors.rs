@@ -686,18 +686,18 @@ fn flags_for_hosts_that_nothing_would_hold_are_refused() {
                 &["--allow-host", "npn"],
                 "--allow-host: npn: unknown group `npn`, did you mean `npm`?",
             ),
-            (&["--upstream-proxy", "socks5://u:secret@p"], "is spoken to by http, not socks5"),
+            (&["--upstream-proxy", "socks5://u:hunter2@p"], "is spoken to by http, not socks5"),
         ] {
             let ran = run(p, &[args, &["--", "true"]].concat()).failed_with(FAILED).says(says);
-            assert!(!ran.err.contains("secret"), "{ran:?}");
+            assert!(!ran.err.contains("hunter2"), "{ran:?}");
         }
         p.write(
             "p.toml",
-            "[network]\nupstream_proxy = \"http://u:secret@p.example\"\nallow = [\"npm\"]\n",
+            "[network]\nupstream_proxy = \"http://u:hunter2@p.example\"\nallow = [\"npm\"]\n",
         );
         for json in [&[][..], &["--json"]] {
             let ran = run(p, &[&["policy", "show", "-s", "p.toml"], json].concat()).ok();
-            assert!(ran.out.contains("p.example:80") && !ran.out.contains("secret"), "{ran:?}");
+            assert!(ran.out.contains("p.example:80") && !ran.out.contains("hunter2"), "{ran:?}");
         }
         let ran = run(p, &["policy", "explain", "-s", "p.toml", "registry.npmjs.org:443"]).ok();
         ran.says("registry.npmjs.org:443: allowed, allowed by `npm` (p.toml:3)");
