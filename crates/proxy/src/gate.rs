@@ -48,6 +48,8 @@ pub(crate) struct Ticket {
     started: Instant,
     out: AtomicU64,
     back: AtomicU64,
+    /// What lasts as long as the connection: its entry among the open ones, its name's address.
+    holds: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 impl std::fmt::Debug for Ticket {
@@ -64,7 +66,14 @@ impl Ticket {
             started: Instant::now(),
             out: AtomicU64::new(0),
             back: AtomicU64::new(0),
+            holds: None,
         }
+    }
+
+    /// Drops `holds` with the ticket.
+    pub(crate) fn holding(mut self, holds: impl std::any::Any + Send + Sync) -> Self {
+        self.holds = Some(Box::new(holds));
+        self
     }
 
     /// Bytes from the sandbox outward.
