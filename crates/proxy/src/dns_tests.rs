@@ -186,7 +186,8 @@ fn what_is_no_question_is_refused() {
     let mut edns = Edns::new();
     edns.set_version(1);
     version.set_edns(edns);
-    assert_eq!(code(&version.to_vec().unwrap()), Some(ResponseCode::BADVERS));
+    // 16 has two names.
+    assert_eq!(code(&version.to_vec().unwrap()).map(u16::from), Some(16));
 }
 
 #[test]

@@ -19,8 +19,8 @@ pub(crate) const DESCRIPTORS_SPARE: u64 = 256;
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A client of the proxies must say something within this time.
 pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(60);
-/// From a client's first byte until its beginning can be judged.
-pub(crate) const FIRST_BYTES: Duration = Duration::from_secs(10);
+/// From a client's first byte until its beginning can be judged. Tests do not wait as long.
+pub(crate) const FIRST_BYTES: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// A `ClientHello` may be 16 KiB and more with post-quantum keys; a request's head is limited to less.
 pub(crate) const FIRST_BYTES_SIZE: usize = 64 * 1024;
 /// How long a refused client may take to say which protocol it speaks, so that the refusal is

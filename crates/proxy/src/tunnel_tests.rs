@@ -237,7 +237,7 @@ async fn a_beginning_that_ends_is_refused() {
     assert!(matches!(bench.server.read(&mut [0; 8]).await, Ok(0) | Err(_)));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_beginning_that_stalls_is_refused() {
     let mut bench = bench(name(), b"").await;
     bench.client.write_all(&[22, 3]).await.unwrap();
