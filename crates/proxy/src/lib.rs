@@ -13,7 +13,13 @@
 #![forbid(unsafe_code)]
 
 mod gate;
+mod hello;
+mod http;
 pub mod record;
+mod socks;
+mod tunnel;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

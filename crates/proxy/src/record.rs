@@ -61,3 +61,40 @@ impl fmt::Display for Record {
         write!(f, ":{}: {}", self.port, self.detail)
     }
 }
+
+impl Record {
+    pub(crate) fn new(
+        asked: &crate::Asked,
+        allowed: bool,
+        reason: &'static str,
+        detail: &str,
+    ) -> Self {
+        use ringfence_policy::net::Host;
+        let (name, address) = match &asked.host {
+            Host::Name(name) => (Some(name.to_string()), None),
+            Host::Address(address) => (None, Some(*address)),
+        };
+        Self {
+            time_ms: 0,
+            allowed,
+            via: asked.via,
+            process: None,
+            name,
+            address,
+            port: asked.port,
+            reason,
+            detail: detail.to_owned(),
+            rule: None,
+            origin: None,
+            remedy: None,
+            bytes_out: 0,
+            bytes_in: 0,
+            duration_ms: 0,
+        }
+    }
+}
+
+/// Stand-in.
+pub(crate) fn explain_json(record: &Record) -> String {
+    serde_json::to_string(record).unwrap_or_default()
+}
