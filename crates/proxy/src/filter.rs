@@ -202,3 +202,7 @@ fn raise_descriptors() {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
     }
 }
+
+#[cfg(test)]
+#[path = "filter_tests.rs"]
+mod tests;

@@ -17,6 +17,12 @@ pub(crate) trait Gate: Send + Sync + 'static {
     /// Refuses for something that was seen after the decision (another server name, a malformed
     /// request). Writes the record.
     fn refuse(&self, asked: &Asked, why: Why) -> Refusal;
+
+    /// Changes when the rules do: a connection that was opened under other rules serves no further
+    /// request.
+    fn generation(&self) -> u64 {
+        0
+    }
 }
 
 /// What protocols find wrong by themselves.

@@ -2,6 +2,7 @@
 //! one, record. Everything that leaves goes through [`Judge::open`].
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -93,29 +94,12 @@ impl No {
     fn plain(reason: &'static str, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into(), rule: None, remedy: None, address: None }
     }
-
-    fn at(mut self, address: IpAddr) -> Self {
-        self.address = Some(address);
-        self
-    }
 }
 
 /// What was decided before anything is dialled.
 struct Way {
     addresses: Vec<IpAddr>,
     rule: Option<HostRule>,
-}
-
-/// The stable word for programs.
-fn word(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Allowed => "allowed",
-        Reason::Denied => "denied",
-        Reason::NotListed => "not-listed",
-        Reason::Port => "port",
-        Reason::SpecialAddress => "special-address",
-        Reason::ResolvedSpecial => "resolved-special",
-    }
 }
 
 fn sentence(verdict: &Verdict<'_>) -> String {
@@ -128,34 +112,25 @@ fn sentence(verdict: &Verdict<'_>) -> String {
     }
 }
 
-/// `HOST:PORT` as `--allow-host` takes it.
-fn entry(host: &Host, port: Option<u16>) -> String {
-    match (host, port) {
-        (Host::Address(IpAddr::V6(a)), Some(port)) => format!("[{a}]:{port}"),
-        (host, Some(port)) => format!("{host}:{port}"),
-        (host, None) => host.to_string(),
-    }
-}
-
-fn allow_it(host: &Host, port: Option<u16>) -> String {
-    let entry = entry(host, port);
-    format!("allow it: ringfence run --allow-host {entry}, or network.allow in ringfence.toml")
-}
-
-/// A name's refusal or an address's.
-fn no(verdict: &Verdict<'_>, host: &Host, port: Option<u16>) -> No {
+/// A refusal by the rules. `port` `None`: of the name on every port; `resolved`: for an address that
+/// the name led to.
+fn no(verdict: &Verdict<'_>, host: &Host, port: Option<u16>, resolved: Option<IpAddr>) -> No {
     let mut detail = sentence(verdict);
-    let remedy = match verdict.reason {
-        Reason::Denied => verdict
-            .rule
-            .map(|rule| format!("to allow it, take {} out of network.deny ({})", rule.host, rule.origin)),
-        Reason::Allowed => None,
-        _ => Some(allow_it(host, port)),
+    let remedy = match (verdict.reason, port) {
+        // At a lookup the port is not known yet.
+        (Reason::NotListed, None) => Some(format!(
+            "allow it with --allow-host {host} or network.allow = [\"{host}\"]"
+        )),
+        _ => verdict.remedy(host, port.unwrap_or_default(), resolved),
     };
     if matches!((verdict.reason, host), (Reason::NotListed, Host::Address(_))) {
         detail.push_str(": names are judged by DNS, and this address stands for none");
     }
-    No { reason: word(verdict.reason), detail, rule: verdict.rule.cloned(), remedy, address: None }
+    if let Some(address) = resolved {
+        let _ = write!(detail, " ({address})");
+    }
+    let (reason, rule) = (verdict.reason.word(), verdict.rule.cloned());
+    No { reason, detail, rule, remedy, address: resolved }
 }
 
 impl Judge {
@@ -202,14 +177,13 @@ impl Judge {
         }
     }
 
-    /// `localhost` in every spelling is the loopback, never a question for the host's resolver.
+    /// `localhost` is the loopback, never a question for the host's resolver.
     fn normal(asked: &Asked) -> Asked {
         let mut asked = asked.clone();
-        if let Host::Name(name) = &asked.host {
-            let name = name.as_str();
-            if name == "localhost" || name.ends_with(".localhost") {
-                asked.host = Host::Address(Ipv4Addr::LOCALHOST.into());
-            }
+        if let Host::Name(name) = &asked.host
+            && name.as_str() == "localhost"
+        {
+            asked.host = Host::Address(Ipv4Addr::LOCALHOST.into());
         }
         if let Host::Address(address) = asked.host {
             asked.host = Host::Address(address.to_canonical());
@@ -226,7 +200,7 @@ impl Judge {
         let rule = {
             let verdict = book.name(name, Some(asked.port));
             if !verdict.allowed {
-                return Err(no(&verdict, &asked.host, Some(asked.port)));
+                return Err(no(&verdict, &asked.host, Some(asked.port), None));
             }
             verdict.rule.cloned()
         };
@@ -246,13 +220,9 @@ impl Judge {
             if verdict.allowed && !Pool::covers(address) {
                 addresses.push(address);
             } else if refused.is_none() {
-                let mut why = no(&verdict, &Host::Address(address), Some(asked.port)).at(address);
+                let mut why = no(&verdict, &asked.host, Some(asked.port), Some(address));
                 if verdict.allowed {
                     why = No::plain("resolved-special", "the name leads to an address of the filter");
-                }
-                if why.reason == "resolved-special" {
-                    why.detail = format!("{} ({address})", why.detail);
-                    why.remedy = why.remedy.map(|r| r.replacen("allow it", "list the address", 1));
                 }
                 refused = Some(why);
             }
@@ -272,7 +242,7 @@ impl Judge {
         }
         let verdict = book.address(address, asked.port);
         if !verdict.allowed {
-            return Err(no(&verdict, &asked.host, Some(asked.port)));
+            return Err(no(&verdict, &asked.host, Some(asked.port), None));
         }
         let rule = verdict.rule.cloned();
         let addresses = match address {
@@ -368,6 +338,10 @@ impl Gate for Judge {
         Box::pin(self.let_out(asked)).await
     }
 
+    fn generation(&self) -> u64 {
+        self.edition.load(Ordering::SeqCst)
+    }
+
     fn refuse(&self, asked: &Asked, why: Why) -> Refusal {
         let judged = match &asked.host {
             Host::Name(name) => name.as_str(),
@@ -444,7 +418,7 @@ impl Judge {
         if verdict.reason == Reason::NotListed && self.is_search(book, name) {
             return;
         }
-        self.say_name(name, client, no(verdict, &Host::Name(name.clone()), None));
+        self.say_name(name, client, no(verdict, &Host::Name(name.clone()), None, None));
     }
 
     /// Whether the name is an allowed one with a search domain of the host behind it: resolvers try

@@ -14,6 +14,8 @@
 
 mod dns;
 mod filter;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gate;
 mod hello;
 mod http;

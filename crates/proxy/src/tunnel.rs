@@ -20,8 +20,6 @@ use crate::limits::{FIRST_BYTES, FIRST_BYTES_SIZE, REFUSED_LINGER, REFUSED_WAIT}
 use crate::record::{explain_json, printable};
 use crate::splice;
 
-/// TLS alert record: fatal, access_denied (49).
-const ACCESS_DENIED: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 49];
 /// Read at a time before the relay takes over.
 const CHUNK: usize = 16 * 1024;
 
@@ -244,7 +242,7 @@ async fn say(client: TcpStream, answer: Answer) {
             let _ = client.set_zero_linger();
             return;
         }
-        Answer::Alert => ACCESS_DENIED.to_vec(),
+        Answer::Alert => hello::alert().to_vec(),
         Answer::Body(body) => format!(
             "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
              connection: close\r\n\r\n{body}",
