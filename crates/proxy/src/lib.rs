@@ -17,8 +17,10 @@ mod hello;
 mod http;
 pub mod record;
 mod socks;
+#[cfg(test)]
+mod testing;
 mod tunnel;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 
 use std::net::SocketAddr;
