@@ -14,7 +14,7 @@
 
 mod dns;
 mod filter;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gate;
 mod hello;
@@ -27,6 +27,8 @@ pub mod record;
 mod resolve;
 mod socks;
 mod splice;
+#[cfg(test)]
+mod testing;
 mod transparent;
 mod tunnel;
 mod upstream;

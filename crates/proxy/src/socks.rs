@@ -241,3 +241,132 @@ async fn converse(client: &mut TcpStream, mut bytes: Vec<u8>) -> Talk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::testing::{Fake, pair, run, server, until};
+
+    fn by_name(name: &[u8], port: u16) -> Vec<u8> {
+        let mut bytes = vec![5, 1, 0, 3, name.len() as u8];
+        bytes.extend(name);
+        bytes.extend(port.to_be_bytes());
+        bytes
+    }
+
+    /// What a server that says `hi` and echoes gives to `bytes`, sent in one piece or byte by byte.
+    async fn talk(gate: &Arc<Fake>, bytes: &[u8], slowly: bool) -> Vec<u8> {
+        let (mut client, inner) = pair().await;
+        client.set_nodelay(true).unwrap();
+        let address = client.local_addr().unwrap();
+        tokio::spawn(serve(Arc::clone(gate), inner, Vec::new(), address));
+        if slowly {
+            for byte in bytes {
+                client.write_all(&[*byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        } else {
+            client.write_all(bytes).await.unwrap();
+        }
+        client.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        let _ = client.read_to_end(&mut got).await;
+        got
+    }
+
+    const OK: [u8; 10] = reply(GRANTED);
+
+    #[test]
+    fn connections_and_what_follows_at_once() {
+        run(async {
+            let at = server(|mut s| async move {
+                s.write_all(b"hi").await.unwrap();
+                let got = until(&mut s, "!").await;
+                s.write_all(got.as_bytes()).await.unwrap();
+            })
+            .await;
+            let gate = Fake::new(&[("a.example:22", at), ("192.0.2.1:22", at), ("::2:22", at)]);
+            let six = [&[5, 1, 0, 4][..], &[0; 15], &[2, 0, 22]].concat();
+            for request in
+                [by_name(b"A.example", 22), vec![5, 1, 0, 1, 192, 0, 2, 1, 0, 22], six]
+            {
+                for (hello, said) in [
+                    (&b"\x05\x01\0"[..], &b"\x05\0"[..]),
+                    (b"\x05\x03\x01\x02\0", b"\x05\0"),
+                    (b"\x05\x01\x02\x01\x01u\0", b"\x05\x02\x01\0"),
+                ] {
+                    for slowly in [false, true] {
+                        let all = [hello, &request, b"ping!"].concat();
+                        let want = [said, &OK, b"hiping!"].concat();
+                        assert_eq!(talk(&gate, &all, slowly).await, want);
+                    }
+                }
+            }
+            assert!(gate.refused().is_empty());
+        });
+    }
+
+    #[test]
+    fn refusals_have_their_codes() {
+        run(async {
+            let gate = Fake::new(&[("down.example:1", ([127, 0, 0, 1], 1).into())]);
+            let table: &[(&[u8], u8)] = &[
+                (&by_name(b"evil.example", 443), NOT_ALLOWED),
+                (&by_name(b"down.example", 1), REFUSED),
+                (&by_name(b"", 443), FAILURE),
+                (&by_name(b"a.example", 0), FAILURE),
+                (b"\x05\x02\0\x01\x01\x02\x03\x04\0\x50", NO_SUCH_COMMAND),
+                (b"\x05\x03\0\x01\0\0\0\0\0\0", NO_SUCH_COMMAND),
+                (b"\x05\x09\0\x01\0\0\0\0\0\0", NO_SUCH_COMMAND),
+                (b"\x05\x01\0\x02\0\0\0\0\0\0", NO_SUCH_ADDRESS),
+                (b"\x05\x01\x01\x01\0\0\0\0\0\0", FAILURE),
+                (b"\x04\x01\0", FAILURE),
+            ];
+            for (bytes, code) in table {
+                let got = talk(&gate, &[b"\x05\x01\0", *bytes].concat(), false).await;
+                assert_eq!(got, [&[5, 0], &reply(*code)[..]].concat(), "{bytes:x?}");
+            }
+            assert_eq!(gate.refused().len(), table.len());
+            assert_eq!(talk(&gate, b"\x05\x01\x01", false).await, [5, NONE_FITS]);
+            assert_eq!(talk(&gate, b"\x04\x01\0\x50", false).await[..2], [0, 0x5b]);
+            assert!(gate.opened().is_empty());
+        });
+    }
+
+    proptest! {
+        /// A whole request is undecided until its last byte, and what follows changes nothing.
+        #[test]
+        fn a_request_is_read_to_its_end(
+            name in "[a-z0-9]{1,30}\\.[a-z]{2,9}", port in 1_u16.., tail in any::<[u8; 3]>(),
+        ) {
+            let mut bytes = by_name(name.as_bytes(), port);
+            for cut in 0..bytes.len() {
+                prop_assert_eq!(step(Stage::Request, &bytes[..cut]), Step::More);
+            }
+            let length = bytes.len();
+            let host = Host::parse(name.as_bytes()).unwrap();
+            let want = Step::Connect { host, port, length };
+            prop_assert_eq!(step(Stage::Request, &bytes), want.clone());
+            bytes.extend(tail);
+            prop_assert_eq!(step(Stage::Request, &bytes), want);
+        }
+
+        #[test]
+        fn an_answer_never_changes(
+            start in prop::collection::vec(0_u8..6, 0..6),
+            tail in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let bytes = [start, tail].concat();
+            for stage in [Stage::Greeting, Stage::Login, Stage::Request] {
+                let whole = step(stage, &bytes);
+                for cut in 0..bytes.len() {
+                    let part = step(stage, &bytes[..cut]);
+                    prop_assert!(part == Step::More || part == whole);
+                }
+            }
+        }
+    }
+}
