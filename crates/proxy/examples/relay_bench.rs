@@ -256,7 +256,9 @@ fn measure() -> Result<()> {
         let (plain, filtered) = (median(plain), median(filtered));
         let ratio = filtered / plain;
         let goal = if more_is_better { ">= 0.9" } else { "<= 2.0" };
-        println!("{name}: direct {plain:.1}, filtered {filtered:.1} {unit}, ratio {ratio:.2} (goal {goal})");
+        println!(
+            "{name}: direct {plain:.1}, filtered {filtered:.1} {unit}, ratio {ratio:.2} (goal {goal})"
+        );
     }
 
     let before = resident()?;

@@ -325,9 +325,7 @@ pub(crate) fn answer<R: Registry>(
             }
             reply.finish(size)
         }
-        Standing::Refused => {
-            reply.code(code::NXDOMAIN).extended(Extended::Prohibited).finish(size)
-        }
+        Standing::Refused => reply.code(code::NXDOMAIN).extended(Extended::Prohibited).finish(size),
         Standing::Limit => reply.code(code::SERVFAIL).extended(Extended::NotReady).finish(size),
     })
 }

@@ -1,8 +1,8 @@
 use std::cell::RefCell;
 
 use hickory_proto::op::{Edns, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name as Wire, RData, RecordType};
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+use hickory_proto::rr::{DNSClass, Name as Wire, RData, RecordType};
 
 use super::*;
 use crate::pool::{Pair, Pool};

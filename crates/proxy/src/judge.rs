@@ -118,9 +118,9 @@ fn no(verdict: &Verdict<'_>, host: &Host, port: Option<u16>, resolved: Option<Ip
     let mut detail = sentence(verdict);
     let remedy = match (verdict.reason, port) {
         // At a lookup the port is not known yet.
-        (Reason::NotListed, None) => Some(format!(
-            "allow it with --allow-host {host} or network.allow = [\"{host}\"]"
-        )),
+        (Reason::NotListed, None) => {
+            Some(format!("allow it with --allow-host {host} or network.allow = [\"{host}\"]"))
+        }
         _ => verdict.remedy(host, port.unwrap_or_default(), resolved),
     };
     if matches!((verdict.reason, host), (Reason::NotListed, Host::Address(_))) {
@@ -222,7 +222,8 @@ impl Judge {
             } else if refused.is_none() {
                 let mut why = no(&verdict, &asked.host, Some(asked.port), Some(address));
                 if verdict.allowed {
-                    why = No::plain("resolved-special", "the name leads to an address of the filter");
+                    why =
+                        No::plain("resolved-special", "the name leads to an address of the filter");
                 }
                 refused = Some(why);
             }
@@ -237,7 +238,8 @@ impl Judge {
         let book = self.book();
         if Pool::covers(address) {
             // An answer of another run, or made up: there is nothing outside at this address.
-            let detail = "the address is one that this filter gives to names, and stands for none now";
+            let detail =
+                "the address is one that this filter gives to names, and stands for none now";
             return Err(No::plain("not-listed", detail));
         }
         let verdict = book.address(address, asked.port);
@@ -301,9 +303,8 @@ impl Judge {
     }
 
     fn record(&self, asked: &Asked, no: No) -> Record {
-        let mut record = Record::new(asked, false, no.reason, &no.detail)
-            .by(no.rule.as_ref())
-            .remedy(no.remedy);
+        let mut record =
+            Record::new(asked, false, no.reason, &no.detail).by(no.rule.as_ref()).remedy(no.remedy);
         record.address = no.address.or(record.address);
         record
     }
@@ -321,6 +322,9 @@ impl Judge {
 
     /// Who asked; on another thread, since it walks `/proc`.
     async fn process(&self, asked: &Asked) -> Option<Process> {
+        if !self.finder.is_able() {
+            return None;
+        }
         if let Some(known) = self.connections.process(asked.client) {
             return known;
         }
@@ -443,7 +447,8 @@ impl Judge {
             if names.len() > REFUSED_NAMES {
                 return;
             }
-            let detail = format!("more than {REFUSED_NAMES} names refused, further ones are not listed");
+            let detail =
+                format!("more than {REFUSED_NAMES} names refused, further ones are not listed");
             no = No::plain("limit", detail);
         }
         let count = names.entry(name.clone()).or_insert(0);

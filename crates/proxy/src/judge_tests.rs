@@ -248,7 +248,8 @@ async fn addresses_are_judged_as_addresses() {
     let (port, count) = server("127.0.0.1:0".parse().unwrap()).await;
     assert!(bench.judge.open(&to("127.0.0.1", port)).await.is_ok());
     // The same address in another spelling, and the name that means it.
-    let mapped = Asked { host: Host::Address("::ffff:127.0.0.1".parse().unwrap()), ..to("a", port) };
+    let mapped =
+        Asked { host: Host::Address("::ffff:127.0.0.1".parse().unwrap()), ..to("a", port) };
     assert!(bench.judge.open(&mapped).await.is_ok());
     assert!(bench.judge.open(&to("localhost", port)).await.is_ok());
     let record = refused(&bench, &to("127.0.0.2", port)).await;
@@ -316,7 +317,8 @@ async fn names_under_a_wildcard_are_limited_at_every_door() {
     let mut limited = 0;
     for i in 0..2_000 {
         let name = Name::parse(format!("secret{i}.wild.test").as_bytes()).unwrap();
-        limited += usize::from(bench.judge.standing(&name, client, Instant::now()) == Standing::Limit);
+        limited +=
+            usize::from(bench.judge.standing(&name, client, Instant::now()) == Standing::Limit);
     }
     assert!(limited > 900, "{limited}");
     assert!(lock(&bench.records).iter().any(|r| r.reason == "limit"));

@@ -153,7 +153,8 @@ mod tests {
         let labels = Labels::default();
         let mut admitted = 0;
         for i in 0..5_000 {
-            admitted += usize::from(labels.admit("*.x.test", &name(&format!("d{i}.x.test"))).is_ok());
+            admitted +=
+                usize::from(labels.admit("*.x.test", &name(&format!("d{i}.x.test"))).is_ok());
         }
         assert!((200..260).contains(&admitted), "{admitted}");
         assert!(labels.admit("*.x.test", &name("d0.x.test")).is_ok(), "a known name stays");

@@ -60,6 +60,11 @@ impl Finder {
         Self { diagnosis: diagnosis.map(Mutex::new), init, rate: Bucket::new(ATTRIBUTION_RATE) }
     }
 
+    /// Whether there is anything to look at.
+    pub(crate) fn is_able(&self) -> bool {
+        self.diagnosis.is_some() && self.init.is_some()
+    }
+
     /// The process whose socket has `client` as its own address. `ports` are where the socket may
     /// be connected to: a program can use one source port for several destinations.
     pub(crate) fn find(&self, kind: Kind, client: SocketAddr, ports: &[u16]) -> Option<Process> {
@@ -166,9 +171,10 @@ fn holder(init: i32, inode: u32, deadline: Instant) -> Option<Process> {
 
 fn holds(pid: i32, wanted: &str) -> bool {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    entries.flatten().take(DESCRIPTORS).any(|entry| {
-        fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == wanted)
-    })
+    entries
+        .flatten()
+        .take(DESCRIPTORS)
+        .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == wanted))
 }
 
 fn children(pid: i32) -> Vec<i32> {

@@ -202,8 +202,11 @@ mod tests {
         };
         let mut record = Record::new(&asked, false, "not-listed", "not in network.allow")
             .remedy(Some("allow it: --allow-host evil.example:443".into()));
-        record.process =
-            Some(Process { pid: 123, program: "/usr/bin/curl".into(), command: vec!["curl".into()] });
+        record.process = Some(Process {
+            pid: 123,
+            program: "/usr/bin/curl".into(),
+            command: vec!["curl".into()],
+        });
         record
     }
 

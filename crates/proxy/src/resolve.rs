@@ -218,7 +218,8 @@ mod tests {
 
     #[test]
     fn families_take_turns() {
-        let parse = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let parse =
+            |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<IpAddr>>();
         assert_eq!(
             interleave(&parse(&["192.0.2.1", "192.0.2.2", "2001:db8::1"])),
             parse(&["2001:db8::1", "192.0.2.1", "192.0.2.2"])

@@ -54,8 +54,7 @@ impl Loan {
             let pipe = match stock.spare.pop() {
                 Some(pipe) => pipe,
                 None if stock.lent < MOST => {
-                    let (read, write) =
-                        pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+                    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
                     // Refused beyond the user's share: then it is a small pipe.
                     let _ = fcntl_setpipe_size(&write, PIPE);
                     Pipe { read, write }
@@ -82,23 +81,48 @@ impl Drop for Loan {
     }
 }
 
-/// Relays both directions until both have ended. An end of one direction is passed on as such; an
-/// error of either socket resets both.
+/// Relays both directions until both have ended. An end of one direction is passed on as such, a
+/// reset as a reset of the other side.
 pub(crate) async fn relay(
     client: &TcpStream,
     server: &TcpStream,
     ticket: &Ticket,
 ) -> io::Result<()> {
-    let result = tokio::try_join!(
-        pump(client, server, |n| ticket.sent(n)),
-        pump(server, client, |n| ticket.received(n))
-    );
-    if let Err(e) = result {
+    let mut out = std::pin::pin!(pump(client, server, |n| ticket.sent(n)));
+    let mut back = std::pin::pin!(pump(server, client, |n| ticket.received(n)));
+    let result = tokio::select! {
+        first = &mut out => rest(first, back).await,
+        first = &mut back => rest(first, out).await,
+    };
+    if result.is_err() {
         let _ = client.set_zero_linger();
         let _ = server.set_zero_linger();
-        return Err(e);
     }
-    Ok(())
+    result.map_err(|broken| match broken {
+        Broken::Read(e) | Broken::Write(e) => e,
+    })
+}
+
+/// After one direction is over.
+async fn rest(
+    first: Result<(), Broken>,
+    other: impl Future<Output = Result<(), Broken>>,
+) -> Result<(), Broken> {
+    match first {
+        Ok(()) => other.await,
+        // It takes no more, but what it said before is still to be delivered.
+        Err(Broken::Write(e)) => {
+            let _ = other.await;
+            Err(Broken::Write(e))
+        }
+        Err(broken) => Err(broken),
+    }
+}
+
+/// Which side of a direction failed.
+enum Broken {
+    Read(io::Error),
+    Write(io::Error),
 }
 
 enum Step {
@@ -108,10 +132,10 @@ enum Step {
     Copy,
 }
 
-async fn pump(from: &TcpStream, to: &TcpStream, count: impl Fn(u64)) -> io::Result<()> {
+async fn pump(from: &TcpStream, to: &TcpStream, count: impl Fn(u64)) -> Result<(), Broken> {
     let mut spliced = true;
     loop {
-        from.readable().await?;
+        from.readable().await.map_err(Broken::Read)?;
         let loan = if spliced { Loan::take() } else { None };
         let step = match loan {
             Some(loan) => burst(from, to, loan, &count).await?,
@@ -134,7 +158,7 @@ async fn burst(
     to: &TcpStream,
     mut loan: Loan,
     count: &impl Fn(u64),
-) -> io::Result<Step> {
+) -> Result<Step, Broken> {
     let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
     loop {
         let Some(pipe) = loan.pipe.as_ref() else { return Ok(Step::Copy) };
@@ -145,7 +169,7 @@ async fn burst(
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Idle),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(Step::Copy),
-            Err(e) => return Err(e),
+            Err(e) => return Err(Broken::Read(e)),
         };
         let moved = left;
         while left > 0 {
@@ -153,11 +177,13 @@ async fn burst(
             let Some(pipe) = loan.pipe.as_ref() else { return Ok(Step::Copy) };
             let drain = || splice(&pipe.read, None, to, None, left, flags).map_err(io::Error::from);
             match to.try_io(Interest::WRITABLE, drain) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return Err(Broken::Write(io::ErrorKind::WriteZero.into())),
                 Ok(n) => left -= n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    to.writable().await.map_err(Broken::Write)?;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
+                Err(e) => return Err(Broken::Write(e)),
             }
         }
         loan.inside = 0;
@@ -168,24 +194,24 @@ async fn burst(
 
 /// One round through the shared buffer. What the other side does not take at once waits in memory
 /// of its own.
-async fn copy(from: &TcpStream, to: &TcpStream, count: &impl Fn(u64)) -> io::Result<Step> {
-    let taken = SHARED.with_borrow_mut(|buffer| -> io::Result<(usize, Vec<u8>)> {
+async fn copy(from: &TcpStream, to: &TcpStream, count: &impl Fn(u64)) -> Result<Step, Broken> {
+    let taken = SHARED.with_borrow_mut(|buffer| -> Result<(usize, Vec<u8>), Broken> {
         buffer.resize(BUFFER, 0);
-        let read = from.try_read(buffer)?;
+        let read = from.try_read(buffer).map_err(Broken::Read)?;
         let written = match to.try_write(&buffer[..read]) {
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(e) => return Err(e),
+            Err(e) => return Err(Broken::Write(e)),
         };
         Ok((read, buffer[written..read].to_vec()))
     });
     let (read, rest) = match taken {
         Ok((0, _)) => return Ok(Step::End),
         Ok(taken) => taken,
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Idle),
-        Err(e) => return Err(e),
+        Err(Broken::Read(e)) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Idle),
+        Err(broken) => return Err(broken),
     };
-    send(to, &rest).await?;
+    send(to, &rest).await.map_err(Broken::Write)?;
     count(read as u64);
     tokio::task::consume_budget().await;
     Ok(Step::Idle)

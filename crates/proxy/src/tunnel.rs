@@ -268,7 +268,6 @@ async fn say(client: TcpStream, answer: Answer) {
     .await;
 }
 
-
 #[cfg(test)]
 #[path = "tunnel_tests.rs"]
 mod tests;

@@ -130,7 +130,10 @@ async fn a_hello_for_another_name_is_refused_before_the_server_sees_it() {
     for (extensions, why) in [
         (vec![server_name("evil.test")], Why::ServerName(Some("evil.test".into()))),
         (vec![], Why::ServerName(None)),
-        (vec![server_name("evil.test"), (ECH, vec![0; 40])], Why::ServerName(Some("evil.test".into()))),
+        (
+            vec![server_name("evil.test"), (ECH, vec![0; 40])],
+            Why::ServerName(Some("evil.test".into())),
+        ),
     ] {
         let mut bench = bench(name(), b"").await;
         bench.client.write_all(&client_hello(&extensions)).await.unwrap();
@@ -214,11 +217,8 @@ async fn a_reset_is_passed_on() {
         let mut bench = bench(name(), b"").await;
         bench.client.write_all(b"\x01").await.unwrap();
         assert_eq!(read_some(&mut bench.server).await, b"\x01");
-        let (gone, mut other) = if from_server {
-            (bench.server, bench.client)
-        } else {
-            (bench.client, bench.server)
-        };
+        let (gone, mut other) =
+            if from_server { (bench.server, bench.client) } else { (bench.client, bench.server) };
         gone.set_zero_linger().unwrap();
         drop(gone);
         let error = other.read(&mut [0; 16]).await.unwrap_err();
@@ -358,4 +358,20 @@ async fn refusals_speak_the_clients_protocol() {
     assert!(http.starts_with("HTTP/1.1 403 ") && http.contains("not-listed"), "{http}");
     assert!(said(b"SSH-2.0-x\r\n".to_vec()).await.is_err());
     assert!(said(Vec::new()).await.is_err());
+}
+
+/// A server that answers and closes without having read everything: its answer arrives.
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_question_arrives() {
+    let mut bench = bench(name(), b"\0").await;
+    bench.server.read_exact(&mut [0]).await.unwrap();
+    bench.client.write_all(&vec![1; 1 << 19]).await.unwrap();
+    bench.server.write_all(b"too large").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(bench.server);
+    let _ = bench.client.write_all(&[1; 1000]).await;
+    let mut got = [0; 9];
+    bench.client.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"too large");
+    bench.task.await.unwrap();
 }

@@ -61,9 +61,8 @@ impl Upstream {
             _ => (place, DEFAULT_PORT),
         };
         let host = Host::parse(host.as_bytes()).map_err(|e| invalid(&e.to_string()))?;
-        let authorization = user.map(|user| {
-            Secret(format!("Basic {}", base64(&percent_decoded(user))))
-        });
+        let authorization =
+            user.map(|user| Secret(format!("Basic {}", base64(&percent_decoded(user)))));
         Ok(Self { host, port, authorization })
     }
 
@@ -74,9 +73,9 @@ impl Upstream {
         host: &Host,
         port: u16,
     ) -> io::Result<TcpStream> {
-        tokio::time::timeout(UPSTREAM, self.tunnel(resolver, host, port)).await.unwrap_or_else(
-            |_| Err(io::Error::other("the upstream proxy did not answer in time")),
-        )
+        tokio::time::timeout(UPSTREAM, self.tunnel(resolver, host, port))
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the upstream proxy did not answer in time")))
     }
 
     async fn tunnel(&self, resolver: &Resolver, host: &Host, port: u16) -> io::Result<TcpStream> {
