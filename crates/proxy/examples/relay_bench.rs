@@ -8,6 +8,8 @@
 //! Four processes, so that each is measured alone: this one (the filter), a server, a client beside
 //! it and a client in the namespace. Needs `unshare` and `ip`, and root or user namespaces.
 
+#![allow(clippy::cast_precision_loss)] // figures for people
+
 use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};

@@ -51,7 +51,7 @@ impl Filter {
             let judge = Arc::clone(&judge);
             std::thread::Builder::new()
                 .name("egress".to_owned())
-                .spawn(move || run(judge, tcp, udp, way, stopped))?
+                .spawn(move || run(&judge, tcp, udp, way, stopped))?
         };
         Ok(Self { judge, stop: Mutex::new(Some(stop)), thread: Some(thread) })
     }
@@ -87,7 +87,7 @@ impl Drop for Filter {
 
 /// The thread. When it returns, the listeners are closed: the sandbox's connections fail.
 fn run(
-    judge: Arc<Judge>,
+    judge: &Arc<Judge>,
     tcp: Vec<TcpListener>,
     udp: Vec<UdpSocket>,
     way: Way,
@@ -105,14 +105,14 @@ fn run(
             if socket.set_nonblocking(true).is_ok()
                 && let Ok(socket) = tokio::net::UdpSocket::from_std(socket)
             {
-                tokio::spawn(dns::serve_udp(Arc::clone(&judge), socket));
+                tokio::spawn(dns::serve_udp(Arc::clone(judge), socket));
             }
         }
         for listener in tcp {
             if listener.set_nonblocking(true).is_ok()
                 && let Ok(listener) = tokio::net::TcpListener::from_std(listener)
             {
-                tokio::spawn(accept(Arc::clone(&judge), listener, way, Arc::clone(&places)));
+                tokio::spawn(accept(Arc::clone(judge), listener, way, Arc::clone(&places)));
             }
         }
         let _ = stopped.await;

@@ -91,8 +91,9 @@ struct No {
 }
 
 impl No {
-    fn plain(reason: &'static str, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), rule: None, remedy: None, address: None }
+    fn plain(reason: &'static str, detail: impl Into<String>) -> Box<Self> {
+        let detail = detail.into();
+        Box::new(Self { reason, detail, rule: None, remedy: None, address: None })
     }
 }
 
@@ -114,7 +115,7 @@ fn sentence(verdict: &Verdict<'_>) -> String {
 
 /// A refusal by the rules. `port` `None`: of the name on every port; `resolved`: for an address that
 /// the name led to.
-fn no(verdict: &Verdict<'_>, host: &Host, port: Option<u16>, resolved: Option<IpAddr>) -> No {
+fn no(verdict: &Verdict<'_>, host: &Host, port: Option<u16>, resolved: Option<IpAddr>) -> Box<No> {
     let mut detail = sentence(verdict);
     let remedy = match (verdict.reason, port) {
         // At a lookup the port is not known yet.
@@ -130,7 +131,7 @@ fn no(verdict: &Verdict<'_>, host: &Host, port: Option<u16>, resolved: Option<Ip
         let _ = write!(detail, " ({address})");
     }
     let (reason, rule) = (verdict.reason.word(), verdict.rule.cloned());
-    No { reason, detail, rule, remedy, address: resolved }
+    Box::new(No { reason, detail, rule, remedy, address: resolved })
 }
 
 impl Judge {
@@ -191,7 +192,7 @@ impl Judge {
         asked
     }
 
-    async fn way(&self, asked: &Asked) -> Result<Way, No> {
+    async fn way(&self, asked: &Asked) -> Result<Way, Box<No>> {
         let name = match &asked.host {
             Host::Address(address) => return self.way_to_address(*address, asked),
             Host::Name(name) => name,
@@ -234,7 +235,7 @@ impl Judge {
         }
     }
 
-    fn way_to_address(&self, address: IpAddr, asked: &Asked) -> Result<Way, No> {
+    fn way_to_address(&self, address: IpAddr, asked: &Asked) -> Result<Way, Box<No>> {
         let book = self.book();
         if Pool::covers(address) {
             // An answer of another run, or made up: there is nothing outside at this address.
@@ -256,7 +257,11 @@ impl Judge {
         Ok(Way { addresses, rule })
     }
 
-    async fn connect(&self, asked: &Asked, way: &Way) -> Result<(TcpStream, Option<IpAddr>), No> {
+    async fn connect(
+        &self,
+        asked: &Asked,
+        way: &Way,
+    ) -> Result<(TcpStream, Option<IpAddr>), Box<No>> {
         let here = way.addresses.first().is_some_and(IpAddr::is_loopback);
         if let Some(upstream) = self.upstream.as_ref().filter(|_| !here) {
             let stream = upstream.connect(&self.resolver, &asked.host, asked.port).await;
@@ -302,15 +307,15 @@ impl Judge {
         Ok(Opened { stream, ticket })
     }
 
-    fn record(&self, asked: &Asked, no: No) -> Record {
+    fn record(asked: &Asked, no: No) -> Record {
         let mut record =
             Record::new(asked, false, no.reason, &no.detail).by(no.rule.as_ref()).remedy(no.remedy);
         record.address = no.address.or(record.address);
         record
     }
 
-    async fn refused(&self, asked: &Asked, no: No) -> Refusal {
-        let mut record = self.record(asked, no);
+    async fn refused(&self, asked: &Asked, no: Box<No>) -> Refusal {
+        let mut record = Self::record(asked, *no);
         record.process = self.process(asked).await;
         (self.sink)(&record);
         Refusal(record)
@@ -368,7 +373,7 @@ impl Gate for Judge {
             Why::Malformed(what) => ("malformed", what),
             Why::Limit(what) => ("limit", what),
         };
-        let mut record = self.record(asked, No::plain(reason, detail));
+        let mut record = Self::record(asked, *No::plain(reason, detail));
         // At once, as the client's socket is soon gone; the finder limits time and rate.
         record.process = match self.connections.process(asked.client) {
             Some(known) => known,
@@ -393,13 +398,11 @@ impl Registry for Judge {
             self.say_name(name, client, No::plain("limit", detail));
             return Standing::Limit;
         }
-        match self.pool.answer(name, now) {
-            Some(pair) => Standing::Allowed(pair),
-            None => {
-                self.say_name(name, client, No::plain("limit", "too many names at a time"));
-                Standing::Limit
-            }
+        if let Some(pair) = self.pool.answer(name, now) {
+            return Standing::Allowed(pair);
         }
+        self.say_name(name, client, No::plain("limit", "too many names at a time"));
+        Standing::Limit
     }
 
     fn name_of(&self, address: IpAddr) -> Option<Name> {
@@ -439,7 +442,7 @@ impl Judge {
     }
 
     /// Records a refused name: the first time, then at ten, a hundred, … so that a loop fills no log.
-    fn say_name(&self, name: &Name, client: SocketAddr, no: No) {
+    fn say_name(&self, name: &Name, client: SocketAddr, no: Box<No>) {
         let mut names = lock(&self.refused_names);
         let full = names.len() >= REFUSED_NAMES && !names.contains_key(name);
         let mut no = no;
@@ -462,14 +465,14 @@ impl Judge {
             no.detail = format!("{} (asked {count} times)", no.detail);
         }
         let asked = Asked { host: Host::Name(name.clone()), port: 0, via: Via::Dns, client };
-        let mut record = self.record(&asked, no);
+        let mut record = Self::record(&asked, *no);
         record.process = self.finder.find(Kind::Udp, client, &[53]);
         (self.sink)(&record);
     }
 }
 
 fn is_power_of_ten(mut count: u64) -> bool {
-    while count >= 10 && count % 10 == 0 {
+    while count >= 10 && count.is_multiple_of(10) {
         count /= 10;
     }
     count == 1
@@ -482,12 +485,15 @@ pub(crate) struct Connections {
     served: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
 }
 
+/// Who a connection's client is, where that could be found out.
+type Attribution = Option<Process>;
+
 #[derive(Debug, Default)]
 pub(crate) struct Connection {
     /// Told when the rules no longer let it be.
     closed: Notify,
     state: Mutex<Open>,
-    process: OnceLock<Option<Process>>,
+    process: OnceLock<Attribution>,
 }
 
 #[derive(Debug, Default)]
@@ -537,7 +543,7 @@ impl Connections {
         lock(&self.served).get(&client).cloned()
     }
 
-    fn process(&self, client: SocketAddr) -> Option<Option<Process>> {
+    fn process(&self, client: SocketAddr) -> Option<Attribution> {
         self.get(client)?.process.get().cloned()
     }
 

@@ -30,9 +30,7 @@ pub(crate) fn original(stream: &TcpStream, way: Way) -> io::Result<SocketAddr> {
     match found {
         Ok(address) => Ok(plain(address)),
         // Not tracked, so not redirected: it came to the listener itself.
-        Err(e) if matches!(e, rustix::io::Errno::NOENT | rustix::io::Errno::NOPROTOOPT) => {
-            Ok(plain(own))
-        }
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOPROTOOPT) => Ok(plain(own)),
         Err(e) => Err(e.into()),
     }
 }

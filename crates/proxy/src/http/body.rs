@@ -318,9 +318,7 @@ mod tests {
     #[test]
     fn chunks_are_read() {
         let (data, trailers, length) =
-            decode(b"3\r\nabc\r\n00A;x=\"y\"\r\n0123456789\r\n0\r\nT: 1\r\n\r\nnext")
-                .unwrap()
-                .unwrap();
+            decode(b"3\r\nabc\r\n00A;x=\"y\"\r\n0123456789\r\n0\r\nT: 1\r\n\r\nnext").unwrap().unwrap();
         assert_eq!(data, b"abc0123456789");
         assert_eq!(trailers, [Field { name: "T".into(), value: b"1".to_vec() }]);
         assert_eq!(length, 42);

@@ -356,21 +356,13 @@ async fn decline(
 
 /// What one try with one server connection came to.
 enum Outcome {
-    Done {
-        again: bool,
-        reuse: bool,
-    },
-    Upgraded {
-        early: Vec<u8>,
-    },
+    Done { again: bool, reuse: bool },
+    Upgraded { early: Vec<u8> },
     /// Not a byte of an answer, and nothing said to the client.
     Silent,
     Late,
     BadAnswer(head::Problem),
-    BadBody {
-        problem: head::Problem,
-        answered: bool,
-    },
+    BadBody { problem: head::Problem, answered: bool },
     Gone,
 }
 
