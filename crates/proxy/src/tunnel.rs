@@ -20,6 +20,8 @@ use crate::limits::{FIRST_BYTES, FIRST_BYTES_SIZE, REFUSED_LINGER, REFUSED_WAIT}
 use crate::record::{explain_json, printable};
 use crate::splice;
 
+/// First byte of a TLS record that carries a hello.
+const TLS_HANDSHAKE: u8 = 22;
 /// Read at a time before the relay takes over.
 const CHUNK: usize = 16 * 1024;
 
@@ -128,12 +130,14 @@ async fn first<G: Gate>(
                 }
                 match read_into(client, &mut held) {
                     Ok(0) if held.is_empty() => return Verdict::Relay,
-                    Ok(0) => {
-                        // Nothing more will come that could show what this is.
-                        let why = Why::Malformed("ended within its first message".into());
+                    Ok(0) if !is_text(&held) => {
+                        // Nothing more will come that could show whose hello this is.
+                        let why = Why::Malformed("ended within its client hello".into());
                         gate.refuse(asked, why);
                         return Verdict::Refused(Answer::Reset);
                     }
+                    // Less than a request's first line is no request.
+                    Ok(0) => return forward(server, &held, opened).await,
                     Ok(_) => {
                         deadline.get_or_insert_with(|| Instant::now() + FIRST_BYTES);
                     }
@@ -168,6 +172,11 @@ async fn first<G: Gate>(
             }
         }
     }
+}
+
+/// Whether it begins as a line of text would: not as a client hello of TLS or of what was before it.
+fn is_text(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|&b| b != TLS_HANDSHAKE && b.is_ascii())
 }
 
 /// Reads once, through a buffer that all connections share.
@@ -229,7 +238,7 @@ pub(crate) async fn turn_away(client: TcpStream, refusal: &Refusal) {
     let answer = match seen {
         Ok(Ok(First::Tls { .. })) => Answer::Alert,
         Ok(Ok(First::Http)) => Answer::Body(explain_json(&refusal.0)),
-        _ if held.first() == Some(&22) => Answer::Alert,
+        _ if held.first() == Some(&TLS_HANDSHAKE) => Answer::Alert,
         _ => Answer::Reset,
     };
     say(client, answer).await;

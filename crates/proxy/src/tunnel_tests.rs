@@ -375,3 +375,15 @@ async fn an_answer_before_the_end_of_the_question_arrives() {
     assert_eq!(&got, b"too large");
     bench.task.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_word_that_is_no_request_passes_when_it_ends() {
+    let mut bench = bench(name(), b"").await;
+    bench.client.write_all(b"ping!").await.unwrap();
+    bench.client.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    bench.server.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"ping!");
+    bench.server.write_all(b"pong").await.unwrap();
+    assert_eq!(read_some(&mut bench.client).await, b"pong");
+}
