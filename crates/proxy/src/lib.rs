@@ -12,6 +12,8 @@
 //! the supervisor, on one thread of its own, and needs no privilege.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gate;
 mod hello;
 mod http;
@@ -20,8 +22,6 @@ mod socks;
 #[cfg(test)]
 mod testing;
 mod tunnel;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

@@ -53,6 +53,7 @@ const RELAY: usize = 16 * 1024;
 
 /// Whom the client believes to talk to.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one for each connection, moved once
 pub(crate) enum Mode {
     /// To the proxy.
     Proxy { client: SocketAddr },
@@ -104,6 +105,7 @@ pub(crate) fn serve<G: Gate>(
 }
 
 /// What becomes of the client's connection.
+#[allow(clippy::large_enum_variant)] // as above
 enum Next {
     Close,
     Linger,
@@ -356,13 +358,21 @@ async fn decline(
 
 /// What one try with one server connection came to.
 enum Outcome {
-    Done { again: bool, reuse: bool },
-    Upgraded { early: Vec<u8> },
+    Done {
+        again: bool,
+        reuse: bool,
+    },
+    Upgraded {
+        early: Vec<u8>,
+    },
     /// Not a byte of an answer, and nothing said to the client.
     Silent,
     Late,
     BadAnswer(head::Problem),
-    BadBody { problem: head::Problem, answered: bool },
+    BadBody {
+        problem: head::Problem,
+        answered: bool,
+    },
     Gone,
 }
 
