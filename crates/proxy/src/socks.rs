@@ -167,9 +167,9 @@ fn request(bytes: &[u8]) -> Step {
 /// The code for a refusal of the gate.
 fn code(refusal: &Refusal) -> u8 {
     match refusal.0.reason {
+        "unreachable" if http::answer::late(&refusal.0) => EXPIRED,
         "unreachable" if refusal.0.detail.contains("refused") => REFUSED,
         "unresolvable" | "unreachable" | "upstream" => HOST_UNREACHABLE,
-        "timeout" => EXPIRED,
         "malformed" | "limit" => FAILURE,
         _ => NOT_ALLOWED,
     }

@@ -117,8 +117,6 @@ struct Upstream {
     host: Host,
     port: u16,
     generation: u64,
-    /// It has served a request before.
-    used: bool,
     opened: Opened,
 }
 
@@ -144,7 +142,7 @@ async fn talk<G: Gate>(gate: &G, stream: &mut TcpStream, prefix: Vec<u8>, mode: 
         Mode::Origin { asked, first } => {
             if let Some(opened) = first {
                 let (host, port, generation) = (asked.host.clone(), asked.port, gate.generation());
-                pool.push(Upstream { host, port, generation, used: false, opened });
+                pool.push(Upstream { host, port, generation, opened });
             }
             (asked.client, Some(asked))
         }
@@ -271,13 +269,13 @@ async fn exchange<G: Gate>(
 ) -> Ended {
     let asked = &forward.asked;
     loop {
-        let mut upstream = match pooled(pool, asked, gate.generation()) {
-            Some(upstream) => upstream,
+        let (mut upstream, fresh) = match pooled(pool, asked, gate.generation()) {
+            Some(upstream) => (upstream, false),
             None => match gate.open(asked).await {
                 Ok(opened) => {
                     let _ = opened.stream.set_nodelay(true);
                     let (host, port) = (asked.host.clone(), asked.port);
-                    Upstream { host, port, generation: gate.generation(), used: false, opened }
+                    (Upstream { host, port, generation: gate.generation(), opened }, true)
                 }
                 Err(refusal) => return decline(client, request, &refusal, None).await,
             },
@@ -285,7 +283,6 @@ async fn exchange<G: Gate>(
         match once(client, &mut upstream, request, forward).await {
             Outcome::Done { again, reuse } => {
                 if reuse {
-                    upstream.used = true;
                     pool.truncate(POOL - 1);
                     pool.insert(0, upstream);
                 }
@@ -297,7 +294,7 @@ async fn exchange<G: Gate>(
                 return Ended::Gone;
             }
             // The server closed an idle connection as the request was under way.
-            Outcome::Silent if upstream.used && request.empty() && request.harmless() => {}
+            Outcome::Silent if !fresh && request.empty() && request.harmless() => {}
             Outcome::Silent => {
                 let why = Why::Malformed("the server closed the connection without answer".into());
                 return decline(client, request, &gate.refuse(asked, why), Some(502)).await;
@@ -335,7 +332,7 @@ impl Request {
 
 /// Takes a connection out that may serve this request.
 fn pooled(pool: &mut Vec<Upstream>, asked: &Asked, generation: u64) -> Option<Upstream> {
-    pool.retain(|u| u.generation == generation && (!u.used || u.quiet()));
+    pool.retain(|u| u.generation == generation && u.quiet());
     let at = pool.iter().position(|u| u.host == asked.host && u.port == asked.port)?;
     Some(pool.remove(at))
 }
