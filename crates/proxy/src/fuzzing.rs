@@ -147,8 +147,14 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             seeds.push(records(&hello(Some(&[name])), 7));
             seeds.push(records(&hello(None), 9000));
             seeds.push(b"\x80\x2e\x01\x03\x01".to_vec());
-            seeds.extend(texts(&["GET / HTTP/1.1\n", " get / http/1.0\n", "FOO / HTTP/1.1\n",
-                "PRI * HTTP/2.0\n\nSM\n\n", "SSH-2.0-OpenSSH_9 Debian\n", "EHLO me\n"]));
+            seeds.extend(texts(&[
+                "GET / HTTP/1.1\n",
+                " get / http/1.0\n",
+                "FOO / HTTP/1.1\n",
+                "PRI * HTTP/2.0\n\nSM\n\n",
+                "SSH-2.0-OpenSSH_9 Debian\n",
+                "EHLO me\n",
+            ]));
             seeds
         }
         "socks" => {
@@ -187,7 +193,8 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             let mut seeds = Vec::new();
             for kind in [1_u8, 28, 12, 16, 65, 255] {
                 for edns in [false, true] {
-                    let mut query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\x07example\0\0".to_vec();
+                    let mut query =
+                        b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\x07example\0\0".to_vec();
                     query.extend([kind, 0, 1]);
                     if edns {
                         query[11] = 1;
@@ -200,9 +207,24 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             seeds.push(b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\xc0\x0c\0\x01\0\x01".to_vec());
             seeds
         }
-        "host_name" => texts(&["a.example", "A.Example.", "xn--bcher-kva.example", "bücher.example",
-            "127.0.0.1", "0x7f.1", "2130706433", "0177.0.0.1", "[::ffff:127.0.0.1]", "::1",
-            "fe80::1%eth0", "a_b.example", "-a.example", "a..b", "evil\0.example", "1.2.3.4."]),
+        "host_name" => texts(&[
+            "a.example",
+            "A.Example.",
+            "xn--bcher-kva.example",
+            "bücher.example",
+            "127.0.0.1",
+            "0x7f.1",
+            "2130706433",
+            "0177.0.0.1",
+            "[::ffff:127.0.0.1]",
+            "::1",
+            "fe80::1%eth0",
+            "a_b.example",
+            "-a.example",
+            "a..b",
+            "evil\0.example",
+            "1.2.3.4.",
+        ]),
         _ => Vec::new(),
     }
 }

@@ -40,9 +40,8 @@ const SERVER_NAME: u16 = 0;
 const ENCRYPTED: [u16; 7] = [0xfe0d, 0xfe0c, 0xfe0b, 0xfe0a, 0xfe09, 0xfe08, 0xffce];
 
 /// Methods that are an HTTP request even when no version follows.
-const METHODS: [&[u8]; 9] = [
-    b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH",
-];
+const METHODS: [&[u8]; 9] =
+    [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"];
 
 /// A fatal `access_denied` alert, for a client that speaks TLS.
 pub const fn alert() -> [u8; 7] {
@@ -388,9 +387,16 @@ mod tests {
     fn lengths_must_agree() {
         let good = hello(Some(&[sni(b"a.example")]));
         // Each length field one more or one less than the truth.
-        for (at, what) in [(3, "message"), (38, "session"), (72, "suites"), (77, "compression"),
-            (80, "extensions"), (84, "extension"), (86, "list"), (89, "name")]
-        {
+        for (at, what) in [
+            (3, "message"),
+            (38, "session"),
+            (72, "suites"),
+            (77, "compression"),
+            (80, "extensions"),
+            (84, "extension"),
+            (86, "list"),
+            (89, "name"),
+        ] {
             for by in [1_u8, 255] {
                 let mut bad = good.clone();
                 bad[at] = bad[at].wrapping_add(by);
@@ -481,8 +487,10 @@ mod tests {
     }
 
     fn name() -> impl Strategy<Value = Vec<u8>> {
-        prop::collection::vec(prop_oneof![prop::char::range('a', 'z').prop_map(|c| c as u8),
-            any::<u8>()], 1..80)
+        prop::collection::vec(
+            prop_oneof![prop::char::range('a', 'z').prop_map(|c| c as u8), any::<u8>()],
+            1..80,
+        )
     }
 
     fn extensions() -> impl Strategy<Value = Vec<Vec<u8>>> {
@@ -503,8 +511,11 @@ mod tests {
             Just(b"\x80\x2e\x01\x03\x01".to_vec()),
             Just(Vec::new()),
         ];
-        (start, prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
-            prop::collection::vec(any::<u8>(), 0..40))
+        (
+            start,
+            prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            prop::collection::vec(any::<u8>(), 0..40),
+        )
             .prop_map(|(mut bytes, changes, tail)| {
                 for (at, byte) in changes {
                     if !bytes.is_empty() {

@@ -48,7 +48,11 @@ pub enum Step {
     /// Say this, take so many bytes away, go on there.
     Say(&'static [u8], usize, Stage),
     /// The request, and its length.
-    Connect { host: Host, port: u16, length: usize },
+    Connect {
+        host: Host,
+        port: u16,
+        length: usize,
+    },
     /// Say this, and no more.
     Fault(&'static [u8], String),
 }
@@ -163,10 +167,9 @@ fn request(bytes: &[u8]) -> Step {
 /// The code for a refusal of the gate.
 fn code(refusal: &Refusal) -> u8 {
     match refusal.0.reason {
-        "unresolvable" | "upstream" => HOST_UNREACHABLE,
+        "unreachable" if http::answer::late(&refusal.0) => EXPIRED,
         "unreachable" if refusal.0.detail.contains("refused") => REFUSED,
-        "unreachable" => HOST_UNREACHABLE,
-        "timeout" => EXPIRED,
+        "unresolvable" | "unreachable" | "upstream" => HOST_UNREACHABLE,
         "malformed" | "limit" => FAILURE,
         _ => NOT_ALLOWED,
     }
@@ -290,9 +293,7 @@ mod tests {
             .await;
             let gate = Fake::new(&[("a.example:22", at), ("192.0.2.1:22", at), ("::2:22", at)]);
             let six = [&[5, 1, 0, 4][..], &[0; 15], &[2, 0, 22]].concat();
-            for request in
-                [by_name(b"A.example", 22), vec![5, 1, 0, 1, 192, 0, 2, 1, 0, 22], six]
-            {
+            for request in [by_name(b"A.example", 22), vec![5, 1, 0, 1, 192, 0, 2, 1, 0, 22], six] {
                 for (hello, said) in [
                     (&b"\x05\x01\0"[..], &b"\x05\0"[..]),
                     (b"\x05\x03\x01\x02\0", b"\x05\0"),

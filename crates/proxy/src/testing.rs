@@ -87,10 +87,8 @@ pub(crate) fn run<F: Future<Output = ()>>(test: F) {
 /// Both ends of a loopback connection.
 pub(crate) async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (a, b) = tokio::join!(
-        TcpStream::connect(listener.local_addr().unwrap()),
-        listener.accept()
-    );
+    let (a, b) =
+        tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     (a.unwrap(), b.unwrap().0)
 }
 

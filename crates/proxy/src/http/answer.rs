@@ -2,7 +2,7 @@
 
 use super::head::{self, Request};
 use crate::gate::Refusal;
-use crate::record;
+use crate::record::{self, Record};
 
 const HELP: &str = "This is the egress filter of ringfence. What runs here reaches the hosts that \
 its policy allows, and no others.
@@ -31,8 +31,8 @@ pub(crate) fn with_status(
     let record = &refusal.0;
     let status = status.unwrap_or(match record.reason {
         "malformed" => 400,
+        "unreachable" if late(record) => 504,
         "unresolvable" | "unreachable" | "upstream" => 502,
-        "timeout" => 504,
         "limit" => 503,
         _ => 403,
     });
@@ -47,6 +47,11 @@ pub(crate) fn with_status(
     };
     let reason = format!("X-Ringfence-Reason: {}\r\n", record.reason);
     write(status, kind, &reason, &body, request, close)
+}
+
+/// Whether nobody answered in time.
+pub(crate) fn late(record: &Record) -> bool {
+    record.detail.contains("timed out") || record.detail.contains("too long")
 }
 
 /// The page about the proxy.

@@ -290,9 +290,13 @@ async fn end<W: AsyncWrite + Unpin>(
     Ok(())
 }
 
+/// Data, trailers and bytes in all.
+#[cfg(any(test, feature = "fuzzing"))]
+pub type Decoded = (Vec<u8>, Vec<Field>, usize);
+
 /// All of a body at once, for tests and the fuzzer: what [`pump`] would pass on.
 #[cfg(any(test, feature = "fuzzing"))]
-pub fn decode(mut bytes: &[u8]) -> Result<Option<(Vec<u8>, Vec<Field>, usize)>, Problem> {
+pub fn decode(mut bytes: &[u8]) -> Result<Option<Decoded>, Problem> {
     let all = bytes.len();
     let mut state = Chunked::Size;
     let mut data = Vec::new();
@@ -318,7 +322,9 @@ mod tests {
     #[test]
     fn chunks_are_read() {
         let (data, trailers, length) =
-            decode(b"3\r\nabc\r\n00A;x=\"y\"\r\n0123456789\r\n0\r\nT: 1\r\n\r\nnext").unwrap().unwrap();
+            decode(b"3\r\nabc\r\n00A;x=\"y\"\r\n0123456789\r\n0\r\nT: 1\r\n\r\nnext")
+                .unwrap()
+                .unwrap();
         assert_eq!(data, b"abc0123456789");
         assert_eq!(trailers, [Field { name: "T".into(), value: b"1".to_vec() }]);
         assert_eq!(length, 42);
@@ -382,7 +388,7 @@ mod tests {
                 };
                 let mut from = Incoming::new(rx, Vec::new());
                 let mut out = Vec::new();
-                let (_, done) = tokio::join!(
+                let ((), done) = tokio::join!(
                     feed,
                     pump(&mut from, &mut out, Length::Chunked, Framing::Chunked, |_| ())
                 );

@@ -86,9 +86,10 @@ pub fn request(bytes: &[u8]) -> Result<Option<(Request, usize)>, Problem> {
     let Some(head) = whole(&bytes[skip..])? else { return Ok(None) };
     let mut lines = lines(head);
     let mut parts = lines.next().unwrap_or_default().split(|b| *b == b' ');
-    let (method, target, version) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(method), Some(target), Some(version), None) => (method, target, version),
-        _ => return Err("the request line does not have three parts"),
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err("the request line does not have three parts");
     };
     let method = word(method).filter(|m| m.len() <= METHOD).ok_or("the method is not a token")?;
     if target.is_empty() || !target.iter().all(|b| b.is_ascii_graphic() && *b != b'#') {
@@ -204,10 +205,9 @@ fn length(fields: &[Field], old: bool) -> Result<Length, Problem> {
         (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Length::Chunked),
         (None, Some(_)) => Err("a transfer-encoding other than chunked"),
         (Some(digits), None) => {
-            let number = (!digits.is_empty()
-                && digits.len() <= 19
-                && digits.iter().all(u8::is_ascii_digit))
-            .then(|| digits.iter().fold(0, |n: u64, d| n * 10 + u64::from(d - b'0')));
+            let number =
+                (!digits.is_empty() && digits.len() <= 19 && digits.iter().all(u8::is_ascii_digit))
+                    .then(|| digits.iter().fold(0, |n: u64, d| n * 10 + u64::from(d - b'0')));
             number.map(Length::Bytes).ok_or("a content-length that is not a number")
         }
         (None, None) => Ok(Length::Close),
@@ -298,7 +298,8 @@ mod tests {
 
     #[test]
     fn a_request_is_taken_apart() {
-        let head = ok(b"POST http://a.example/x?y=1 HTTP/1.1\r\nHost:a.example \r\nX:\t\xff b\t\r\n\
+        let head =
+            ok(b"POST http://a.example/x?y=1 HTTP/1.1\r\nHost:a.example \r\nX:\t\xff b\t\r\n\
             E:\r\nContent-Length: 12\r\n\r\n");
         assert_eq!(head.method, "POST");
         assert_eq!(head.target, "http://a.example/x?y=1");
@@ -361,8 +362,10 @@ mod tests {
             (b"P / HTTP/1.1\r\nTransfer-Encoding: \"chunked\"\r\n\r\n", "other than chunked"),
             (b"P / HTTP/1.1\r\nTransfer-Encoding: chunked;q=1\r\n\r\n", "other than chunked"),
             (b"P / HTTP/1.1\r\nTransfer-Encoding:\r\n\r\n", "other than chunked"),
-            (b"P / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
-                "more than one t"),
+            (
+                b"P / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
+                "more than one t",
+            ),
             (b"P / HTTP/1.1\r\nTransfer-Encoding : chunked\r\n\r\n", "field name"),
             (b"P / HTTP/1.1\r\nTransfer-Encoding\0: chunked\r\n\r\n", "control"),
             (b"P / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.0"),
@@ -381,12 +384,19 @@ mod tests {
     #[test]
     fn responses() {
         let (head, _) = response(b"HTTP/1.1 200 OK fine\r\nA: b\r\n\r\nrest").unwrap().unwrap();
-        assert_eq!((head.status, &head.reason[..], head.length), (200, &b"OK fine"[..], Length::Close));
+        assert_eq!(
+            (head.status, &head.reason[..], head.length),
+            (200, &b"OK fine"[..], Length::Close)
+        );
         assert_eq!(response(b"HTTP/1.0 304\r\n\r\n").unwrap().unwrap().0.status, 304);
-        for bad in [&b"HTTP/1.1 20 OK\r\n\r\n"[..], b"HTTP/1.1 2000 OK\r\n\r\n", b"ICY 200 OK\r\n\r\n",
-            b"HTTP/1.1 099 OK\r\n\r\n", b"HTTP/1.1  200 OK\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"]
-        {
+        for bad in [
+            &b"HTTP/1.1 20 OK\r\n\r\n"[..],
+            b"HTTP/1.1 2000 OK\r\n\r\n",
+            b"ICY 200 OK\r\n\r\n",
+            b"HTTP/1.1 099 OK\r\n\r\n",
+            b"HTTP/1.1  200 OK\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ] {
             assert!(response(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }
     }
@@ -432,8 +442,14 @@ mod tests {
         let free = prop::collection::vec(piece(), 0..10).prop_map(|p| p.concat());
         let framed = (prop::collection::vec(piece(), 0..2), prop::collection::vec(piece(), 0..8))
             .prop_map(|(target, fields)| {
-                [b"GET /".to_vec(), target.concat(), b" HTTP/1.1\r\n".to_vec(), fields.concat(),
-                    b"\r\n".to_vec()].concat()
+                [
+                    b"GET /".to_vec(),
+                    target.concat(),
+                    b" HTTP/1.1\r\n".to_vec(),
+                    fields.concat(),
+                    b"\r\n".to_vec(),
+                ]
+                .concat()
             });
         prop_oneof![free, framed]
     }

@@ -53,6 +53,7 @@ const RELAY: usize = 16 * 1024;
 
 /// Whom the client believes to talk to.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one for each connection, moved once
 pub(crate) enum Mode {
     /// To the proxy.
     Proxy { client: SocketAddr },
@@ -104,6 +105,7 @@ pub(crate) fn serve<G: Gate>(
 }
 
 /// What becomes of the client's connection.
+#[allow(clippy::large_enum_variant)] // as above
 enum Next {
     Close,
     Linger,
@@ -115,8 +117,6 @@ struct Upstream {
     host: Host,
     port: u16,
     generation: u64,
-    /// It has served a request before.
-    used: bool,
     opened: Opened,
 }
 
@@ -142,7 +142,7 @@ async fn talk<G: Gate>(gate: &G, stream: &mut TcpStream, prefix: Vec<u8>, mode: 
         Mode::Origin { asked, first } => {
             if let Some(opened) = first {
                 let (host, port, generation) = (asked.host.clone(), asked.port, gate.generation());
-                pool.push(Upstream { host, port, generation, used: false, opened });
+                pool.push(Upstream { host, port, generation, opened });
             }
             (asked.client, Some(asked))
         }
@@ -269,13 +269,13 @@ async fn exchange<G: Gate>(
 ) -> Ended {
     let asked = &forward.asked;
     loop {
-        let mut upstream = match pooled(pool, asked, gate.generation()) {
-            Some(upstream) => upstream,
+        let (mut upstream, fresh) = match pooled(pool, asked, gate.generation()) {
+            Some(upstream) => (upstream, false),
             None => match gate.open(asked).await {
                 Ok(opened) => {
                     let _ = opened.stream.set_nodelay(true);
                     let (host, port) = (asked.host.clone(), asked.port);
-                    Upstream { host, port, generation: gate.generation(), used: false, opened }
+                    (Upstream { host, port, generation: gate.generation(), opened }, true)
                 }
                 Err(refusal) => return decline(client, request, &refusal, None).await,
             },
@@ -283,7 +283,6 @@ async fn exchange<G: Gate>(
         match once(client, &mut upstream, request, forward).await {
             Outcome::Done { again, reuse } => {
                 if reuse {
-                    upstream.used = true;
                     pool.truncate(POOL - 1);
                     pool.insert(0, upstream);
                 }
@@ -295,7 +294,7 @@ async fn exchange<G: Gate>(
                 return Ended::Gone;
             }
             // The server closed an idle connection as the request was under way.
-            Outcome::Silent if upstream.used && request.empty() && request.harmless() => {}
+            Outcome::Silent if !fresh && request.empty() && request.harmless() => {}
             Outcome::Silent => {
                 let why = Why::Malformed("the server closed the connection without answer".into());
                 return decline(client, request, &gate.refuse(asked, why), Some(502)).await;
@@ -333,7 +332,7 @@ impl Request {
 
 /// Takes a connection out that may serve this request.
 fn pooled(pool: &mut Vec<Upstream>, asked: &Asked, generation: u64) -> Option<Upstream> {
-    pool.retain(|u| u.generation == generation && (!u.used || u.quiet()));
+    pool.retain(|u| u.generation == generation && u.quiet());
     let at = pool.iter().position(|u| u.host == asked.host && u.port == asked.port)?;
     Some(pool.remove(at))
 }
@@ -356,13 +355,21 @@ async fn decline(
 
 /// What one try with one server connection came to.
 enum Outcome {
-    Done { again: bool, reuse: bool },
-    Upgraded { early: Vec<u8> },
+    Done {
+        again: bool,
+        reuse: bool,
+    },
+    Upgraded {
+        early: Vec<u8>,
+    },
     /// Not a byte of an answer, and nothing said to the client.
     Silent,
     Late,
     BadAnswer(head::Problem),
-    BadBody { problem: head::Problem, answered: bool },
+    BadBody {
+        problem: head::Problem,
+        answered: bool,
+    },
     Gone,
 }
 

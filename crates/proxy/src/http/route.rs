@@ -171,11 +171,7 @@ fn other_host(asked: Asked, header: &[u8]) -> Fault {
     Fault { asked: Some(asked), why }
 }
 
-fn connect(
-    request: &Request,
-    header: Option<&[u8]>,
-    client: SocketAddr,
-) -> Result<Route, Fault> {
+fn connect(request: &Request, header: Option<&[u8]>, client: SocketAddr) -> Result<Route, Fault> {
     let (host, port) = known(request.target.as_bytes())?;
     let port = port.ok_or("CONNECT without a port")?;
     if !matches!(request.length, Length::None | Length::Bytes(0)) {
@@ -398,8 +394,10 @@ mod tests {
         let a = origin("a.example", 80);
         let ask = |what: &str| {
             forwarded(
-                &format!("GET / HTTP/1.1\nHost: a.example\nConnection: Upgrade, HTTP2-Settings\n\
-                    HTTP2-Settings: x\nUpgrade: {what}"),
+                &format!(
+                    "GET / HTTP/1.1\nHost: a.example\nConnection: Upgrade, HTTP2-Settings\n\
+                    HTTP2-Settings: x\nUpgrade: {what}"
+                ),
                 Some(&a),
             )
             .1

@@ -96,8 +96,11 @@ fn each_request_of_a_connection_is_judged() {
         ] {
             // The stand-in for canonical names knows no dot at the end.
             let host = host.trim_end_matches('.');
-            say(&mut client, &format!("GET http://{host}{port}/1 HTTP/1.1\nHost: {host}{port}\n\n"))
-                .await;
+            say(
+                &mut client,
+                &format!("GET http://{host}{port}/1 HTTP/1.1\nHost: {host}{port}\n\n"),
+            )
+            .await;
             let (head, text) = answer(&mut client).await;
             assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
             assert_eq!(text, body);
@@ -179,7 +182,9 @@ fn smuggled_requests_reach_nobody() {
             assert_eq!(record.bytes_out, 0, "{text:?}: something was sent");
         }
         // Bare line feeds, which `say` cannot.
-        for text in ["GET / HTTP/1.1\nHost: a.example\n\n", "GET / HTTP/1.1\r\nHost: a.example\n\r\n"] {
+        for text in
+            ["GET / HTTP/1.1\nHost: a.example\n\n", "GET / HTTP/1.1\r\nHost: a.example\n\r\n"]
+        {
             let gate = Fake::new(&[("a.example:80", echo().await)]);
             let mut client = caught(&gate).await;
             client.write_all(text.as_bytes()).await.unwrap();
@@ -188,9 +193,13 @@ fn smuggled_requests_reach_nobody() {
         // Control: the same, well-formed, comes through.
         let gate = Fake::new(&[("a.example:80", echo().await)]);
         let mut client = caught(&gate).await;
-        say(&mut client, "POST / HTTP/1.1\nHost: a.example\nTransfer-Encoding: chunked\n\n\
-            26\nGET /x HTTP/1.1\nHost: evil.example\n\n\n0\n\n").await;
-        assert_eq!(answer(&mut client).await.1, "POST / a.example 38");
+        say(
+            &mut client,
+            "POST / HTTP/1.1\nHost: a.example\nTransfer-Encoding: chunked\n\n\
+            27\nGET /x HTTP/1.1\nHost: evil.example\n\n\n0\n\n",
+        )
+        .await;
+        assert_eq!(answer(&mut client).await.1, "POST / a.example 39");
         assert!(gate.refused().is_empty());
     });
 }
@@ -200,8 +209,12 @@ fn a_broken_chunk_ends_everything() {
     run(async {
         let gate = Fake::new(&[("a.example:80", echo().await)]);
         let mut client = caught(&gate).await;
-        say(&mut client, "POST / HTTP/1.1\nHost: a.example\nTransfer-Encoding: chunked\n\n\
-            3\nabcX\n0\n\nGET / HTTP/1.1\nHost: a.example\n\n").await;
+        say(
+            &mut client,
+            "POST / HTTP/1.1\nHost: a.example\nTransfer-Encoding: chunked\n\n\
+            3\nabcX\n0\n\nGET / HTTP/1.1\nHost: a.example\n\n",
+        )
+        .await;
         let said = rest(&mut client).await;
         assert!(said.starts_with("HTTP/1.1 400 "), "{said}");
         assert_eq!(said.matches("HTTP/1.1 ").count(), 1);
@@ -238,7 +251,8 @@ fn connect_gets_the_same_answer_wherever_it_is_said() {
         let tunnel = "CONNECT a.example:80 HTTP/1.1\nHost: a.example:80\n\n";
         for before in ["", request, tunnel] {
             let mut client = proxy(&gate).await;
-            say(&mut client, &format!("{before}{evil}GET / HTTP/1.1\nHost: evil.example\n\n")).await;
+            say(&mut client, &format!("{before}{evil}GET / HTTP/1.1\nHost: evil.example\n\n"))
+                .await;
             let said = rest(&mut client).await;
             let last = said.rfind("HTTP/1.1 ").map(|at| &said[at..]).unwrap_or_default();
             assert!(last.starts_with("HTTP/1.1 403 "), "{before}: {said}");
@@ -264,17 +278,29 @@ fn answers_of_every_length() {
     run(async {
         let table: &[(&str, &'static [&'static str], &str)] = &[
             ("GET", &["HTTP/1.1 200 OK\nContent-Length: 2\n\nab"], "Content-Length: 2\n\nab"),
-            ("GET", &["HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n2;x\nab\n0\nT: 1\n\n"],
-                "Transfer-Encoding: chunked\n\n2\nab\n0\nT: 1\n\n"),
+            (
+                "GET",
+                &["HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n2;x\nab\n0\nT: 1\n\n"],
+                "Transfer-Encoding: chunked\n\n2\nab\n0\nT: 1\n\n",
+            ),
             ("GET", &["HTTP/1.0 200 OK\n\nab"], "Transfer-Encoding: chunked\n\n2\nab\n0\n\n"),
             ("GET", &["HTTP/1.1 204 No Content\n\n"], "HTTP/1.1 204 No Content\n\n"),
-            ("GET", &["HTTP/1.1 304 Not Modified\nContent-Length: 9\nA: b\n\n"],
-                "A: b\nContent-Length: 9\n\n"),
+            (
+                "GET",
+                &["HTTP/1.1 304 Not Modified\nContent-Length: 9\nA: b\n\n"],
+                "A: b\nContent-Length: 9\n\n",
+            ),
             ("HEAD", &["HTTP/1.1 200 OK\nContent-Length: 9\n\n"], "Content-Length: 9\n\n"),
-            ("HEAD", &["HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n"],
-                "Transfer-Encoding: chunked\n\n"),
-            ("GET", &["HTTP/1.1 103 Early Hints\nLink: x\n\nHTTP/1.1 200 OK\nContent-Length: 0\n\n"],
-                "HTTP/1.1 103 Early Hints\nLink: x\n\nHTTP/1.1 200 OK\nContent-Length: 0\n\n"),
+            (
+                "HEAD",
+                &["HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n"],
+                "Transfer-Encoding: chunked\n\n",
+            ),
+            (
+                "GET",
+                &["HTTP/1.1 103 Early Hints\nLink: x\n\nHTTP/1.1 200 OK\nContent-Length: 0\n\n"],
+                "HTTP/1.1 103 Early Hints\nLink: x\n\nHTTP/1.1 200 OK\nContent-Length: 0\n\n",
+            ),
         ];
         for (method, script, end) in table {
             let gate = Fake::new(&[("a.example:80", scripted(script).await)]);
@@ -286,7 +312,8 @@ fn answers_of_every_length() {
             assert!(!said.contains("Connection"), "{said}");
         }
         // An old client gets neither chunks nor interim answers.
-        let script: &[&str] = &["HTTP/1.1 103 x\n\nHTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n\
+        let script: &[&str] =
+            &["HTTP/1.1 103 x\n\nHTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n\
             2\nab\n0\n\n"];
         let gate = Fake::new(&[("a.example:80", scripted(script).await)]);
         let mut client = caught(&gate).await;
@@ -331,8 +358,12 @@ fn expect_continue_waits_for_the_server() {
         .await;
         let gate = Fake::new(&[("a.example:80", at)]);
         let mut client = caught(&gate).await;
-        say(&mut client, "PUT / HTTP/1.1\nHost: a.example\nContent-Length: 7\n\
-            Expect: 100-continue\n\n").await;
+        say(
+            &mut client,
+            "PUT / HTTP/1.1\nHost: a.example\nContent-Length: 7\n\
+            Expect: 100-continue\n\n",
+        )
+        .await;
         assert_eq!(until(&mut client, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
         client.write_all(b"the end").await.unwrap();
         assert_eq!(answer(&mut client).await.1, "the end");
@@ -358,8 +389,12 @@ fn websockets_are_judged_then_left_alone() {
         let at = server(|mut s| async move {
             let head = until(&mut s, "\r\n\r\n").await;
             assert!(head.contains("Connection: Upgrade\r\nUpgrade: websocket\r\n"), "{head}");
-            say(&mut s, "HTTP/1.1 101 Switching Protocols\nConnection: upgrade\n\
-                Upgrade: websocket\n\n\x01hello").await;
+            say(
+                &mut s,
+                "HTTP/1.1 101 Switching Protocols\nConnection: upgrade\n\
+                Upgrade: websocket\n\n\x01hello",
+            )
+            .await;
             let mut got = Vec::new();
             s.read_to_end(&mut got).await.unwrap();
             s.write_all(&got).await.unwrap();
@@ -367,8 +402,12 @@ fn websockets_are_judged_then_left_alone() {
         .await;
         let gate = Fake::new(&[("a.example:80", at)]);
         let mut client = caught(&gate).await;
-        say(&mut client, "GET /chat HTTP/1.1\nHost: a.example\nConnection: keep-alive, Upgrade\n\
-            Upgrade: websocket\nSec-WebSocket-Key: x\n\n").await;
+        say(
+            &mut client,
+            "GET /chat HTTP/1.1\nHost: a.example\nConnection: keep-alive, Upgrade\n\
+            Upgrade: websocket\nSec-WebSocket-Key: x\n\n",
+        )
+        .await;
         let head = until(&mut client, "\r\n\r\n").await;
         assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("Upgrade: websocket"), "{head}");
         until(&mut client, "\x01hello").await;
@@ -432,7 +471,7 @@ fn big_bodies_go_through_in_pieces() {
             let mut got = 0;
             let mut room = vec![0; 1 << 16];
             while let Ok(n @ 1..) = read.read(&mut room).await {
-                got += room[..n].iter().filter(|b| **b == b'x').count();
+                got += room[..n].iter().map(|b| usize::from(*b == b'x')).sum::<usize>();
                 if got >= SIZE {
                     break;
                 }
@@ -497,8 +536,14 @@ fn the_answer_fits_the_asker() {
             ("text/plain, application/json", "application/json"),
         ] {
             let mut client = proxy(&gate).await;
-            say(&mut client, &format!("GET http://x.example/ HTTP/1.1\nHost: x.example\n\
-                Accept: {accept}\n\n")).await;
+            say(
+                &mut client,
+                &format!(
+                    "GET http://x.example/ HTTP/1.1\nHost: x.example\n\
+                Accept: {accept}\n\n"
+                ),
+            )
+            .await;
             let (head, _) = answer(&mut client).await;
             assert!(head.contains(&format!("Content-Type: {kind}\r\n")), "{head}");
         }
@@ -511,8 +556,15 @@ fn the_answer_fits_the_asker() {
         let head = until(&mut client, "\r\n\r\n").await;
         assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
         // A refused body is not read: the connection ends, the answer arrives.
-        say(&mut client, &format!("PUT http://x.example/ HTTP/1.1\nHost: x.example\n\
-            Content-Length: 100000\n\n{}", "x".repeat(50_000))).await;
+        say(
+            &mut client,
+            &format!(
+                "PUT http://x.example/ HTTP/1.1\nHost: x.example\n\
+            Content-Length: 100000\n\n{}",
+                "x".repeat(50_000)
+            ),
+        )
+        .await;
         assert!(rest(&mut client).await.starts_with("HTTP/1.1 403 "));
     });
 }
