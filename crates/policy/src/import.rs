@@ -507,17 +507,9 @@ impl<'a> Import<'a> {
             if word && entry.value != "localhost" {
                 entry.value.push('.');
             }
-            self.check_host(key, entry, list)?;
+            check_host(key, entry, list)?;
         }
         Ok(entries)
-    }
-
-    fn check_host(&self, key: &str, entry: &Entry, list: List) -> Result<(), PolicyError> {
-        crate::net::check_entry(&entry.value, list).map_err(|m| PolicyError::Invalid {
-            at: entry.origin.clone(),
-            key: key.to_owned(),
-            message: format!("{:?}: {m}", entry.value),
-        })
     }
 
     /// Ports of the host's loopback.
@@ -531,7 +523,7 @@ impl<'a> Import<'a> {
             .map(|node| match node.value {
                 Value::Int(port) => {
                     let entry = Located::new(format!("localhost:{port}"), self.at(node.line));
-                    self.check_host(key, &entry, List::Allow)?;
+                    check_host(key, &entry, List::Allow)?;
                     Ok(entry)
                 }
                 _ => self.wrong(key, "a port", node),
@@ -595,7 +587,7 @@ impl<'a> Import<'a> {
                     None => host,
                 };
                 let entry = Located::new(host, self.at(rule.line));
-                self.check_host(&key, &entry, list)?;
+                check_host(&key, &entry, list)?;
                 if deny {
                     self.fragment.network.deny.push(entry);
                 } else {
@@ -748,6 +740,14 @@ fn members(node: &Node) -> &[Member] {
         Value::Table(members) => members,
         _ => &[],
     }
+}
+
+fn check_host(key: &str, entry: &Entry, list: List) -> Result<(), PolicyError> {
+    crate::net::check_entry(&entry.value, list).map_err(|m| PolicyError::Invalid {
+        at: entry.origin.clone(),
+        key: key.to_owned(),
+        message: format!("{:?}: {m}", entry.value),
+    })
 }
 
 /// Greywall's `**.a.b` is all below a domain. Whether it means the domain too is not said anywhere:

@@ -347,11 +347,10 @@ fn split(text: &str) -> Result<(std::borrow::Cow<'_, str>, Option<&str>), String
         return Ok((host, rest.strip_prefix(':')));
     }
     match text.bytes().filter(|b| *b == b':').count() {
-        0 => Ok((Cow::Borrowed(text), None)),
         1 => Ok(text.split_once(':').map_or((Cow::Borrowed(text), None), |(host, ports)| {
             (Cow::Borrowed(host), Some(ports))
         })),
-        // Bare IPv6: a port would be ambiguous.
+        // None, or bare IPv6, where a port would be ambiguous.
         _ => Ok((Cow::Borrowed(text), None)),
     }
 }
@@ -421,22 +420,21 @@ fn is_word(host: &str) -> bool {
 fn unknown_group(word: &str) -> String {
     let names = GROUPS.iter().map(|g| g.name);
     let hint = match nearest(word, names.clone()) {
-        Some(hint) => format!(", did you mean `{hint}`?"),
-        None => format!("; known groups: {}", names.collect::<Vec<_>>().join(", ")),
+        Some(hint) => format!(", did you mean `{hint}`? "),
+        None => format!("; known groups: {}; ", names.collect::<Vec<_>>().join(", ")),
     };
     format!(
-        "unknown group `{word}`{hint}; a host whose name is one word is written with a dot at its \
+        "unknown group `{word}`{hint}a host whose name is one word is written with a dot at its \
          end: `{word}.`"
     )
 }
 
 fn check_allowed(pattern: &HostPattern, ports: &[PortRange]) -> Result<(), String> {
     match pattern {
-        HostPattern::Any => Ok(()),
         HostPattern::Exact(name) | HostPattern::Subdomains(name) if name.is_local() => {
             Err("names of the loopback are allowed as `localhost:PORT` only".to_owned())
         }
-        HostPattern::Exact(_) => Ok(()),
+        HostPattern::Any | HostPattern::Exact(_) => Ok(()),
         HostPattern::Subdomains(base) => {
             let base = base.as_str();
             if PUBLIC.contains(&base) || (!base.contains('.') && !PRIVATE.contains(&base)) {

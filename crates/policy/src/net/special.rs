@@ -162,20 +162,22 @@ fn special_v6(a: Ipv6Addr) -> Option<Special> {
 
 /// The v4 address that a v6 address carries, where a translator or tunnel would take it out.
 pub(super) fn embedded(a: Ipv6Addr) -> Option<Ipv4Addr> {
+    if a.is_loopback() || a.is_unspecified() {
+        return None;
+    }
     let s = a.segments();
     let at = |high: u16, low: u16| Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low));
     match s {
-        // NAT64 (both prefixes; the local one with 96 bits), v4-compatible, translated, mapped.
+        // Teredo: the client's, inverted.
+        [0x2001, 0, .., h, l] => Some(at(!h, !l)),
+        // NAT64 (both prefixes; the local one with 96 bits), v4-compatible, mapped, translated,
+        // 6to4, ISATAP.
         [0x64, 0xff9b, 0, 0, 0, 0, h, l]
         | [0x64, 0xff9b, 1, _, _, _, h, l]
         | [0, 0, 0, 0, 0, 0 | 0xffff, h, l]
-        | [0, 0, 0, 0, 0xffff, 0, h, l] => Some(at(h, l)),
-        // 6to4.
-        [0x2002, h, l, ..] => Some(at(h, l)),
-        // Teredo: the client's, inverted.
-        [0x2001, 0, .., h, l] => Some(at(!h, !l)),
-        // ISATAP.
-        [_, _, _, _, 0 | 0x200, 0x5efe, h, l] => Some(at(h, l)),
+        | [0, 0, 0, 0, 0xffff, 0, h, l]
+        | [0x2002, h, l, ..]
+        | [_, _, _, _, 0 | 0x200, 0x5efe, h, l] => Some(at(h, l)),
         _ => None,
     }
 }
