@@ -183,8 +183,36 @@ pub(crate) async fn dial(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStre
 
 async fn race(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStream, IpAddr)> {
     let mut waiting = interleave(addresses).into_iter().take(DIAL_ADDRESSES);
+    let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
+    // Nearly always the first one answers: no task is made for it.
+    let mut connecting = std::pin::pin!(TcpStream::connect(SocketAddr::new(first, port)));
+    match tokio::time::timeout(DIAL_STAGGER, &mut connecting).await {
+        Ok(Ok(stream)) => Ok((stream, first)),
+        Ok(Err(e)) => others(waiting, port, e).await,
+        Err(_) => {
+            let last = io::ErrorKind::TimedOut.into();
+            let mut others = std::pin::pin!(others(waiting, port, last));
+            tokio::select! {
+                done = &mut connecting => match done {
+                    Ok(stream) => Ok((stream, first)),
+                    Err(_) => others.await,
+                },
+                done = &mut others => match done {
+                    Ok(done) => Ok(done),
+                    Err(_) => connecting.await.map(|stream| (stream, first)),
+                },
+            }
+        }
+    }
+}
+
+/// All that are left, each with a head start over the next.
+async fn others(
+    mut waiting: impl Iterator<Item = IpAddr>,
+    port: u16,
+    mut last: io::Error,
+) -> io::Result<(TcpStream, IpAddr)> {
     let mut tries = JoinSet::new();
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut more = true;
     loop {
         if more {
