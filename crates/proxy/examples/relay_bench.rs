@@ -275,6 +275,7 @@ fn measure() -> Result<()> {
         println!(
             "{name}: direct {plain:.1}, filtered {filtered:.1} {unit}, ratio {ratio:.2} (goal {goal})"
         );
+        println!("    processor time: filter {own:.2} s, both ends {ends:.2} s");
     }
 
     let before = resident()?;
