@@ -17,6 +17,12 @@ pub(crate) trait Gate: Send + Sync + 'static {
     /// Refuses for something that was seen after the decision (another server name, a malformed
     /// request). Writes the record.
     fn refuse(&self, asked: &Asked, why: Why) -> Refusal;
+
+    /// Changes when the rules do: a connection that was opened under other rules serves no further
+    /// request.
+    fn generation(&self) -> u64 {
+        0
+    }
 }
 
 /// What protocols find wrong by themselves.
@@ -48,6 +54,8 @@ pub(crate) struct Ticket {
     started: Instant,
     out: AtomicU64,
     back: AtomicU64,
+    /// What lasts as long as the connection: its entry among the open ones, its name's address.
+    holds: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 impl std::fmt::Debug for Ticket {
@@ -64,7 +72,14 @@ impl Ticket {
             started: Instant::now(),
             out: AtomicU64::new(0),
             back: AtomicU64::new(0),
+            holds: None,
         }
+    }
+
+    /// Drops `holds` with the ticket.
+    pub(crate) fn holding(mut self, holds: impl std::any::Any + Send + Sync) -> Self {
+        self.holds = Some(Box::new(holds));
+        self
     }
 
     /// Bytes from the sandbox outward.
