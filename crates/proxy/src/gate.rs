@@ -32,6 +32,19 @@ pub(crate) enum Why {
     Malformed(String),
     /// A limit of the filter; the text says which.
     Limit(String),
+    /// What the inspection of a request found.
+    Request(Finding),
+}
+
+/// Why a request of an inspected connection was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    /// The record's `reason`.
+    pub reason: &'static str,
+    /// The record's `detail`: method and path among others, never a secret.
+    pub detail: String,
+    /// The record's `remedy`.
+    pub remedy: Option<String>,
 }
 
 /// A connection to the outside.

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod gate;
+pub mod inspect;
 pub mod record;
 
 use std::net::SocketAddr;

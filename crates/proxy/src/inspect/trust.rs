@@ -1,0 +1,1 @@
+//! Where the sandbox's programs look for authorities.
