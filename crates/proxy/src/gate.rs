@@ -43,6 +43,8 @@ pub(crate) struct Finding {
     pub reason: &'static str,
     /// The record's `detail`: method and path among others, never a secret.
     pub detail: String,
+    /// The record's `origin`: where the rules of the host begin.
+    pub origin: Option<String>,
     /// The record's `remedy`.
     pub remedy: Option<String>,
 }

@@ -76,7 +76,9 @@ impl<B> Scrubbed<B> {
 
     /// Everything that can go out now; what may be the beginning of a needle stays.
     fn take(&mut self, data: Bytes) -> Bytes {
-        if self.held.is_empty() && self.needles.first(&data).is_none() && self.needles.begun(&data) == 0
+        if self.held.is_empty()
+            && self.needles.first(&data).is_none()
+            && self.needles.begun(&data) == 0
         {
             return data;
         }
@@ -163,7 +165,9 @@ mod tests {
         let mut frames = Vec::new();
         for &length in chunks {
             let (chunk, after) = rest.split_at(length.min(rest.len()));
-            frames.push(Ok::<_, std::convert::Infallible>(Frame::data(Bytes::copy_from_slice(chunk))));
+            frames.push(Ok::<_, std::convert::Infallible>(Frame::data(Bytes::copy_from_slice(
+                chunk,
+            ))));
             rest = after;
         }
         frames.push(Ok(Frame::data(Bytes::copy_from_slice(rest))));

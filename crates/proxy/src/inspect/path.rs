@@ -190,7 +190,9 @@ impl PathPattern {
             return Err(problem("a path pattern begins with a slash"));
         };
         if rest.contains('?') || rest.contains('#') {
-            return Err(problem("a path pattern has neither query nor fragment: `?` and `#` stand as %3F and %23"));
+            return Err(problem(
+                "a path pattern has neither query nor fragment: `?` and `#` stand as %3F and %23",
+            ));
         }
         let (mut encoded, mut decoded) = (Vec::new(), Vec::new());
         for segment in rest.split('/') {
@@ -209,11 +211,23 @@ impl PathPattern {
                     _ => "it holds a percent sign that begins no escape (%25 is the percent sign)",
                 })
             })?;
-            decoded.push(Segment::Pieces(pieces.iter().map(|piece| decode(piece)).collect()));
+            // Where a server decodes before it splits, an encoded slash separates segments.
+            let mut open: Vec<Vec<u8>> = Vec::new();
+            for piece in &pieces {
+                for (n, part) in decode(piece).split(|&byte| byte == b'/').enumerate() {
+                    if n > 0 {
+                        decoded.push(Segment::Pieces(std::mem::take(&mut open)));
+                    }
+                    open.push(part.to_vec());
+                }
+            }
+            decoded.push(Segment::Pieces(open));
             encoded.push(Segment::Pieces(pieces));
         }
         if readings(&written.replace('*', "x")).is_err() {
-            return Err(problem("no request matches it: dot segments and control characters are always refused"));
+            return Err(problem(
+                "no request matches it: dot segments and control characters are always refused",
+            ));
         }
         Ok(Self { written: written.to_owned(), encoded, decoded })
     }
@@ -246,7 +260,10 @@ impl fmt::Display for PathPattern {
 
 impl Readings {
     /// Whether each reading is covered by one of the patterns.
-    pub(super) fn all_covered<'a>(&self, patterns: impl Iterator<Item = &'a PathPattern> + Clone) -> bool {
+    pub(super) fn all_covered<'a>(
+        &self,
+        patterns: impl Iterator<Item = &'a PathPattern> + Clone,
+    ) -> bool {
         patterns.clone().any(|pattern| pattern.covers_literal(&self.literal))
             && self
                 .loose
@@ -326,6 +343,7 @@ mod tests {
             ("/pkg-*.tgz", &["/pkg-1.2.tgz", "/pkg-.tgz"], &["/pkg-1.tgz.exe", "/pkg-a/b.tgz"]),
             ("/*x*y*", &["/axbyc", "/xy"], &["/yx", "/x"]),
             ("/@types%2fnode", &["/@types%2Fnode"], &["/@types/other"]),
+            ("/a*%2fb*c", &["/ax%2fbyc"], &["/ax/byc", "/a%2fbc%2fc"]),
             ("/a b", &["/a%20b"], &["/ab"]),
         ] {
             for path in yes {
@@ -355,9 +373,27 @@ mod tests {
     #[test]
     fn the_ambiguous_is_refused_whatever_the_patterns() {
         for path in [
-            "/a/../b", "/a/./b", "/..", "/a/%2e%2e/b", "/a/.%2E/b", "/a/..%2fb", "/a%2f..%2fb",
-            "/a/..\\b", "/a/..%5cb", "/a/%252e%252e/b", "/a/%25252e%25252e/b", "/a/..;x=1/b",
-            "/a/%2e%2e%3bx/b", "/a/%00", "/a/%0d%0ab", "/a%", "/a%zz", "/a%2", "*", "", "a",
+            "/a/../b",
+            "/a/./b",
+            "/..",
+            "/a/%2e%2e/b",
+            "/a/.%2E/b",
+            "/a/..%2fb",
+            "/a%2f..%2fb",
+            "/a/..\\b",
+            "/a/..%5cb",
+            "/a/%252e%252e/b",
+            "/a/%25252e%25252e/b",
+            "/a/..;x=1/b",
+            "/a/%2e%2e%3bx/b",
+            "/a/%00",
+            "/a/%0d%0ab",
+            "/a%",
+            "/a%zz",
+            "/a%2",
+            "*",
+            "",
+            "a",
             "/%2525252525252e",
         ] {
             assert!(!allowed(&["/**"], path), "{path} should be refused");

@@ -34,6 +34,8 @@ pub struct RequestRule {
     pub methods: Vec<String>,
     /// None: any path.
     pub paths: Vec<PathPattern>,
+    /// File and line, for records.
+    pub origin: Option<String>,
 }
 
 /// Whether a pattern means `host`. Ports are not its business: the connection was judged before.
@@ -70,7 +72,9 @@ pub(super) fn judge(
         return Ok(());
     }
     let shown = show(method, path);
-    let finding = |reason, detail, remedy| Finding { reason, detail, remedy };
+    let origin = rules.peek().and_then(|rule| rule.origin.clone());
+    let finding =
+        |reason, detail, remedy| Finding { reason, detail, origin: origin.clone(), remedy };
     let readings = readings(path).map_err(|why| {
         finding(
             "path-ambiguous",
@@ -89,7 +93,8 @@ pub(super) fn judge(
     let overrides = METHOD_OVERRIDES.iter().flat_map(|name| headers.get_all(name));
     let methods = std::iter::once(method.to_owned()).chain(
         // An override is not case-sensitive where it is obeyed.
-        overrides.map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_uppercase()),
+        overrides
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_uppercase()),
     );
     for method in methods {
         let fitting = rules.iter().filter(|rule| {
@@ -99,9 +104,9 @@ pub(super) fn judge(
         if anything || readings.all_covered(fitting.flat_map(|rule| &rule.paths)) {
             continue;
         }
-        let other = rules.iter().any(|rule| {
-            rule.paths.is_empty() || readings.all_covered(rule.paths.iter())
-        });
+        let other = rules
+            .iter()
+            .any(|rule| rule.paths.is_empty() || readings.all_covered(rule.paths.iter()));
         let (reason, what) = if other { ("method", "this method") } else { ("path", "this path") };
         return Err(finding(
             reason,
@@ -154,6 +159,7 @@ mod tests {
             hosts: hosts.to_vec(),
             methods: methods.iter().map(ToString::to_string).collect(),
             paths: paths.iter().map(|path| PathPattern::parse(path).unwrap()).collect(),
+            origin: Some("policy.toml:7".to_owned()),
         }
     }
 
@@ -187,6 +193,7 @@ mod tests {
         assert_eq!(ask("a.example", "GET", "/v1/../v2").unwrap_err().reason, "path-ambiguous");
         let found = ask("a.example", "PUT", "/v1/x").unwrap_err();
         assert!(found.detail.starts_with("PUT /v1/x: no entry"), "{found:?}");
+        assert_eq!(found.origin.as_deref(), Some("policy.toml:7"));
         assert!(found.remedy.unwrap().contains("methods = [\"PUT\"]"));
     }
 

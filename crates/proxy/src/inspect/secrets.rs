@@ -74,7 +74,9 @@ impl Secret {
         let header = match header.map(|text| HeaderName::from_bytes(text.as_bytes())) {
             None => None,
             Some(Ok(name)) if name != HOST => Some(name),
-            Some(_) => return Err(error("header is not the name of a header that can hold a secret")),
+            Some(_) => {
+                return Err(error("header is not the name of a header that can hold a secret"));
+            }
         };
         if let Some(format) = format {
             if header.is_none() {
@@ -85,7 +87,14 @@ impl Secret {
             }
         }
         let placeholder = placeholder(name).ok_or_else(|| error("no random numbers can be had"))?;
-        Ok(Self { name: name.to_owned(), value, placeholder, hosts, header, format: format.map(str::to_owned) })
+        Ok(Self {
+            name: name.to_owned(),
+            value,
+            placeholder,
+            hosts,
+            header,
+            format: format.map(str::to_owned),
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -114,7 +123,8 @@ impl Secret {
                 Some(changed) => changed,
                 None if name == AUTHORIZATION => {
                     let Some((prefix, decoded)) = basic(value.as_bytes()) else { continue };
-                    let Some(real) = replace(&decoded, self.placeholder.as_bytes(), &self.value) else {
+                    let Some(real) = replace(&decoded, self.placeholder.as_bytes(), &self.value)
+                    else {
                         continue;
                     };
                     let encoded = Zeroizing::new(STANDARD.encode(&*real).into_bytes());
@@ -230,7 +240,9 @@ impl Needles {
     pub(super) fn first(&self, text: &[u8]) -> Option<(usize, usize, &[u8])> {
         self.0
             .iter()
-            .filter_map(|(needle, shown)| Some((find(text, needle)?, needle.len(), shown.as_slice())))
+            .filter_map(|(needle, shown)| {
+                Some((find(text, needle)?, needle.len(), shown.as_slice()))
+            })
             .min_by_key(|&(at, length, _)| (at, std::cmp::Reverse(length)))
     }
 
@@ -295,14 +307,20 @@ pub(super) fn apply(
         return Err(if at_home {
             Finding {
                 reason: "secret-plaintext",
-                detail: format!("{shown}: the secret {name} is not sent over a connection without TLS"),
+                detail: format!(
+                    "{shown}: the secret {name} is not sent over a connection without TLS"
+                ),
+                origin: None,
                 remedy: Some("use https".to_owned()),
             }
         } else {
             Finding {
                 reason: "secret-elsewhere",
                 detail: format!("{shown}: the secret {name} is not for {host}"),
-                remedy: Some(format!("add {host} to hosts of network.secrets.{name} if it shall get it")),
+                origin: None,
+                remedy: Some(format!(
+                    "add {host} to hosts of network.secrets.{name} if it shall get it"
+                )),
             }
         });
     }
@@ -358,10 +376,17 @@ mod tests {
     }
 
     fn headers(of: &[(&'static str, String)]) -> HeaderMap {
-        of.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+        of.iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+            .collect()
     }
 
-    fn run(secret: Secret, at: &str, encrypted: bool, headers: &mut HeaderMap) -> Result<Injected, Finding> {
+    fn run(
+        secret: Secret,
+        at: &str,
+        encrypted: bool,
+        headers: &mut HeaderMap,
+    ) -> Result<Injected, Finding> {
         apply(&[secret], &host(at), encrypted, "GET /", "/", headers)
     }
 
@@ -396,13 +421,16 @@ mod tests {
     #[test]
     fn a_missing_header_is_added_when_a_format_is_given() {
         let mut sent = HeaderMap::new();
-        run(secret(Some("authorization"), Some("Bearer {}")), "api.example", true, &mut sent).unwrap();
+        run(secret(Some("authorization"), Some("Bearer {}")), "api.example", true, &mut sent)
+            .unwrap();
         assert_eq!(sent["authorization"], "Bearer s3cret/value+1");
         let mut own = headers(&[("authorization", "Bearer own".to_owned())]);
-        run(secret(Some("authorization"), Some("Bearer {}")), "api.example", true, &mut own).unwrap();
+        run(secret(Some("authorization"), Some("Bearer {}")), "api.example", true, &mut own)
+            .unwrap();
         assert_eq!(own["authorization"], "Bearer own");
         let mut elsewhere = HeaderMap::new();
-        run(secret(Some("authorization"), Some("Bearer {}")), "b.example", true, &mut elsewhere).unwrap();
+        run(secret(Some("authorization"), Some("Bearer {}")), "b.example", true, &mut elsewhere)
+            .unwrap();
         assert!(elsewhere.is_empty());
     }
 
@@ -421,7 +449,8 @@ mod tests {
             let one = secret(None, None);
             let target = format!("/?q={}", one.placeholder);
             let found =
-                apply(&[one], &host(at), encrypted, "GET /", &target, &mut HeaderMap::new()).unwrap_err();
+                apply(&[one], &host(at), encrypted, "GET /", &target, &mut HeaderMap::new())
+                    .unwrap_err();
             assert_eq!(found.reason, reason);
             assert!(!format!("{found:?}").contains("s3cret"));
         }

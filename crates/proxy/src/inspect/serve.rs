@@ -1,11 +1,10 @@
 //! The client's side: TLS with our certificate, requests judged one by one, answers passed back.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST,
@@ -37,10 +36,10 @@ pub(super) const LARGEST_HEAD: u32 = 64 * 1024;
 /// How long a client may be silent between requests, and how long it may take over a head.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// What is read of the body of a refused request, so that a client that writes before it reads sees the
-/// answer, and for how long.
-const DRAINED: usize = 4 * 1024 * 1024;
-const DRAINING: Duration = Duration::from_secs(2);
+/// What is read of the body of a refused request while the answer is on its way, and for how long: a
+/// client that writes before it reads would see a broken connection instead of the reason.
+const DRAINED: usize = 32 * 1024 * 1024;
+const DRAINING: Duration = Duration::from_secs(5);
 
 /// The first byte of a TLS record that holds a handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -96,8 +95,8 @@ struct Requests<G> {
     upstream: Arc<Upstream<G>>,
     /// The server cannot be had: the answer to everything.
     failure: Option<Refusal>,
-    /// Upgraded connections; they outlive the HTTP one that they began as.
-    tunnels: Mutex<JoinSet<()>>,
+    /// Upgraded connections, which outlive the HTTP one that they began as, and bodies nobody wants.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl<G: Gate> Session<G> {
@@ -127,7 +126,8 @@ impl<G: Gate> Session<G> {
             self.gate.refuse(&self.asked, Why::ServerName(Some(name)));
             return;
         }
-        let offered: Vec<Vec<u8>> = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
+        let offered: Vec<Vec<u8>> =
+            hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
         let offers = |name: &[u8]| offered.iter().any(|offered| offered == name);
         let speaks_http1 = offered.is_empty() || offers(b"http/1.1");
         if !speaks_http1 && !offers(b"h2") {
@@ -135,9 +135,9 @@ impl<G: Gate> Session<G> {
             self.gate.refuse(&self.asked, Why::Malformed(what));
             return;
         }
-        let known: [&[u8]; 2] = [b"h2", b"http/1.1"];
-        let alpn = known.iter().filter(|name| offers(name)).map(|name| name.to_vec()).collect();
-        let upstream = self.upstream(alpn);
+        // A client that knows HTTP/2 only can be served by a server that does not.
+        let known: &[&[u8]] = if offers(b"h2") { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+        let upstream = self.upstream(known.iter().map(|name| name.to_vec()).collect());
         let (http2, failure) = match upstream.begin(opened).await {
             Ok(http2) => (http2 || !speaks_http1, None),
             Err(failure) => (!speaks_http1, Some(self.failed(failure))),
@@ -166,7 +166,7 @@ impl<G: Gate> Session<G> {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let requests =
-            Arc::new(Requests { session: self, upstream, failure, tunnels: Mutex::default() });
+            Arc::new(Requests { session: self, upstream, failure, tasks: Mutex::default() });
         let service = {
             let requests = Arc::clone(&requests);
             service_fn(move |request| {
@@ -191,9 +191,9 @@ impl<G: Gate> Session<G> {
                 .max_buf_size(LARGEST_HEAD as usize);
             let _ = builder.serve_connection(client, service).with_upgrades().await;
         }
-        let mut tunnels =
-            std::mem::take(&mut *requests.tunnels.lock().unwrap_or_else(PoisonError::into_inner));
-        while tunnels.join_next().await.is_some() {}
+        let mut tasks =
+            std::mem::take(&mut *requests.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while tasks.join_next().await.is_some() {}
     }
 
     /// Records that the server cannot be had.
@@ -211,7 +211,7 @@ impl<G: Gate> Session<G> {
                 "try again",
             ),
         };
-        let finding = Finding { reason, detail, remedy: Some(remedy.to_owned()) };
+        let finding = Finding { reason, detail, origin: None, remedy: Some(remedy.to_owned()) };
         self.gate.refuse(&self.asked, Why::Request(finding))
     }
 }
@@ -219,6 +219,7 @@ impl<G: Gate> Session<G> {
 impl<G: Gate> Requests<G> {
     async fn answer(&self, mut request: Request<Incoming>) -> Response<Answer> {
         let http2 = request.version() == Version::HTTP_2;
+        let bodiless = request.method() == Method::HEAD;
         let judged = match &self.failure {
             Some(refusal) => Err((StatusCode::BAD_GATEWAY, refusal.clone())),
             None => self.judge(&mut request),
@@ -226,17 +227,30 @@ impl<G: Gate> Requests<G> {
         let answered = match judged {
             Ok(judged) => self.forward(request, judged).await,
             Err(refused) => {
-                drain(request).await;
+                // Unless the client waits to be asked for the body.
+                if !request.headers().contains_key(EXPECT) && !request.body().is_end_stream() {
+                    self.spawn(drain(request.into_body()));
+                }
                 Err(refused)
             }
         };
         answered.unwrap_or_else(|(status, refusal)| {
             let mut response = explain(status, &refusal);
+            if bodiless {
+                *response.body_mut() = Answer::Own(None);
+            }
             if !http2 && self.failure.is_some() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             response
         })
+    }
+
+    /// Lets `task` live as long as the client connection, or longer if it took that over.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
     }
 
     /// Everything that is decided before a byte goes out; leaves a request that may go.
@@ -255,7 +269,9 @@ impl<G: Gate> Requests<G> {
         let method = request.method().clone();
         let path = request.uri().path();
         let shown = rules::show(method.as_str(), path);
-        let finding = |reason, detail: String| Why::Request(Finding { reason, detail, remedy: None });
+        let finding = |reason, detail: String| {
+            Why::Request(Finding { reason, detail, origin: None, remedy: None })
+        };
         // A tunnel cannot be judged; TRACE shows the server's view of the headers, secrets included.
         if method == Method::CONNECT || method == Method::TRACE {
             let why = format!("{shown}: not possible where requests are inspected");
@@ -339,11 +355,12 @@ impl<G: Gate> Requests<G> {
     ) -> Result<Response<Answer>, (StatusCode, Refusal)> {
         let to_websocket = has_token(response.headers(), &UPGRADE, "websocket");
         let Some(client) = upgrade.filter(|_| to_websocket) else {
-            let why = Failure::Broken("it switched to a protocol that was not asked for".to_owned());
+            let why =
+                Failure::Broken("it switched to a protocol that was not asked for".to_owned());
             return Err((StatusCode::BAD_GATEWAY, self.session.failed(why)));
         };
         let server = hyper::upgrade::on(&mut response);
-        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+        self.spawn(async move {
             let (Ok(client), Ok(server)) = tokio::join!(client, server) else { return };
             let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
             let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
@@ -397,7 +414,8 @@ fn addressed(request: &Request<Incoming>, asked: &Asked, encrypted: bool) -> Res
 }
 
 fn is_asked(text: &[u8], asked: &Asked) -> Result<(), Address> {
-    let elsewhere = || Address::Elsewhere(String::from_utf8_lossy(text).chars().take(256).collect());
+    let elsewhere =
+        || Address::Elsewhere(String::from_utf8_lossy(text).chars().take(256).collect());
     let authority = UriAuthority::try_from(text).map_err(|_| elsewhere())?;
     let port = match authority.port() {
         Some(port) => Some(port.as_str().parse::<u16>().map_err(|_| elsewhere())?),
@@ -440,19 +458,14 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Reads on for a while, unless the client waits to be asked for the body.
-async fn drain(request: Request<Incoming>) {
-    if request.headers().contains_key(EXPECT) {
-        return;
-    }
-    let mut body = pin!(request.into_body());
+/// Reads on for a while.
+async fn drain(mut body: Incoming) {
     let reading = async {
         let mut read = 0;
-        while read < DRAINED && !body.is_end_stream() {
-            match poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-                Some(Ok(frame)) => read += frame.data_ref().map_or(0, Bytes::len),
-                _ => break,
-            }
+        while let Some(Ok(frame)) = body.frame().await
+            && read < DRAINED
+        {
+            read += frame.data_ref().map_or(0, Bytes::len);
         }
     };
     let _ = tokio::time::timeout(DRAINING, reading).await;

@@ -64,7 +64,7 @@ pub(super) struct Upstream<G> {
     inspector: Arc<Inspector>,
     asked: Asked,
     encrypted: bool,
-    /// What is offered: never more than the client offered, so that both sides speak the same.
+    /// What is offered: HTTP/2 only if the client offered it, so that both sides speak the same.
     alpn: Vec<Vec<u8>>,
     authority: String,
     pool: Mutex<Pool>,
@@ -137,7 +137,9 @@ impl<G: Gate> Upstream<G> {
         let stream = match tokio::time::timeout(HANDSHAKE, connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(tls_failure(&error)),
-            Err(_) => return Err(Failure::Tls("the server takes too long over the handshake".into())),
+            Err(_) => {
+                return Err(Failure::Tls("the server takes too long over the handshake".into()));
+            }
         };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         self.speak(stream, http2).await
