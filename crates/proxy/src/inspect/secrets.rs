@@ -201,10 +201,7 @@ fn replace(text: &[u8], from: &[u8], to: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
 }
 
 pub(super) fn find(text: &[u8], what: &[u8]) -> Option<usize> {
-    if what.is_empty() || text.len() < what.len() {
-        return None;
-    }
-    text.windows(what.len()).position(|window| window == what)
+    if what.is_empty() { None } else { memchr::memmem::find(text, what) }
 }
 
 /// What must not come back, and what is shown instead.

@@ -400,7 +400,7 @@ impl World {
         let mut stream = self.tls(&["http/1.1"]).await;
         stream.write_all(text.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut answer)).await;
         String::from_utf8_lossy(&answer).into_owned()
     }
 
@@ -905,6 +905,62 @@ async fn another_server_name_is_not_served() {
     let Some(out) = world.curl(&[&world.url("/v1/x")]).await else { return };
     assert!(out.contains("curl: ("), "{out}");
     assert_eq!(world.refusals(), [("sni-mismatch", "api.example".to_owned())]);
+}
+
+#[tokio::test]
+async fn programs_find_the_authority_through_the_stores() {
+    let world = World::new(Shape::default()).await;
+    let (port, own) = (world.front.port(), world.directory.path());
+    let found = trust::survey(&|_| None);
+    let stores = trust::Stores::new(&found, world.inspector.authority(), own);
+    for (path, contents) in &stores.files {
+        std::fs::write(path, contents).unwrap();
+    }
+    let url = world.url("/v1/x");
+    let resolve = format!("api.example:{port}:127.0.0.1");
+    let hosts = own.join("hosts");
+    std::fs::write(&hosts, "127.0.0.1 api.example\n").unwrap();
+    let java = own.join("cacerts");
+    std::fs::write(&java, trust::java_store(&found, world.inspector.authority())).unwrap();
+    let source = own.join("Ask.java");
+    std::fs::write(
+        &source,
+        "public class Ask { public static void main(String[] a) throws Exception { \
+         var c = java.net.http.HttpClient.newHttpClient(); \
+         var q = java.net.http.HttpRequest.newBuilder(java.net.URI.create(a[0])).build(); \
+         System.out.println(c.send(q, java.net.http.HttpResponse.BodyHandlers.ofString()).body()); } }",
+    )
+    .unwrap();
+    let python = format!(
+        "import ssl, socket; s = ssl.create_default_context().wrap_socket(socket.create_connection(\
+         ('127.0.0.1', {port})), server_hostname='api.example'); \
+         s.sendall(b'GET /v1/x HTTP/1.1\\r\\nHost: api.example\\r\\nConnection: close\\r\\n\\r\\n'); print(s.recv(999))"
+    );
+    let git_resolve = format!("http.curloptResolve={resolve}");
+    let java_hosts = format!("-Djdk.net.hosts.file={}", hosts.display());
+    let java_options = trust::java_options(&java);
+    let source = source.display().to_string();
+    let cases: [(&str, Vec<&str>, &str); 4] = [
+        ("curl", vec!["-sS", "--noproxy", "*", "--resolve", &resolve, &url], "/v1/x HTTP/"),
+        ("python3", vec!["-c", &python], "/v1/x HTTP/"),
+        // Not a repository, but a server that git believes.
+        ("git", vec!["-c", &git_resolve, "ls-remote", &url], "not valid: is this a git repository"),
+        ("java", vec![&java_hosts, &source, &url], "/v1/x HTTP/"),
+    ];
+    for (program, arguments, expected) in cases {
+        for trusting in [true, false] {
+            let mut command = Command::new(program);
+            command.args(&arguments).current_dir(own).env("GIT_CONFIG_NOSYSTEM", "1");
+            for name in stores.environment.keys() {
+                command.env_remove(name);
+            }
+            if trusting {
+                command.envs(&stores.environment).env("JAVA_TOOL_OPTIONS", &java_options);
+            }
+            let Some(out) = run(command).await else { break };
+            assert_eq!(out.contains(expected), trusting, "{program}: {out}");
+        }
+    }
 }
 
 #[test]
