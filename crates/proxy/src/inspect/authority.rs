@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -170,7 +171,15 @@ impl Authority {
 /// Tells the authorities of runs apart for who looks at a certificate.
 fn fingerprint(key: &KeyPair) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, key.public_key_raw());
-    digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&digest.as_ref()[..6])
+}
+
+/// Two digits for each byte.
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

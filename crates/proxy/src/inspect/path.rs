@@ -149,15 +149,14 @@ fn decode(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((&byte, tail)) = rest.split_first() {
-        match (byte, escape(tail)) {
-            (b'%', Some(value)) => {
-                out.push(value);
-                rest = &tail[2..];
-            }
-            _ => {
-                out.push(byte);
-                rest = tail;
-            }
+        if byte == b'%'
+            && let Some(value) = escape(tail)
+        {
+            out.push(value);
+            rest = &tail[2..];
+        } else {
+            out.push(byte);
+            rest = tail;
         }
     }
     out
@@ -262,7 +261,7 @@ impl Readings {
     /// Whether each reading is covered by one of the patterns.
     pub(super) fn all_covered<'a>(
         &self,
-        patterns: impl Iterator<Item = &'a PathPattern> + Clone,
+        patterns: &(impl Iterator<Item = &'a PathPattern> + Clone),
     ) -> bool {
         patterns.clone().any(|pattern| pattern.covers_literal(&self.literal))
             && self
@@ -327,7 +326,7 @@ mod tests {
 
     fn allowed(patterns: &[&str], path: &str) -> bool {
         let patterns: Vec<_> = patterns.iter().map(|p| pattern(p)).collect();
-        readings(path).is_ok_and(|readings| readings.all_covered(patterns.iter()))
+        readings(path).is_ok_and(|readings| readings.all_covered(&patterns.iter()))
     }
 
     #[test]

@@ -97,16 +97,15 @@ pub(super) fn judge(
             .map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_uppercase()),
     );
     for method in methods {
-        let fitting = rules.iter().filter(|rule| {
-            rule.methods.is_empty() || rule.methods.iter().any(|listed| *listed == method)
-        });
+        let fitting =
+            rules.iter().filter(|rule| rule.methods.is_empty() || rule.methods.contains(&method));
         let anything = fitting.clone().any(|rule| rule.paths.is_empty());
-        if anything || readings.all_covered(fitting.flat_map(|rule| &rule.paths)) {
+        if anything || readings.all_covered(&fitting.flat_map(|rule| &rule.paths)) {
             continue;
         }
         let other = rules
             .iter()
-            .any(|rule| rule.paths.is_empty() || readings.all_covered(rule.paths.iter()));
+            .any(|rule| rule.paths.is_empty() || readings.all_covered(&rule.paths.iter()));
         let (reason, what) = if other { ("method", "this method") } else { ("path", "this path") };
         return Err(finding(
             reason,

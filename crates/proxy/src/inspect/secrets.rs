@@ -11,6 +11,7 @@ use ringfence_policy::net::{Host, HostPattern};
 use rustls::crypto::CryptoProvider;
 use zeroize::Zeroizing;
 
+use super::authority::hexadecimal;
 use super::rules::any_covers;
 use crate::gate::Finding;
 
@@ -157,8 +158,7 @@ fn placeholder(name: &str) -> Option<String> {
     let provider: CryptoProvider = rustls::crypto::ring::default_provider();
     let mut random = [0; 16];
     provider.secure_random.fill(&mut random).ok()?;
-    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(format!("ringfence-secret-{name}-{random}"))
+    Some(format!("ringfence-secret-{name}-{}", hexadecimal(&random)))
 }
 
 /// Marked so that `Debug` hides it and HTTP/2 does not put it into its table.

@@ -199,7 +199,7 @@ impl<G: Gate> Session<G> {
     /// Records that the server cannot be had.
     fn failed(&self, failure: Failure) -> Refusal {
         let (reason, detail, remedy) = match failure {
-            Failure::Refused(refusal) => return refusal,
+            Failure::Refused(refusal) => return *refusal,
             Failure::Tls(why) => (
                 "upstream-tls",
                 format!("the certificate or handshake of {} is refused: {why}", self.asked.host),
@@ -221,7 +221,7 @@ impl<G: Gate> Requests<G> {
         let http2 = request.version() == Version::HTTP_2;
         let bodiless = request.method() == Method::HEAD;
         let judged = match &self.failure {
-            Some(refusal) => Err((StatusCode::BAD_GATEWAY, refusal.clone())),
+            Some(refusal) => Err(Refused::new(StatusCode::BAD_GATEWAY, refusal.clone())),
             None => self.judge(&mut request),
         };
         let answered = match judged {
@@ -234,8 +234,8 @@ impl<G: Gate> Requests<G> {
                 Err(refused)
             }
         };
-        answered.unwrap_or_else(|(status, refusal)| {
-            let mut response = explain(status, &refusal);
+        answered.unwrap_or_else(|refused| {
+            let mut response = explain(refused.status, &refused.refusal);
             if bodiless {
                 *response.body_mut() = Answer::Own(None);
             }
@@ -254,9 +254,9 @@ impl<G: Gate> Requests<G> {
     }
 
     /// Everything that is decided before a byte goes out; leaves a request that may go.
-    fn judge(&self, request: &mut Request<Incoming>) -> Result<Judged, (StatusCode, Refusal)> {
+    fn judge(&self, request: &mut Request<Incoming>) -> Result<Judged, Box<Refused>> {
         let Session { inspector, gate, asked, encrypted } = &self.session;
-        let refuse = |status, why| Err((status, gate.refuse(asked, why)));
+        let refuse = |status, why| Err(Refused::new(status, gate.refuse(asked, why)));
         match addressed(request, asked, *encrypted) {
             Ok(()) => {}
             Err(Address::Malformed(why)) => {
@@ -315,13 +315,11 @@ impl<G: Gate> Requests<G> {
         &self,
         request: Request<Incoming>,
         judged: Judged,
-    ) -> Result<Response<Answer>, (StatusCode, Refusal)> {
+    ) -> Result<Response<Answer>, Box<Refused>> {
         let Judged { injected, upgrade, head } = judged;
-        let mut response = self
-            .upstream
-            .send(request)
-            .await
-            .map_err(|failure| (StatusCode::BAD_GATEWAY, self.session.failed(failure)))?;
+        let mut response = self.upstream.send(request).await.map_err(|failure| {
+            Refused::new(StatusCode::BAD_GATEWAY, self.session.failed(failure))
+        })?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(response, upgrade, &injected.needles);
         }
@@ -352,12 +350,12 @@ impl<G: Gate> Requests<G> {
         mut response: Response<Incoming>,
         upgrade: Option<OnUpgrade>,
         needles: &secrets::Needles,
-    ) -> Result<Response<Answer>, (StatusCode, Refusal)> {
+    ) -> Result<Response<Answer>, Box<Refused>> {
         let to_websocket = has_token(response.headers(), &UPGRADE, "websocket");
         let Some(client) = upgrade.filter(|_| to_websocket) else {
             let why =
                 Failure::Broken("it switched to a protocol that was not asked for".to_owned());
-            return Err((StatusCode::BAD_GATEWAY, self.session.failed(why)));
+            return Err(Refused::new(StatusCode::BAD_GATEWAY, self.session.failed(why)));
         };
         let server = hyper::upgrade::on(&mut response);
         self.spawn(async move {
@@ -380,6 +378,18 @@ struct Judged {
     injected: secrets::Injected,
     upgrade: Option<OnUpgrade>,
     head: bool,
+}
+
+/// How a refused request is answered.
+struct Refused {
+    status: StatusCode,
+    refusal: Refusal,
+}
+
+impl Refused {
+    fn new(status: StatusCode, refusal: Refusal) -> Box<Self> {
+        Box::new(Self { status, refusal })
+    }
 }
 
 /// Why a request is not for the judged host.

@@ -431,16 +431,12 @@ impl World {
 async fn run(mut command: Command) -> Option<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
-    match output {
-        Ok(output) => Some(
-            String::from_utf8_lossy(&output.stdout).into_owned()
-                + &String::from_utf8_lossy(&output.stderr),
-        ),
-        Err(_) => {
-            println!("skipped: {program} is not installed");
-            None
-        }
-    }
+    let Ok(output) = output else {
+        println!("skipped: {program} is not installed");
+        return None;
+    };
+    let error = String::from_utf8_lossy(&output.stderr);
+    Some(String::from_utf8_lossy(&output.stdout).into_owned() + &error)
 }
 
 fn get(url: &str) -> Request<Sent> {
@@ -765,12 +761,11 @@ async fn events_arrive_when_they_are_sent_and_back_pressure_reaches_the_server()
     tokio::time::sleep(Duration::from_millis(300)).await;
     drop(stream);
     for _ in 0..50 {
-        let records = world.gate.records.lock().unwrap();
-        if let Some(record) = records.iter().find(|record| record.allowed) {
+        let ended = world.gate.records.lock().unwrap().iter().find(|r| r.allowed).cloned();
+        if let Some(record) = ended {
             assert!(record.bytes_in < 8 << 20, "{record:?}");
             return;
         }
-        drop(records);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the connection to the server did not end");

@@ -31,7 +31,7 @@ const CONNECTIONS: usize = 16;
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The gate refused to dial again; recorded.
-    Refused(Refusal),
+    Refused(Box<Refusal>),
     /// The server's certificate is not what it should be, or no TLS can be had with it.
     Tls(String),
     /// The connection broke.
@@ -232,7 +232,11 @@ impl<G: Gate> Upstream<G> {
                 return Ok(Lease { sender: Sender::Http1(sender), permit, fresh: false });
             }
         }
-        let opened = self.gate.open(&self.asked).await.map_err(Failure::Refused)?;
+        let opened = self
+            .gate
+            .open(&self.asked)
+            .await
+            .map_err(|refusal| Failure::Refused(refusal.into()))?;
         let sender = self.handshake(opened).await?;
         if let Sender::Http2(sender) = &sender {
             pool.shared = Some(sender.clone());
