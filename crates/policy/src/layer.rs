@@ -14,12 +14,13 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::egress::NetworkFragment;
 use crate::error::{PolicyError, nearest};
 use crate::node::{self, Format, LOCATED, NodeDeserializer};
 use crate::quantity::{Bytes, Count, Cpu, Millis};
 use crate::{
-    Base, Effect, Environment, Files, HostRule, Kind, Limits, Network, Origin, Permission, Policy,
-    Processes, Pty, Rule, builtin, pattern,
+    Base, Effect, Environment, Files, Kind, Limits, Origin, Permission, Policy, Processes, Pty,
+    Rule, builtin, pattern,
 };
 
 /// Smallest accepted memory limit: below it not even a shell starts.
@@ -327,21 +328,6 @@ pub enum NetworkMode {
     Host,
 }
 
-/// Network access.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct NetworkFragment {
-    /// Unset: `filtered` where a host is allowed, else `none`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<NetworkMode>,
-    /// Hosts, `*.suffix` for strict subdomains. An empty list allows nothing.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub allow: Vec<Entry>,
-    /// Wins over `allow`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub deny: Vec<Entry>,
-}
-
 /// Environment variables.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -412,7 +398,7 @@ pub struct TerminalFragment {
 }
 
 /// Appends what is not there yet, comparing values only: who said it first keeps the credit.
-fn append<T: PartialEq>(list: &mut Vec<Located<T>>, over: Vec<Located<T>>) {
+pub(crate) fn append<T: PartialEq>(list: &mut Vec<Located<T>>, over: Vec<Located<T>>) {
     for entry in over {
         if !list.iter().any(|e| e.value == entry.value) {
             list.push(entry);
@@ -489,12 +475,18 @@ impl Fragment {
             &mut self.files.devices,
             &mut self.network.allow,
             &mut self.network.deny,
+            &mut self.network.inspect,
             &mut self.environment.pass,
             &mut self.environment.deny,
         ] {
             fill(list, name);
         }
         fill(&mut self.files.rules, name);
+        fill(&mut self.network.rules, name);
+        fill(self.network.upstream_proxy.as_mut_slice(), name);
+        for secret in self.network.secrets.values_mut() {
+            fill(std::slice::from_mut(secret), name);
+        }
         if self.layers.is_empty() {
             self.layers.push(name.to_owned());
         }
@@ -510,9 +502,7 @@ impl Fragment {
         append_plain(&mut self.layers, over.layers);
         self.complete |= over.complete;
         self.files.merge(over.files);
-        self.network.mode = over.network.mode.or(self.network.mode);
-        append(&mut self.network.allow, over.network.allow);
-        append(&mut self.network.deny, over.network.deny);
+        self.network.merge(over.network);
         append(&mut self.environment.pass, over.environment.pass);
         append(&mut self.environment.deny, over.environment.deny);
         self.environment.set.extend(over.environment.set);
@@ -541,13 +531,7 @@ impl Fragment {
     /// Checks every value; [`Self::parse`] and [`Self::finish`] call it.
     pub fn check(&self) -> Result<(), PolicyError> {
         self.files.check(&self.last_layer())?;
-        for (key, list) in
-            [("network.allow", &self.network.allow), ("network.deny", &self.network.deny)]
-        {
-            for entry in list {
-                check_host(&entry.value).map_err(|m| invalid(entry, key, m))?;
-            }
-        }
+        self.network.check()?;
         for (key, list) in [
             ("environment.pass", &self.environment.pass),
             ("environment.deny", &self.environment.deny),
@@ -620,7 +604,6 @@ impl Fragment {
         lists("files.read", &self.files.read);
         lists("files.view", &self.files.view);
         lists("files.devices", &self.files.devices);
-        lists("network.allow", &self.network.allow);
         lists("environment.pass", &self.environment.pass);
         for rule in &self.files.rules {
             // `Set` raises as well as lowers.
@@ -647,10 +630,6 @@ impl Fragment {
         // Whether a size or limit is larger than the one below is not known here; any may be.
         key("files.tmp_size", self.files.tmp_size.is_some());
         key("files.shm_size", self.files.shm_size.is_some());
-        key(
-            "network.mode",
-            matches!(self.network.mode, Some(NetworkMode::Host | NetworkMode::Filtered)),
-        );
         key("limits.memory", self.limits.memory.is_some());
         key("limits.cpu", self.limits.cpu.is_some());
         key("limits.pids", self.limits.pids.is_some());
@@ -663,6 +642,7 @@ impl Fragment {
         key("processes.ptrace", self.processes.ptrace == Some(true));
         key("processes.io_uring", self.processes.io_uring == Some(true));
         key("terminal.pty", self.terminal.pty == Some(Pty::Never));
+        self.network.widening(&mut wide);
         if wide.is_empty() { Ok(()) } else { Err(wide) }
     }
 
@@ -710,16 +690,13 @@ impl Fragment {
         known(&mut rest.files.read, &below.files.read);
         known(&mut rest.files.view, &below.files.view);
         known(&mut rest.files.devices, &below.files.devices);
-        known(&mut rest.network.allow, &below.network.allow);
+        rest.network.forget(&below.network);
         known(&mut rest.environment.pass, &below.environment.pass);
         if rest.files.system == below.files.system {
             rest.files.system = None;
         }
         if rest.files.toolchains == below.files.toolchains {
             rest.files.toolchains = None;
-        }
-        if rest.network.mode == below.network.mode {
-            rest.network.mode = None;
         }
         if rest.terminal.pty == below.terminal.pty {
             rest.terminal.pty = None;
@@ -795,14 +772,6 @@ impl Fragment {
         }
         rules.extend(files.extra);
 
-        let hosts = |list: Vec<Entry>| -> Vec<HostRule> {
-            list.into_iter().map(|e| HostRule { host: e.value, origin: e.origin }).collect()
-        };
-        let mode = network.mode.unwrap_or(if network.allow.is_empty() {
-            NetworkMode::None
-        } else {
-            NetworkMode::Filtered
-        });
         let texts =
             |list: Vec<Entry>| -> Vec<String> { list.into_iter().map(|e| e.value).collect() };
         Ok(Policy {
@@ -816,13 +785,7 @@ impl Fragment {
                 shm_bytes: files.shm_size.and_then(|b| b.0).unwrap_or(DEFAULT_SHM_BYTES),
                 devices: files.devices.into_iter().map(|e| PathBuf::from(e.value)).collect(),
             },
-            network: match mode {
-                NetworkMode::None => Network::None,
-                NetworkMode::Host => Network::Host,
-                NetworkMode::Filtered => {
-                    Network::Filtered { allow: hosts(network.allow), deny: hosts(network.deny) }
-                }
-            },
+            network: network.finish()?,
             environment: Environment {
                 pass: texts(environment.pass),
                 deny: texts(environment.deny),
@@ -934,7 +897,7 @@ impl LimitsFragment {
     }
 }
 
-fn invalid(entry: &Entry, key: &str, message: String) -> PolicyError {
+pub(crate) fn invalid(entry: &Entry, key: &str, message: String) -> PolicyError {
     PolicyError::Invalid { at: entry.origin.clone(), key: key.to_owned(), message }
 }
 
@@ -948,27 +911,6 @@ fn check_device(text: &str) -> Result<(), String> {
     }
     if pattern::has_meta(rest) {
         return Err(format!("\"{text}\": devices are named one by one, without wildcards"));
-    }
-    Ok(())
-}
-
-/// The outline of a host pattern; its full grammar belongs to the egress filter.
-fn check_host(text: &str) -> Result<(), String> {
-    if text.is_empty() {
-        return Err("empty host".to_owned());
-    }
-    if text.contains("://") || text.contains('/') {
-        return Err(format!("\"{text}\" is not a host; write it without scheme and path"));
-    }
-    if let Some(bad) = text.chars().find(|c| c.is_whitespace() || c.is_control()) {
-        return Err(format!("host contains {bad:?}"));
-    }
-    let name = text.strip_prefix("*.").unwrap_or(text);
-    if name.contains('*') {
-        return Err(format!("\"{text}\": `*` stands only in front, as in \"*.example.com\""));
-    }
-    if name.is_empty() || name.starts_with('.') || name.contains("..") {
-        return Err(format!("\"{text}\" has an empty label"));
     }
     Ok(())
 }

@@ -9,6 +9,7 @@
 
 mod builtin;
 mod decide;
+mod egress;
 mod environment;
 mod error;
 mod explain;
@@ -27,6 +28,7 @@ pub mod search;
 
 pub use builtin::*;
 pub use decide::*;
+pub use egress::*;
 pub use environment::*;
 pub use error::*;
 pub use explain::*;

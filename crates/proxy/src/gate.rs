@@ -1,12 +1,14 @@
 //! The one door: every protocol asks here, nothing else dials.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::net::TcpStream;
 
 use crate::Asked;
+use crate::inspect::Inspector;
 use crate::record::{Record, Sink};
 
 /// Decides, resolves, checks and dials. One implementation (`judge`), and fakes in tests.
@@ -17,6 +19,17 @@ pub(crate) trait Gate: Send + Sync + 'static {
     /// Refuses for something that was seen after the decision (another server name, a malformed
     /// request). Writes the record.
     fn refuse(&self, asked: &Asked, why: Why) -> Refusal;
+
+    /// What looks into connections of chosen hosts, if anything does.
+    fn inspector(&self) -> Option<Arc<Inspector>> {
+        None
+    }
+
+    /// Changes when the rules do: a connection that was opened under other rules serves no further
+    /// request.
+    fn generation(&self) -> u64 {
+        0
+    }
 }
 
 /// What protocols find wrong by themselves.
@@ -33,7 +46,13 @@ pub(crate) enum Why {
     /// A limit of the filter; the text says which.
     Limit(String),
     /// What the inspection of a request found.
-    Request(Finding),
+    Request(Box<Finding>),
+}
+
+impl From<Finding> for Why {
+    fn from(found: Finding) -> Self {
+        Self::Request(Box::new(found))
+    }
 }
 
 /// Why a request of an inspected connection was refused.
@@ -63,6 +82,8 @@ pub(crate) struct Ticket {
     started: Instant,
     out: AtomicU64,
     back: AtomicU64,
+    /// What lasts as long as the connection: its entry among the open ones, its name's address.
+    holds: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 impl std::fmt::Debug for Ticket {
@@ -79,7 +100,14 @@ impl Ticket {
             started: Instant::now(),
             out: AtomicU64::new(0),
             back: AtomicU64::new(0),
+            holds: None,
         }
+    }
+
+    /// Drops `holds` with the ticket.
+    pub(crate) fn holding(mut self, holds: impl std::any::Any + Send + Sync) -> Self {
+        self.holds = Some(Box::new(holds));
+        self
     }
 
     /// Bytes from the sandbox outward.

@@ -12,16 +12,35 @@
 //! the supervisor, on one thread of its own, and needs no privilege.
 #![forbid(unsafe_code)]
 
+mod dns;
+mod filter;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gate;
+mod hello;
+mod http;
 pub mod inspect;
+mod judge;
+mod limits;
+mod pool;
+mod process;
 pub mod record;
+mod resolve;
+mod socks;
+mod splice;
+#[cfg(test)]
+mod testing;
+mod transparent;
+mod tunnel;
+mod upstream;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringfence_policy::net::Rules;
 
+pub use filter::Filter;
 pub use record::{Process, Record, Sink};
 
 /// Sockets that were made in the sandbox's network namespace.
@@ -51,6 +70,8 @@ pub enum Way {
 pub struct Config {
     pub sockets: Sockets,
     pub rules: Arc<Rules>,
+    /// Looks into connections of chosen hosts.
+    pub inspector: Option<Arc<inspect::Inspector>>,
     /// Gets every record; called on the filter's thread, must not block for long.
     pub sink: Sink,
     /// A corporate proxy that everything goes through (`http://[user:password@]host:port`).
@@ -89,4 +110,9 @@ pub struct Asked {
     pub via: Via,
     /// The client's address inside.
     pub client: SocketAddr,
+}
+
+/// Locks; what a panicking thread left is still whole, since nothing here is changed in two steps.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ringfence_policy::{Base, Effect, Network, Permission, Policy, Rule, priority};
+use ringfence_policy::{Base, Effect, Permission, Policy, Rule, priority};
 use ringfence_sandbox::Early;
 use ringfence_sandbox::lower::Command;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
@@ -86,34 +86,11 @@ fn meant(typed: &Typed) -> Result<Meant, ExitCode> {
         output::say(&e);
         ExitCode::from(e.exit_code())
     })?;
-    if let Some(problem) = hosts_of_the_users_own(&layered.policy) {
-        return Err(output::fail(problem));
-    }
     let path = |id: Id| typed.last(id).map(PathBuf::from);
     let request =
         Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
     protect_policy_files(&mut layered, &request).map_err(output::fail)?;
     Ok(Meant { layered, request, argv })
-}
-
-/// Built-in profiles list hosts for the egress filter, which is not in this version: they fall back
-/// to no network, and the status says so. A list that the user wrote is refused, because they would
-/// otherwise wonder why their host is not reached.
-pub fn hosts_of_the_users_own(policy: &Policy) -> Option<String> {
-    let Network::Filtered { allow, deny } = &policy.network else { return None };
-    let own: Vec<String> = allow
-        .iter()
-        .chain(deny)
-        .filter(|rule| rule.origin.line.is_some())
-        .map(|rule| printable(&format!("{} ({})", rule.host, rule.origin)).into_owned())
-        .collect();
-    if own.is_empty() {
-        return None;
-    }
-    Some(format!(
-        "network.allow and network.deny cannot be honoured yet, this version has no egress filter: {}\n  remedy: --network none (loopback only) or --network host (unfiltered)",
-        own.join(", ")
-    ))
 }
 
 /// Layer name of the rules that guard the policy in use; they are not lifted by id.

@@ -5,9 +5,15 @@
 //! form is matched and that form is dialled.
 
 mod decide;
+mod groups;
 mod name;
 mod rule;
+mod special;
+mod upstream;
 
-pub use decide::{Reason, Rules, Verdict};
+pub use decide::{Hosts, Reason, Rules, Verdict};
+pub use groups::{GROUPS, Group, group};
 pub use name::{Host, Name, NameError};
-pub use rule::{HostPattern, PortRange, RuleError};
+pub use rule::{FILTER_PORTS, HostPattern, List, PortRange, RuleError, check_entry, patterns};
+pub use special::{Opens, POOL_V4, POOL_V6, Special, special};
+pub use upstream::Upstream;

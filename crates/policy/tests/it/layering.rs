@@ -28,7 +28,10 @@ fn later_scalars_win_lists_append_and_both_formats_are_one_schema() {
 #[test]
 fn an_empty_allow_list_allows_nothing() {
     let policy = toml("[network]\nmode = \"filtered\"\nallow = []").finish().unwrap();
-    assert_eq!(policy.network, Network::Filtered { allow: vec![], deny: vec![] });
+    assert_eq!(
+        policy.network,
+        Network::Filtered { allow: vec![], deny: vec![], egress: Box::default() }
+    );
     assert!(!policy.explain_host("example.com").allowed);
     let policy = toml("[network]\nallow = []").finish().unwrap();
     assert_eq!(policy.network, Network::None);

@@ -27,6 +27,7 @@ mod path;
 mod rules;
 mod secrets;
 mod serve;
+mod settings;
 #[cfg(test)]
 mod tests;
 pub mod trust;
@@ -35,23 +36,19 @@ mod upstream;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use ringfence_policy::net::{Host, HostPattern};
+use hyper::Uri;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use ringfence_policy::net::Host;
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::gate::{Finding, Why};
 
 pub use authority::{Authority, AuthorityError};
 pub use path::{PathPattern, PatternError};
 pub use rules::RequestRule;
 pub use secrets::{Secret, SecretError};
 pub(crate) use serve::serve;
-
-/// What is inspected and what is allowed there.
-#[derive(Debug, Default)]
-pub struct Settings {
-    /// Hosts that are inspected though no rule and no secret names them.
-    pub hosts: Vec<HostPattern>,
-    pub rules: Vec<RequestRule>,
-    pub secrets: Vec<Secret>,
-}
+pub use settings::{Settings, SettingsError, read_secret};
 
 /// Whom servers may be vouched for by.
 #[derive(Default)]
@@ -87,6 +84,22 @@ impl Inspector {
         Self { authority, settings, roots, client: OnceLock::new() }
     }
 
+    /// The same for a policy that was changed. What the sandbox has in its hands stays valid: its
+    /// authority, and the placeholders of secrets that keep their names.
+    #[must_use]
+    pub fn renewed(&self, mut settings: Settings) -> Self {
+        for secret in &mut settings.secrets {
+            if let Some(known) = self.settings.secrets.iter().find(|s| s.name() == secret.name()) {
+                secret.keep_placeholder_of(known);
+            }
+        }
+        let roots = match &self.roots {
+            Roots::Host => Roots::Host,
+            Roots::These(store) => Roots::These(store.clone()),
+        };
+        Self::new(Arc::clone(&self.authority), settings, roots)
+    }
+
     pub fn authority(&self) -> &Arc<Authority> {
         &self.authority
     }
@@ -109,6 +122,47 @@ impl Inspector {
         self.settings.rules.iter().any(|rule| rules::any_covers(&rule.hosts, host))
     }
 
+    /// Judges a request that is sent in the clear, by whatever code: rules hold there too, and no
+    /// placeholder leaves. `target` as in the request line.
+    pub(crate) fn judge_plain<'a>(
+        &self,
+        host: &Host,
+        method: &str,
+        target: &str,
+        fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+    ) -> Result<(), Why> {
+        let malformed = |what: &str| Why::Malformed(format!("{what} that cannot be judged"));
+        let uri: Uri = target.parse().map_err(|_| malformed("a request target"))?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name.as_bytes());
+            let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) else {
+                return Err(malformed("a header"));
+            };
+            headers.append(name, value);
+        }
+        let rules = &self.settings.rules;
+        rules::judge(rules, host, method, uri.path(), &headers).map_err(Why::from)?;
+        let shown = rules::show(method, uri.path());
+        let free = headers
+            .get_all(UPGRADE)
+            .iter()
+            .all(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        if self.has_rules(host) && !free {
+            return Err(Why::from(Finding {
+                reason: "opaque",
+                detail: format!(
+                    "{shown}: what follows an upgrade to another protocol cannot be judged"
+                ),
+                origin: None,
+                remedy: None,
+            }));
+        }
+        secrets::apply(&self.settings.secrets, host, false, &shown, target, &mut headers)
+            .map_err(Why::from)?;
+        Ok(())
+    }
+
     /// How servers are verified. Clones share the session cache.
     fn client(&self) -> Result<ClientConfig, String> {
         let config = self.client.get_or_init(|| {
@@ -125,6 +179,18 @@ impl Inspector {
         });
         config.as_ref().map(|config| ClientConfig::clone(config)).map_err(Clone::clone)
     }
+}
+
+/// Why a connection that is neither TLS nor HTTP is refused to a host that has rules.
+pub(crate) fn unjudgeable(host: &Host) -> Why {
+    Why::from(Finding {
+        reason: "opaque",
+        detail: format!(
+            "{host} is reached by chosen requests only, and this is neither TLS nor HTTP"
+        ),
+        origin: None,
+        remedy: Some(format!("remove {host} from hosts of network.rules, or use https")),
+    })
 }
 
 /// The host's store; what in it cannot be read or parsed is left out, an empty one is an error.

@@ -107,6 +107,11 @@ impl Secret {
         &self.placeholder
     }
 
+    /// Takes over what the sandbox has in its environment already.
+    pub(super) fn keep_placeholder_of(&mut self, other: &Self) {
+        self.placeholder.clone_from(&other.placeholder);
+    }
+
     pub(super) fn is_for(&self, host: &Host) -> bool {
         any_covers(&self.hosts, host)
     }

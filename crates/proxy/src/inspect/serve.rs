@@ -29,6 +29,7 @@ use super::upstream::{Failure, HANDSHAKE, Upstream};
 use super::{Inspector, rules, secrets};
 use crate::Asked;
 use crate::gate::{Finding, Gate, Opened, Refusal, Why};
+use crate::record::explain_json;
 
 /// The largest head of a request or response.
 pub(super) const LARGEST_HEAD: u32 = 64 * 1024;
@@ -212,7 +213,7 @@ impl<G: Gate> Session<G> {
             ),
         };
         let finding = Finding { reason, detail, origin: None, remedy: Some(remedy.to_owned()) };
-        self.gate.refuse(&self.asked, Why::Request(finding))
+        self.gate.refuse(&self.asked, finding.into())
     }
 }
 
@@ -256,6 +257,8 @@ impl<G: Gate> Requests<G> {
     /// Everything that is decided before a byte goes out; leaves a request that may go.
     fn judge(&self, request: &mut Request<Incoming>) -> Result<Judged, Box<Refused>> {
         let Session { inspector, gate, asked, encrypted } = &self.session;
+        // Rules may have changed since the connection came.
+        let inspector = gate.inspector().unwrap_or_else(|| Arc::clone(inspector));
         let refuse = |status, why| Err(Refused::new(status, gate.refuse(asked, why)));
         match addressed(request, asked, *encrypted) {
             Ok(()) => {}
@@ -270,7 +273,7 @@ impl<G: Gate> Requests<G> {
         let path = request.uri().path();
         let shown = rules::show(method.as_str(), path);
         let finding = |reason, detail: String| {
-            Why::Request(Finding { reason, detail, origin: None, remedy: None })
+            Why::from(Finding { reason, detail, origin: None, remedy: None })
         };
         // A tunnel cannot be judged; TRACE shows the server's view of the headers, secrets included.
         if method == Method::CONNECT || method == Method::TRACE {
@@ -281,7 +284,7 @@ impl<G: Gate> Requests<G> {
         if let Err(found) =
             rules::judge(rules, &asked.host, method.as_str(), path, request.headers())
         {
-            return refuse(StatusCode::FORBIDDEN, Why::Request(found));
+            return refuse(StatusCode::FORBIDDEN, found.into());
         }
         let upgrade = is_websocket(request).then(|| hyper::upgrade::on(&mut *request));
         let trailers = has_token(request.headers(), &TE, "trailers");
@@ -299,7 +302,7 @@ impl<G: Gate> Requests<G> {
         let injected =
             match secrets::apply(secrets, &asked.host, *encrypted, &shown, &target, headers) {
                 Ok(injected) => injected,
-                Err(found) => return refuse(StatusCode::FORBIDDEN, Why::Request(found)),
+                Err(found) => return refuse(StatusCode::FORBIDDEN, found.into()),
             };
         if injected.any {
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -483,21 +486,11 @@ async fn drain(mut body: Incoming) {
 
 /// The refusal as an answer that an agent can act on.
 fn explain(status: StatusCode, refusal: &Refusal) -> Response<Answer> {
-    let record = &refusal.0;
-    let body = serde_json::json!({
-        "error": "refused by ringfence",
-        "reason": record.reason,
-        "detail": record.detail,
-        "host": record.name,
-        "port": record.port,
-        "rule": record.rule,
-        "origin": record.origin,
-        "remedy": record.remedy,
-    });
-    let mut response = Response::new(Answer::Own(Some(format!("{body}\n").into())));
+    let body = explain_json(&refusal.0);
+    let mut response = Response::new(Answer::Own(Some(body.into())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert("x-ringfence-reason", HeaderValue::from_static(record.reason));
+    headers.insert("x-ringfence-reason", HeaderValue::from_static(refusal.0.reason));
     response
 }

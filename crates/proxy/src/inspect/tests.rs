@@ -464,11 +464,11 @@ async fn curl_gets_what_the_rules_allow_over_both_versions() {
         );
         let out = world.curl(&[flag, &world.url("/v2/x")]).await.unwrap();
         assert!(out.starts_with(&format!("{version} 403")), "{out}");
-        assert!(out.contains("\"reason\":\"path\"") && out.contains("GET /v2/x"), "{out}");
+        assert!(out.contains("\"reason\": \"path\"") && out.contains("GET /v2/x"), "{out}");
         let out = world.curl(&[flag, "-X", "DELETE", &world.url("/v1/x")]).await.unwrap();
-        assert!(out.contains("403") && out.contains("\"reason\":\"method\""), "{out}");
+        assert!(out.contains("403") && out.contains("\"reason\": \"method\""), "{out}");
         let out = world.curl(&[flag, "--path-as-is", &world.url("/v1/../v2")]).await.unwrap();
-        assert!(out.contains("403") && out.contains("\"reason\":\"path-ambiguous\""), "{out}");
+        assert!(out.contains("403") && out.contains("\"reason\": \"path-ambiguous\""), "{out}");
         let out = world.curl(&[flag, "-I", &world.url("/v1/x")]).await.unwrap();
         assert!(out.starts_with(&format!("{version} 200")), "{out}");
         let out = world.curl(&[flag, "-I", &world.url("/v2/x")]).await.unwrap();
@@ -611,7 +611,7 @@ async fn a_server_that_cannot_prove_its_name_is_refused() {
         let world = World::new(shape).await;
         for flag in ["--http1.1", "--http2"] {
             let Some(out) = world.curl(&[flag, &world.url("/v1/x")]).await else { return };
-            assert!(out.contains(" 502") && out.contains("\"reason\":\"upstream-tls\""), "{out}");
+            assert!(out.contains(" 502") && out.contains("\"reason\": \"upstream-tls\""), "{out}");
             assert!(out.contains("invalid peer certificate"), "{out}");
         }
         assert_eq!(world.refusals().len(), 2);

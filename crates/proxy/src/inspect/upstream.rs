@@ -56,6 +56,17 @@ struct Lease {
 struct Pool {
     idle: Vec<http1::SendRequest<Incoming>>,
     shared: Option<http2::SendRequest<Incoming>>,
+    /// Of the rules under which these were opened.
+    generation: u64,
+}
+
+impl Pool {
+    /// Forgets what other rules let through.
+    fn renew(&mut self, generation: u64) {
+        if self.generation != generation {
+            *self = Self { generation, ..Self::default() };
+        }
+    }
 }
 
 /// One server, for one client connection.
@@ -81,6 +92,7 @@ impl<G: Gate> Upstream<G> {
         encrypted: bool,
         alpn: Vec<Vec<u8>>,
     ) -> Self {
+        let generation = gate.generation();
         let usual = if encrypted { 443 } else { 80 };
         let host = match &asked.host {
             Host::Address(std::net::IpAddr::V6(address)) => format!("[{address}]"),
@@ -98,7 +110,7 @@ impl<G: Gate> Upstream<G> {
             encrypted,
             alpn,
             authority,
-            pool: Mutex::default(),
+            pool: Mutex::new(Pool { generation, ..Pool::default() }),
             permits: Arc::new(Semaphore::new(at_once)),
             tasks: std::sync::Mutex::default(),
         }
@@ -193,12 +205,16 @@ impl<G: Gate> Upstream<G> {
                     let sent = sender.try_send_request(request).await;
                     if sent.is_ok() {
                         let upstream = Arc::downgrade(self);
+                        let generation = self.gate.generation();
                         self.spawn(async move {
                             // Ready again when the response was read to its end.
                             if sender.ready().await.is_ok()
                                 && let Some(upstream) = upstream.upgrade()
                             {
-                                upstream.pool.lock().await.idle.push(sender);
+                                let mut pool = upstream.pool.lock().await;
+                                if pool.generation == generation {
+                                    pool.idle.push(sender);
+                                }
                             }
                             drop(permit);
                         });
@@ -218,13 +234,16 @@ impl<G: Gate> Upstream<G> {
 
     /// The shared connection, an idle one, or a new one.
     async fn lease(&self) -> Result<Lease, Failure> {
-        let shared = |pool: &Pool| pool.shared.clone().filter(|sender| !sender.is_closed());
-        if let Some(sender) = shared(&*self.pool.lock().await) {
+        let shared = |pool: &mut Pool| {
+            pool.renew(self.gate.generation());
+            pool.shared.clone().filter(|sender| !sender.is_closed())
+        };
+        if let Some(sender) = shared(&mut *self.pool.lock().await) {
             return Ok(Lease { sender: Sender::Http2(sender), permit: None, fresh: false });
         }
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
         let mut pool = self.pool.lock().await;
-        if let Some(sender) = shared(&pool) {
+        if let Some(sender) = shared(&mut pool) {
             return Ok(Lease { sender: Sender::Http2(sender), permit: None, fresh: false });
         }
         while let Some(sender) = pool.idle.pop() {
