@@ -243,6 +243,7 @@ fn measure() -> Result<()> {
     let rules = Rules::of(&[entry], &[]).map_err(|e| format!("{e:?}"))?;
     let config = Config {
         sockets: Sockets { tcp: vec![socket?], way: Way::Local, ..Sockets::default() },
+        inspector: None,
         rules: Arc::new(rules),
         sink: Arc::new(|_| {}),
         upstream: None,

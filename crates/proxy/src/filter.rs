@@ -9,6 +9,7 @@ use ringfence_policy::net::Rules;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::inspect::Inspector;
 use crate::judge::{Judge, Parts};
 use crate::limits::{ACCEPT_PAUSE, CONNECTIONS, DESCRIPTORS_EACH, DESCRIPTORS_SPARE};
 use crate::process::{Finder, plain};
@@ -31,7 +32,7 @@ impl Filter {
     /// Starts the filter on a thread of its own. The caller only makes that thread; everything else
     /// happens there, and the host's resolver settings are read when a name is first looked up.
     pub fn start(config: Config) -> io::Result<Self> {
-        let Config { sockets, rules, sink, upstream, proxy_port, init } = config;
+        let Config { sockets, rules, inspector, sink, upstream, proxy_port, init } = config;
         let Sockets { tcp, udp, diagnosis, way } = sockets;
         let upstream = upstream.as_deref().map(Upstream::parse).transpose()?;
         let tcp: Vec<TcpListener> = tcp.into_iter().map(TcpListener::from).collect();
@@ -40,6 +41,7 @@ impl Filter {
         let judge = Arc::new(Judge::new(Parts {
             book: rules,
             resolver: Resolver::system(),
+            inspector,
             sink,
             finder: Finder::new(diagnosis, init),
             upstream,
@@ -60,6 +62,12 @@ impl Filter {
     /// closed. A [`Rules`] that lets nothing through closes all.
     pub fn replace_rules(&self, rules: Arc<Rules>) {
         self.judge.replace(rules);
+    }
+
+    /// Other request rules and secrets from now on ([`Inspector::renewed`]); they hold for the next
+    /// request of a connection that is open.
+    pub fn replace_inspector(&self, inspector: Option<Arc<Inspector>>) {
+        self.judge.inspect(inspector);
     }
 
     /// Whether records of allowed connections name the process, as those of refusals always do. It

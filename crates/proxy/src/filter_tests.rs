@@ -42,6 +42,7 @@ fn start(allow: &[String]) -> Running {
             udp: vec![OwnedFd::from(datagrams)],
             ..Sockets::default()
         },
+        inspector: None,
         rules: rules(allow),
         sink,
         upstream: None,
@@ -201,6 +202,7 @@ fn connections_beyond_the_limit_of_descriptors_do_not_spin() {
 fn an_upstream_that_is_none_is_an_error() {
     let config = Config {
         sockets: Sockets::default(),
+        inspector: None,
         rules: Arc::default(),
         sink: Arc::new(|_| {}),
         upstream: Some("socks5://x".into()),

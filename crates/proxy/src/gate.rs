@@ -1,12 +1,14 @@
 //! The one door: every protocol asks here, nothing else dials.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::net::TcpStream;
 
 use crate::Asked;
+use crate::inspect::Inspector;
 use crate::record::{Record, Sink};
 
 /// Decides, resolves, checks and dials. One implementation (`judge`), and fakes in tests.
@@ -17,6 +19,11 @@ pub(crate) trait Gate: Send + Sync + 'static {
     /// Refuses for something that was seen after the decision (another server name, a malformed
     /// request). Writes the record.
     fn refuse(&self, asked: &Asked, why: Why) -> Refusal;
+
+    /// What looks into connections of chosen hosts, if anything does.
+    fn inspector(&self) -> Option<Arc<Inspector>> {
+        None
+    }
 
     /// Changes when the rules do: a connection that was opened under other rules serves no further
     /// request.
@@ -38,6 +45,27 @@ pub(crate) enum Why {
     Malformed(String),
     /// A limit of the filter; the text says which.
     Limit(String),
+    /// What the inspection of a request found.
+    Request(Box<Finding>),
+}
+
+impl From<Finding> for Why {
+    fn from(found: Finding) -> Self {
+        Self::Request(Box::new(found))
+    }
+}
+
+/// Why a request of an inspected connection was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    /// The record's `reason`.
+    pub reason: &'static str,
+    /// The record's `detail`: method and path among others, never a secret.
+    pub detail: String,
+    /// The record's `origin`: where the rules of the host begin.
+    pub origin: Option<String>,
+    /// The record's `remedy`.
+    pub remedy: Option<String>,
 }
 
 /// A connection to the outside.

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::dns::{Registry, Standing};
 use crate::gate::{Gate, Opened, Refusal, Ticket, Why};
+use crate::inspect::Inspector;
 use crate::limits::{Bucket, DNS_RATE, Labels, REFUSED_NAMES};
 use crate::pool::Pool;
 use crate::process::{Finder, Kind, PATIENCE};
@@ -51,6 +52,7 @@ pub(crate) struct Judge {
     pub pool: Arc<Pool>,
     labels: Labels,
     resolver: Resolver,
+    inspector: Mutex<Option<Arc<Inspector>>>,
     sink: Sink,
     finder: Arc<Finder>,
     pub connections: Connections,
@@ -67,6 +69,7 @@ pub(crate) struct Judge {
 pub(crate) struct Parts {
     pub book: Arc<dyn Book>,
     pub resolver: Resolver,
+    pub inspector: Option<Arc<Inspector>>,
     pub sink: Sink,
     pub finder: Finder,
     pub upstream: Option<Upstream>,
@@ -142,6 +145,7 @@ impl Judge {
             pool: Arc::new(Pool::default()),
             labels: Labels::default(),
             resolver: parts.resolver,
+            inspector: Mutex::new(parts.inspector),
             sink: parts.sink,
             finder: Arc::new(parts.finder),
             connections: Connections::default(),
@@ -164,6 +168,12 @@ impl Judge {
         self.edition.fetch_add(1, Ordering::SeqCst);
         lock(&self.refused_names).clear();
         self.connections.close_unless(|asked, address| self.still(asked, address));
+    }
+
+    /// Other request rules and secrets from now on.
+    pub(crate) fn inspect(&self, inspector: Option<Arc<Inspector>>) {
+        *lock(&self.inspector) = inspector;
+        self.edition.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether a connection that is open would be let through now.
@@ -347,6 +357,10 @@ impl Gate for Judge {
         Box::pin(self.let_out(asked)).await
     }
 
+    fn inspector(&self) -> Option<Arc<Inspector>> {
+        lock(&self.inspector).clone()
+    }
+
     fn generation(&self) -> u64 {
         self.edition.load(Ordering::SeqCst)
     }
@@ -356,7 +370,13 @@ impl Gate for Judge {
             Host::Name(name) => name.as_str(),
             Host::Address(_) => "the address",
         };
+        let mut said = (None, None);
         let (reason, detail) = match why {
+            Why::Request(found) => {
+                let found = *found;
+                said = (found.origin, found.remedy);
+                (found.reason, found.detail)
+            }
             Why::ServerName(Some(other)) => {
                 ("sni-mismatch", format!("the TLS server name is {other}, allowed was {judged}"))
             }
@@ -374,6 +394,10 @@ impl Gate for Judge {
             Why::Limit(what) => ("limit", what),
         };
         let mut record = Self::record(asked, *No::plain(reason, detail));
+        if let (origin, Some(remedy)) = said {
+            record.origin = origin;
+            record.remedy = Some(remedy);
+        }
         // At once, as the client's socket is soon gone; the finder limits time and rate.
         record.process = match self.connections.process(asked.client) {
             Some(known) => known,

@@ -123,6 +123,7 @@ async fn bench(
     let judge = Judge::new(Parts {
         book: Arc::new(book),
         resolver,
+        inspector: None,
         sink,
         finder: Finder::new(None, None),
         upstream: upstream.map(|u| Upstream::parse(u).unwrap()),

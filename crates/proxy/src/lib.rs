@@ -19,6 +19,7 @@ pub mod fuzzing;
 mod gate;
 mod hello;
 mod http;
+pub mod inspect;
 mod judge;
 mod limits;
 mod pool;
@@ -69,6 +70,8 @@ pub enum Way {
 pub struct Config {
     pub sockets: Sockets,
     pub rules: Arc<Rules>,
+    /// Looks into connections of chosen hosts.
+    pub inspector: Option<Arc<inspect::Inspector>>,
     /// Gets every record; called on the filter's thread, must not block for long.
     pub sink: Sink,
     /// A corporate proxy that everything goes through (`http://[user:password@]host:port`).

@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::Asked;
 use crate::gate::{Gate, Opened, Refusal, Ticket, Why};
+use crate::inspect::Inspector;
 use crate::record::Record;
 
 /// Longer than anything takes here.
@@ -24,6 +25,7 @@ pub(crate) struct Fake {
     pub refused: Mutex<Vec<String>>,
     pub ended: Arc<Mutex<Vec<Record>>>,
     pub generation: AtomicU64,
+    pub inspector: Mutex<Option<Arc<Inspector>>>,
 }
 
 impl Fake {
@@ -69,8 +71,13 @@ impl Gate for Fake {
             Why::EncryptedHello => ("ech", String::new()),
             Why::Malformed(text) => ("malformed", text),
             Why::Limit(text) => ("limit", text),
+            Why::Request(found) => (found.reason, found.detail),
         };
         self.no(asked, reason, &detail)
+    }
+
+    fn inspector(&self) -> Option<Arc<Inspector>> {
+        self.inspector.lock().unwrap().clone()
     }
 
     fn generation(&self) -> u64 {

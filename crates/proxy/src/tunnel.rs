@@ -16,6 +16,7 @@ use crate::Asked;
 use crate::gate::{Gate, Opened, Refusal, Why};
 use crate::hello::{self, First};
 use crate::http;
+use crate::inspect::{self, Inspector};
 use crate::limits::{FIRST_BYTES, FIRST_BYTES_SIZE, REFUSED_LINGER, REFUSED_WAIT};
 use crate::record::{explain_json, printable};
 use crate::splice;
@@ -33,6 +34,8 @@ thread_local! {
 enum Verdict {
     Relay,
     Http(Vec<u8>),
+    /// TLS ends here.
+    Inspect(Arc<Inspector>, Vec<u8>),
     /// Refused; with what the client is told.
     Refused(Answer),
     /// A side is gone.
@@ -69,6 +72,9 @@ pub(crate) async fn run<G: Gate>(
         Verdict::Http(prefix) => {
             let mode = http::Mode::Origin { asked, first: Some(opened) };
             Box::pin(http::serve(gate, client, prefix, mode)).await;
+        }
+        Verdict::Inspect(inspector, prefix) => {
+            Box::pin(inspect::serve(inspector, gate, client, prefix, asked, opened)).await;
         }
         Verdict::Refused(answer) => {
             let _ = opened.stream.set_zero_linger();
@@ -112,9 +118,12 @@ async fn first<G: Gate>(
                         gate.refuse(asked, why);
                         return Verdict::Refused(Answer::Alert);
                     }
-                    return forward(server, &held, opened).await;
+                    return match gate.inspector().filter(|i| i.inspects(&asked.host)) {
+                        Some(inspector) => Verdict::Inspect(inspector, held),
+                        None => forward(server, &held, opened).await,
+                    };
                 }
-                First::Opaque => return forward(server, &held, opened).await,
+                First::Opaque => return opaque(gate, asked, &held, opened).await,
             }
         }
         let late = async {
@@ -137,7 +146,7 @@ async fn first<G: Gate>(
                         return Verdict::Refused(Answer::Reset);
                     }
                     // Less than a request's first line is no request.
-                    Ok(0) => return forward(server, &held, opened).await,
+                    Ok(0) => return opaque(gate, asked, &held, opened).await,
                     Ok(_) => {
                         deadline.get_or_insert_with(|| Instant::now() + FIRST_BYTES);
                     }
@@ -172,6 +181,15 @@ async fn first<G: Gate>(
             }
         }
     }
+}
+
+/// Lets pass what has no requests, except to a host whose requests are chosen.
+async fn opaque<G: Gate>(gate: &G, asked: &Asked, held: &[u8], opened: &Opened) -> Verdict {
+    if gate.inspector().is_some_and(|inspector| inspector.has_rules(&asked.host)) {
+        gate.refuse(asked, inspect::unjudgeable(&asked.host));
+        return Verdict::Refused(Answer::Reset);
+    }
+    forward(&opened.stream, held, opened).await
 }
 
 /// Whether it begins as a line of text would: not as a client hello of TLS or of what was before it.

@@ -29,6 +29,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
 use crate::gate::{Gate, Opened, Refusal, Ticket, Why};
+use crate::inspect::Inspector;
 use crate::{Asked, Via, tunnel};
 use body::{Broken, Framing, Incoming, pump};
 use head::{Length, Request, Response, put};
@@ -190,6 +191,13 @@ async fn talk<G: Gate>(gate: &G, stream: &mut TcpStream, prefix: Vec<u8>, mode: 
                 };
             }
             Route::Forward(forward) => {
+                if let Some(inspector) = gate.inspector()
+                    && let Err(why) = in_the_clear(&inspector, &forward.asked, &request)
+                {
+                    let refusal = gate.refuse(&forward.asked, why);
+                    let text = answer::refusal(&refusal, Some(&request), true);
+                    return last_word(&mut client, &text).await;
+                }
                 match exchange(gate, &mut client, &mut pool, &request, &forward).await {
                     Ended::Again => {}
                     Ended::Gone => return Next::Close,
@@ -199,6 +207,12 @@ async fn talk<G: Gate>(gate: &G, stream: &mut TcpStream, prefix: Vec<u8>, mode: 
         }
         client.incoming.rest();
     }
+}
+
+/// Hosts whose requests are judged are judged without TLS, too.
+fn in_the_clear(inspector: &Inspector, asked: &Asked, request: &Request) -> Result<(), Why> {
+    let fields = request.fields.iter().map(|field| (field.name.as_str(), &field.value[..]));
+    inspector.judge_plain(&asked.host, &request.method, &request.target, fields)
 }
 
 async fn last_word(client: &mut Client<'_>, text: &[u8]) -> Next {
