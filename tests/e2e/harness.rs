@@ -62,6 +62,11 @@ pub fn binary() -> &'static Path {
         .1
 }
 
+/// Sets permissions.
+pub fn mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
 /// A workspace and a home of its own, owned by the user.
 #[derive(Debug)]
 pub struct Place {

@@ -42,7 +42,7 @@ UDP_PORTS = [7, 123, 443]
 UDP_PLACES = ["45.10.0.1", "45.10.0.2", "45.66.6.6"]
 CERTIFIED = [
     "*.example.com", "*.example.net", "*.refused.example.org", "*.wild.example.com", "*.front.example.net",
-    "*.v6only.example.com",
+    "*.v6only.example.com", "*.addr.example.com",
 ]
 
 # Name -> addresses. A leading `*.` covers everything below it.
