@@ -75,7 +75,8 @@ rm -rf a b a.out b.out a.err b.err\n"
     )
 }
 
-fn each_user(client: &Client, prepare: impl Fn(&Place) -> Option<String>) {
+/// `prepare` says how the script begins and which directory it needs to read, or that it cannot be.
+fn each_user(client: &Client, prepare: impl Fn(&Place) -> Option<(String, PathBuf)>) {
     let users = if is_root() { vec![User::Me, User::Ordinary] } else { vec![User::Me] };
     if client.needs.iter().any(|program| !has(program)) {
         return;
@@ -84,7 +85,7 @@ fn each_user(client: &Client, prepare: impl Fn(&Place) -> Option<String>) {
         let Some(world) = world() else { return };
         let p = Place::new(user);
         furnish(world, &p);
-        let Some(more) = prepare(&p) else { continue };
+        let Some((more, readable)) = prepare(&p) else { continue };
         let words = || {
             let address = fresh_address();
             ((client.allowed.to_owned(), token()), (name_of(&address), token()), address)
@@ -112,7 +113,9 @@ fn each_user(client: &Client, prepare: impl Fn(&Place) -> Option<String>) {
             for port in client.ports {
                 flags.extend(["--allow-host".to_owned(), format!("{}:{port}", allowed.0)]);
             }
-            flags.extend(["-r".to_owned(), world.dir().display().to_string()]);
+            for dir in [world.dir(), &readable] {
+                flags.extend(["-r".to_owned(), dir.display().to_string()]);
+            }
             let script = start.clone() + environment + &try_both(client, &allowed, &refused);
             let begin = std::time::Instant::now();
             let ran = world.fenced(&p, &flags, &script);
@@ -134,7 +137,7 @@ fn each_user(client: &Client, prepare: impl Fn(&Place) -> Option<String>) {
 }
 
 fn with(client: &Client) {
-    each_user(client, |_| Some(String::new()));
+    each_user(client, |p| Some((String::new(), p.workspace())));
 }
 
 #[test]
@@ -252,7 +255,7 @@ fn a_static_program_with_its_own_resolver() {
         let client = Client { body: body.leak(), proxies: false, ..ORDINARY };
         each_user(&client, |p| {
             mode(&p.write("raw", program), 0o755);
-            Some(String::new())
+            Some((String::new(), p.workspace()))
         });
     }
 }
@@ -281,7 +284,7 @@ fn java_http_client() {
     );
     each_user(&Client { body: body.leak(), ..ORDINARY }, |p| {
         p.write("Reach.class", class);
-        Some(String::new())
+        Some((String::new(), java.clone()))
     });
 }
 
@@ -331,14 +334,14 @@ fn cargo_fetch() {
     };
     each_user(&client, |p| {
         if std::path::Path::new("/usr/bin/cargo").exists() {
-            return Some(String::new());
+            return Some((String::new(), p.workspace()));
         }
         // rustup's, where the user may read it. Its proxy would look for a toolchain first.
         let toolchain = toolchain().filter(|_| p.user == User::Me);
         if toolchain.is_none() {
             println!("skipped: no cargo that user {} may run", p.ids().0);
         }
-        toolchain.map(|t| format!("PATH={}:$PATH\n", t.join("bin").display()))
+        toolchain.map(|t| (format!("PATH={}:$PATH\n", t.join("bin").display()), t))
     });
 }
 

@@ -572,7 +572,8 @@ async def host(dir):
     async def secret(reader, writer, dst, port):
         line, headers = await head_of(reader)
         log("secret", line=line, dst=dst, port=port)
-        body = f"reached the host's own service at {dst}:{port}\n".encode()
+        path = (line or "").split(" ")[1:2]
+        body = f"reached the host's own {''.join(path)} at {dst}:{port}\n".encode()
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await writer.drain()
     for port in [7001, 7002]:
