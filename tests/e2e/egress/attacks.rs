@@ -31,7 +31,9 @@ fn names_that_are_not_listed() {
         );
         let name = name_of(&fresh_address());
         for way in ["direct", "connect", "socks"] {
-            all.push(Attempt::new(way, "@.refused.example.org", 443).tls("@W@.refused.example.org"));
+            all.push(
+                Attempt::new(way, "@.refused.example.org", 443).tls("@W@.refused.example.org"),
+            );
             // Allowed by what the client says, not by where it goes.
             all.push(Attempt::new(way, &name, 443).tls(GOOD).sends(&[get(GOOD, "@W@")]));
             all.push(Attempt::new(way, &name, 80).sends(&[get(GOOD, "@W@")]));
@@ -53,7 +55,10 @@ fn the_apex_is_not_below_the_wildcard() {
 #[test]
 fn one_name_in_any_spelling() {
     allowed(&["--allow-host", "Good.Example.COM.", "--allow-host", "*.v6only.example.com"], || {
-        each(&["good.example.com", "GOOD.eXample.com", "good.example.com.", "@.v6only.example.com"], 80)
+        each(
+            &["good.example.com", "GOOD.eXample.com", "good.example.com.", "@.v6only.example.com"],
+            80,
+        )
     });
 }
 
@@ -68,16 +73,20 @@ fn bytes_that_end_or_split_a_name() {
         ];
         for odd in ["\r\n", "\n", "\t", " ", "%00", "%2e", "#", "/", "?", "\\", "@", ":80:"] {
             for way in ["http", "connect", "socks"] {
-                for name in [format!("@W@.example.org{odd}.wild.example.com"),
-                    format!("a.wild.example.com{odd}@W@.example.org")]
-                {
+                for name in [
+                    format!("@W@.example.org{odd}.wild.example.com"),
+                    format!("a.wild.example.com{odd}@W@.example.org"),
+                ] {
                     all.push(Attempt::new(way, GOOD, 80).set("host", name).no_control());
                 }
             }
         }
         all.push(Attempt::new("socks", "", 80).no_control());
         all.push(Attempt::new("socks", "@.wild.example.com..", 80).no_control());
-        all.push(Attempt::new("socks", &format!("@.{}.wild.example.com", "a".repeat(64)), 80).no_control());
+        all.push(
+            Attempt::new("socks", &format!("@.{}.wild.example.com", "a".repeat(64)), 80)
+                .no_control(),
+        );
         all
     });
 }
@@ -100,7 +109,14 @@ fn special_addresses_in_every_spelling_even_where_everything_is_allowed() {
     refused(&["--allow-host", "*"], Must::NotArrive, || {
         let mut all = each(&METADATA, 80);
         all.extend(each(
-            &["fd00:ec2::254", "10.1.2.3", "172.16.5.5", "192.168.7.7", "100.100.100.200", "0xa010203"],
+            &[
+                "fd00:ec2::254",
+                "10.1.2.3",
+                "172.16.5.5",
+                "192.168.7.7",
+                "100.100.100.200",
+                "0xa010203",
+            ],
             80,
         ));
         for address in ["169.254.169.254", "10.1.2.3"] {
@@ -108,9 +124,15 @@ fn special_addresses_in_every_spelling_even_where_everything_is_allowed() {
             all.push(Attempt::new("socksip", address, 80));
             all.push(Attempt::new("socksip", &format!("::ffff:{address}"), 80));
         }
-        for odd in ["169.254.169.254.", "::ffff:169.254.169.254%lo", "[169.254.169.254]",
-            "\u{ef}\u{bc}\u{91}69.254.169.254", "169\u{e3}\u{80}\u{82}254.169.254", "::a9fe:a9fe", "2002:a9fe:a9fe::1"]
-        {
+        for odd in [
+            "169.254.169.254.",
+            "::ffff:169.254.169.254%lo",
+            "[169.254.169.254]",
+            "\u{ef}\u{bc}\u{91}69.254.169.254",
+            "169\u{e3}\u{80}\u{82}254.169.254",
+            "::a9fe:a9fe",
+            "2002:a9fe:a9fe::1",
+        ] {
             for way in ["http", "connect", "socks"] {
                 all.push(Attempt::new(way, odd, 80).no_control());
             }
@@ -123,8 +145,19 @@ fn special_addresses_in_every_spelling_even_where_everything_is_allowed() {
 fn services_of_the_hosts_loopback_in_every_spelling() {
     refused(&["--allow-host", "*"], Must::NotArrive, || {
         each(
-            &["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0.0.0.0", "0",
-              "::1", "::", "::ffff:127.0.0.1"],
+            &[
+                "127.0.0.1",
+                "localhost",
+                "127.1",
+                "2130706433",
+                "0x7f000001",
+                "0177.0.0.1",
+                "0.0.0.0",
+                "0",
+                "::1",
+                "::",
+                "::ffff:127.0.0.1",
+            ],
             7001,
         )
     });
@@ -132,12 +165,24 @@ fn services_of_the_hosts_loopback_in_every_spelling() {
 
 #[test]
 fn allowed_names_that_lead_to_special_addresses() {
-    let names = ["@.private.example.com", "@.private172.example.com", "@.private192.example.com",
-        "@.shared.example.com", "@.meta.example.com", "@.meta6.example.com", "@.mapped.example.com",
-        "@.nat64.example.com", "@.alias.example.com", "hosts-private.example.com"];
+    let names = [
+        "@.private.example.com",
+        "@.private172.example.com",
+        "@.private192.example.com",
+        "@.shared.example.com",
+        "@.meta.example.com",
+        "@.meta6.example.com",
+        "@.mapped.example.com",
+        "@.nat64.example.com",
+        "@.alias.example.com",
+        "hosts-private.example.com",
+    ];
     refused(&["--allow-host", "*.example.com"], Must::NotArrive, || {
         let mut all = each(&names, 80);
-        all.extend(each(&["@.loop.example.com", "@.loop6.example.com", "@.zero.example.com"], 7001));
+        all.extend(each(
+            &["@.loop.example.com", "@.loop6.example.com", "@.zero.example.com"],
+            7001,
+        ));
         all
     });
 }
@@ -151,7 +196,9 @@ fn a_private_address_is_reached_where_it_is_listed() {
 
 #[test]
 fn names_of_the_hosts_file() {
-    allowed(&["--allow-host", "hosts-public.example.com"], || each(&["hosts-public.example.com"], 80));
+    allowed(&["--allow-host", "hosts-public.example.com"], || {
+        each(&["hosts-public.example.com"], 80)
+    });
 }
 
 #[test]
@@ -208,7 +255,8 @@ fn addresses_that_no_rule_lists() {
 
 #[test]
 fn ports_that_no_rule_lists() {
-    let flags = ["--allow-host", "api.good.example.com:80", "--allow-host", "pg.example.com:8000-8100"];
+    let flags =
+        ["--allow-host", "api.good.example.com:80", "--allow-host", "pg.example.com:8000-8100"];
     refused(&flags, Must::NotArrive, || {
         let mut all = each(&["api.good.example.com"], 8080);
         all.extend(each(&["pg.example.com"], 80));
@@ -224,7 +272,9 @@ fn ports_that_no_rule_lists() {
 #[test]
 fn what_is_denied_wins() {
     let flags = ["--allow-host", "*.wild.example.com", "--deny-host", "*.no.wild.example.com"];
-    refused(&flags, Must::Vanish, || each(&["@.no.wild.example.com", "a.@.no.wild.example.com"], 80));
+    refused(&flags, Must::Vanish, || {
+        each(&["@.no.wild.example.com", "a.@.no.wild.example.com"], 80)
+    });
     allowed(&flags, || each(&["@.yes.wild.example.com"], 80));
 }
 
@@ -234,7 +284,10 @@ fn what_is_denied_wins() {
 fn not_at_the_other_host(attempts: impl Fn() -> Vec<Attempt>) {
     let bad = |world: &World, o: &Outcome| -> Vec<String> {
         let arrived = world.reached(&o.attempt.word);
-        arrived.into_iter().filter(|line| line.contains(FRONT[1]) || line.contains("CONNECT")).collect()
+        arrived
+            .into_iter()
+            .filter(|line| line.contains(FRONT[1]) || line.contains("CONNECT"))
+            .collect()
     };
     for (world, p) in places() {
         for o in bare(world, &p, attempts().into_iter().filter(|a| a.control).collect()) {
@@ -279,9 +332,13 @@ fn one_server_of_several_names() {
             };
             all.push(to(80).sends(&[two(good, other)]));
             all.push(to(80).sends(&[two(other, good)]).no_control());
-            let odd = format!("GET /@W@ HTTP/1.1\r\nHost: {good}\r\nHost : {other}\r\nConnection: close\r\n\r\n");
+            let odd = format!(
+                "GET /@W@ HTTP/1.1\r\nHost: {good}\r\nHost : {other}\r\nConnection: close\r\n\r\n"
+            );
             all.push(to(80).sends(&[odd]));
-            let absolute = format!("GET http://{other}/@W@ HTTP/1.1\r\nHost: {good}\r\nConnection: close\r\n\r\n");
+            let absolute = format!(
+                "GET http://{other}/@W@ HTTP/1.1\r\nHost: {good}\r\nConnection: close\r\n\r\n"
+            );
             all.push(to(80).sends(&[absolute]));
             let old = format!("GET /@W@ HTTP/1.0\r\nhOST:\t{other} \r\n\r\n");
             all.push(to(80).sends(&[old]));
@@ -294,7 +351,11 @@ fn one_server_of_several_names() {
         };
         all.push(Attempt::new("proxy", good, 80).sends(&[absolute(good, other)]));
         all.push(Attempt::new("proxy", good, 80).sends(&[absolute(other, good)]).no_control());
-        all.push(Attempt::new("proxy", good, 80).sends(&[absolute(&format!("{good}@{other}"), good)]).no_control());
+        all.push(
+            Attempt::new("proxy", good, 80)
+                .sends(&[absolute(&format!("{good}@{other}"), good)])
+                .no_control(),
+        );
         all
     });
 }
@@ -308,19 +369,29 @@ fn requests_hidden_in_others() {
         let mut all = Vec::new();
         for way in ["direct", "connect", "socks", "proxy"] {
             let target = if way == "proxy" { format!("http://{good}/x") } else { "/x".to_owned() };
-            for encoding in ["Transfer-Encoding: chunked", "Transfer-Encoding : chunked", "Transfer-Encoding:\tchunked",
-                "Transfer-Encoding: xchunked", "Transfer-Encoding: identity, chunked",
-                "transfer-encoding: chunked\r\nTransfer-Encoding: chunked"]
-            {
+            for encoding in [
+                "Transfer-Encoding: chunked",
+                "Transfer-Encoding : chunked",
+                "Transfer-Encoding:\tchunked",
+                "Transfer-Encoding: xchunked",
+                "Transfer-Encoding: identity, chunked",
+                "transfer-encoding: chunked\r\nTransfer-Encoding: chunked",
+            ] {
                 // The word replaces four bytes fewer or more: what counts is that the body is longer.
                 let length = body.len() + 40;
-                let head = format!("POST {target} HTTP/1.1\r\nHost: {good}\r\nContent-Length: {length}\r\n{encoding}\r\n\r\n");
+                let head = format!(
+                    "POST {target} HTTP/1.1\r\nHost: {good}\r\nContent-Length: {length}\r\n{encoding}\r\n\r\n"
+                );
                 let attempt = Attempt::new(way, good, 80).sends(&[head + &body]);
                 all.push(attempt.proof("never").set("wait", 1));
             }
-            for lengths in ["Content-Length: 0\r\nContent-Length: 400", "Content-Length: 400\r\nContent-Length: 0",
-                "Content-Length: +0", "Content-Length: 0x0", "Content-Length: 400, 0"]
-            {
+            for lengths in [
+                "Content-Length: 0\r\nContent-Length: 400",
+                "Content-Length: 400\r\nContent-Length: 0",
+                "Content-Length: +0",
+                "Content-Length: 0x0",
+                "Content-Length: 400, 0",
+            ] {
                 let head = format!("POST {target} HTTP/1.1\r\nHost: {good}\r\n{lengths}\r\n\r\n");
                 let attempt = Attempt::new(way, good, 80).sends(&[head + &hidden]);
                 all.push(attempt.proof("never").set("wait", 1).no_control());
@@ -345,7 +416,9 @@ fn tunnels_in_tunnels_and_one_after_the_other() {
         for way in ["proxy", "direct", "socks", "connect"] {
             // After one that is allowed, on the same connection.
             let first = if way == "proxy" { connect("good.example.com:80") } else { String::new() };
-            for steps in [vec![first.clone(), open.clone(), request.clone()], vec![first + &open + &request]] {
+            for steps in
+                [vec![first.clone(), open.clone(), request.clone()], vec![first + &open + &request]]
+            {
                 let steps: Vec<String> = steps.into_iter().filter(|s| !s.is_empty()).collect();
                 all.push(Attempt::new(way, GOOD, 80).sends(&steps).no_control());
             }

@@ -96,6 +96,10 @@ impl Attempt {
         self.set("tls", name)
     }
 
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
     /// Not even the control can do it.
     pub fn no_control(mut self) -> Self {
         self.control = false;
@@ -127,9 +131,8 @@ pub const PROBE: &str = "python3 -I probe.py attempts.json";
 /// On the host, through the naive proxy.
 pub fn bare(world: &World, p: &Place, attempts: Vec<Attempt>) -> Vec<Outcome> {
     furnish(p, &attempts);
-    let script = format!(
-        "http_proxy=http://{NAIVE_PROXY} all_proxy=socks5h://{NAIVE_PROXY} exec {PROBE}"
-    );
+    let script =
+        format!("http_proxy=http://{NAIVE_PROXY} all_proxy=socks5h://{NAIVE_PROXY} exec {PROBE}");
     outcomes(&world.bare(p, &script).ok(), attempts)
 }
 
@@ -137,6 +140,24 @@ pub fn bare(world: &World, p: &Place, attempts: Vec<Attempt>) -> Vec<Outcome> {
 pub fn fenced(world: &World, p: &Place, flags: &[&str], attempts: Vec<Attempt>) -> Vec<Outcome> {
     furnish(p, &attempts);
     outcomes(&world.fenced(p, flags, PROBE).ok(), attempts)
+}
+
+/// Inside, with what was said besides; the script runs the probe at its end.
+pub fn fenced_with(
+    world: &World,
+    p: &Place,
+    flags: &[&str],
+    attempts: Vec<Attempt>,
+    script: &str,
+) -> (Vec<Outcome>, Ran) {
+    furnish(p, &attempts);
+    let ran = world.fenced(p, flags, script).ok();
+    (outcomes(&ran, attempts), ran)
+}
+
+/// The word of an attempt.
+pub fn token_of(o: &Outcome) -> String {
+    o.attempt.word.clone()
 }
 
 /// What an attack must not do.
