@@ -216,12 +216,12 @@ fn what_the_environment_says_opens_nothing() {
             continue;
         }
         let address = fresh_address();
-        let all: String =
-            games(&address).iter().map(|s| format!("{} && echo out\n", failing(s))).collect();
+        let each: Vec<_> = games(&address).iter().map(|s| failing(s) + " && echo out").collect();
+        let all = each.join("\n");
         let flags = ["--allow-host", "good.example.com"];
         let more = [&flags[..], &["-e", "NO_PROXY=*", "-e", "no_proxy=*"]].concat();
         for flags in [&flags[..], &more] {
-            let ran = world.fenced(&p, flags, &(all.clone() + "true"));
+            let ran = world.fenced(&p, flags, &(all.clone() + "\ntrue"));
             assert_eq!(ran.out, "", "{ran:#?}");
             world.nothing_of(&address, &ran);
             world.nothing_of(&name_of(&address), &ran);
