@@ -166,3 +166,31 @@ fn a_client_is_told_in_its_own_language() {
         assert!(raw.error.contains("reset") || raw.error.contains("refused"), "{raw:#?}");
     }
 }
+
+#[test]
+fn a_policy_file_is_quoted_with_its_line_and_can_do_without_variables() {
+    for (world, p) in filtered_places() {
+        let file = p.write(
+            "../outside/rules.toml",
+            "# The rules.\n\n[network]\nproxies = false\nallow = [\"good.example.com\", \"*.wild.example.com\"]\n\
+             deny = [\n  \"no.wild.example.com\",\n]\n",
+        );
+        let log = p.outside().join("log");
+        let flags = ["--settings", file.to_str().unwrap(), "--log", log.to_str().unwrap()];
+        let attempts = ["good", "yes.wild", "no.wild"]
+            .map(|name| Attempt::new("direct", &format!("{name}.example.com"), 80))
+            .to_vec();
+        let script = format!("env | grep -i _proxy; {PROBE}");
+        let (all, ran) = super::probe::fenced_with(world, &p, &flags, attempts, &script);
+        assert!(ran.out.starts_with('['), "no proxy is named: {ran:#?}");
+        assert_eq!(
+            all.iter().map(Outcome::reached).collect::<Vec<_>>(),
+            [true, true, false],
+            "{all:#?}"
+        );
+        let records = records(&std::fs::read_to_string(&log).unwrap());
+        let denied = records.iter().find(|r| r["name"] == "no.wild.example.com");
+        let origin = denied.unwrap_or_else(|| panic!("{records:#?}"))["origin"].to_string();
+        assert!(origin.contains("rules.toml:7"), "{origin}");
+    }
+}
