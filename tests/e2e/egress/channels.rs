@@ -1,11 +1,12 @@
 //! Ways out that are no TCP connection to a listed host.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use super::clients::NO_PROXIES;
 use super::probe::{Attempt, Must, PROBE, allowed, bare, fenced, filtered_places, places, refused};
-use super::world::{NAIVE_PROXY, filtered_world, fresh_address, name_of, token, world};
+use super::world::{World, filtered_world, fresh_address, name_of, token, world};
 use crate::harness::{Ran, binary, has};
 
 const SERVERS: [&str; 2] = ["45.53.53.53", "2606:53::53"];
@@ -73,6 +74,37 @@ fn questions_carry_nothing_out() {
         let one = fenced(world, &p, &flags, vec![Attempt::new("direct", &name, 80)]);
         assert!(one[0].reached(), "{one:#?}");
         assert!((1..=4).contains(&world.asked(&name).len()), "{:#?}", world.asked(&name));
+    }
+}
+
+/// Who may connect to any name below a host can tell its owner something with each. That is counted,
+/// limited, and said.
+#[test]
+fn labels_of_an_allowed_wildcard_are_limited() {
+    const NAMES: usize = 260;
+    let attempts = |word: &str| -> Vec<Attempt> {
+        let filler = "a".repeat(60);
+        let name = |n: usize| format!("x{n}.{filler}.{filler}.{filler}.{word}.wild.example.com");
+        (0..NAMES).map(|n| Attempt::new("connect", &name(n), 80)).collect()
+    };
+    let told = |world: &World, word: &str| {
+        let names = world.log(word).into_iter().filter(|e| e["event"] == "dns");
+        names.map(|e| e["name"].to_string()).collect::<BTreeSet<_>>().len()
+    };
+    for (world, p) in places() {
+        let word = token();
+        bare(world, &p, attempts(&word));
+        assert_eq!(told(world, &word), NAMES, "the control tells all");
+        let Some(world) = filtered_world() else { continue };
+        let (word, log) = (token(), p.outside().join("log"));
+        let flags = ["--allow-host", "*.wild.example.com", "--log", log.to_str().unwrap()];
+        let all = fenced(world, &p, &flags, attempts(&word));
+        let told = told(world, &word);
+        assert!((1..NAMES * 9 / 10).contains(&told), "{told} of {NAMES} names went out");
+        // A few are everyday life.
+        assert!(all.iter().filter(|o| o.reached()).count() > 50, "{all:#?}");
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert!(log.contains("\"reason\":\"limit\""), "{log}");
     }
 }
 
@@ -345,5 +377,4 @@ fn the_probe_itself_runs_inside() {
     p.write("attempts.json", "[]");
     let ran: Ran = world.fenced::<&str>(&p, &[], PROBE).ok();
     assert_eq!(ran.out, "[]\n");
-    let _ = NAIVE_PROXY;
 }
