@@ -9,6 +9,7 @@ mod harness;
 
 mod attacks;
 mod basics;
+mod egress;
 mod errors;
 mod ladder;
 mod residue;
