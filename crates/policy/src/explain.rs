@@ -177,6 +177,14 @@ impl Policy {
         };
         answer.host = host.to_string();
         answer.port = port;
+        if let Host::Name(name) = &host
+            && let Some(group) = net::group(name.as_str())
+        {
+            answer.notes.push(format!(
+                "`{name}` is a group too; ask for a host of it: {}",
+                group.hosts.join(", ")
+            ));
+        }
         let egress = match &self.network {
             Network::None => {
                 answer.word = "none";

@@ -3,6 +3,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use Permission::{None as Hidden, Read, View, Write};
+use ringfence_policy::net::{Name, Rules};
 use ringfence_policy::{CompiledRules, Fragment, Permission, Places, Policy, Rule, profiles};
 
 fn places() -> Places {
@@ -564,6 +565,11 @@ fn hosts() {
          [\"169.254.169.254:80\"]"
     );
     assert_eq!(
+        p.explain_host("npm").notes,
+        ["`npm` is a group too; ask for a host of it: registry.npmjs.org, registry.yarnpkg.com, \
+             repo.yarnpkg.com"]
+    );
+    assert_eq!(
         p.explain_host("evil\0.github.com").reason,
         "the host name holds a control, space or NUL byte"
     );
@@ -628,5 +634,14 @@ fn cost() {
     });
     time("sift a name", &mut || {
         std::hint::black_box(compiled.name_may_matter(OsStr::new("component.test.tsx")));
+    });
+    let network = profiles::policy("code").unwrap().network;
+    time("compile the hosts of `code`", &mut || {
+        std::hint::black_box(Rules::compile(&network).unwrap());
+    });
+    let rules = Rules::compile(&network).unwrap();
+    time("read and judge a name", &mut || {
+        let name = Name::parse(b"release-assets.githubusercontent.com").unwrap();
+        std::hint::black_box(rules.name(&name, Some(443)));
     });
 }
