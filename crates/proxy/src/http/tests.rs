@@ -680,3 +680,58 @@ fn curl_goes_through() {
         assert_eq!(gate.refused().len(), 2);
     });
 }
+
+/// Not a test: how fast bodies are. `cargo test --release -p ringfence-proxy fast -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn fast_bodies() {
+    const SIZE: usize = 1 << 30;
+    run(async {
+        // Peers on threads of their own, as outside.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                std::thread::spawn(move || {
+                    use std::io::{Read, Write};
+                    let _ = stream.read(&mut [0; 4096]);
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n");
+                    let _ = stream.write_all(head.as_bytes());
+                    let piece = vec![0; 1 << 17];
+                    for _ in 0..SIZE >> 17 {
+                        if stream.write_all(&piece).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        let gate = Fake::new(&[("a.example:80", at)]);
+        let served = Arc::clone(&gate);
+        let front = server(move |stream| {
+            serve(Arc::clone(&served), stream, Vec::new(), Mode::Proxy { client: peer() })
+        })
+        .await;
+        for (what, to) in [("direct", at), ("filtered", front), ("direct", at), ("filtered", front)]
+        {
+            let fetch = move || {
+                use std::io::{Read, Write};
+                let mut stream = std::net::TcpStream::connect(to).unwrap();
+                stream
+                    .write_all(b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n")
+                    .unwrap();
+                let mut room = vec![0; 1 << 17];
+                let mut got = 0;
+                while got < SIZE {
+                    match stream.read(&mut room).unwrap() {
+                        0 => break,
+                        n => got += n,
+                    }
+                }
+            };
+            let begun = std::time::Instant::now();
+            tokio::task::spawn_blocking(fetch).await.unwrap();
+            println!("{what}: {:.2} GiB/s", 1.0 / begun.elapsed().as_secs_f64());
+        }
+    });
+}
