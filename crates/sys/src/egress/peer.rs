@@ -46,18 +46,22 @@ pub fn socket_owner(
     // What an earlier request may have left.
     let mut buffer = vec![0u8; 32 << 10];
     while rustix::io::read(diagnosis, &mut *buffer).is_ok_and(|n| n > 0) {}
-    ask(diagnosis, client, Some(server), &mut buffer)
-        .or_else(|| ask(diagnosis, client, None, &mut buffer))
+    let (v4, v6) = (libc::AF_INET, libc::AF_INET6);
+    // A v6 socket can speak v4; asked for by its addresses it is found all the same.
+    let families: &[i32] = if client.is_ipv4() { &[v4, v6] } else { &[v6] };
+    ask(diagnosis, families[0], client, Some(server), &mut buffer)
+        .or_else(|| families.iter().find_map(|f| ask(diagnosis, *f, client, None, &mut buffer)))
 }
 
 /// With a server: exactly that socket. Without: every socket with the client's port is looked at.
 fn ask(
     diagnosis: BorrowedFd<'_>,
+    family: i32,
     client: SocketAddr,
     server: Option<SocketAddr>,
     buffer: &mut [u8],
 ) -> Option<u64> {
-    let request = request(client, server);
+    let request = request(family, client, server);
     rustix::io::write(diagnosis, &request).ok()?;
     for _ in 0..MOST_READS {
         let n = rustix::io::read(diagnosis, &mut *buffer).ok()?;
@@ -82,8 +86,7 @@ fn ask(
 }
 
 /// `struct inet_diag_req_v2` behind a netlink header.
-fn request(client: SocketAddr, server: Option<SocketAddr>) -> Vec<u8> {
-    let family = if client.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+fn request(family: i32, client: SocketAddr, server: Option<SocketAddr>) -> Vec<u8> {
     let flags = if server.is_some() { REQUEST } else { REQUEST | DUMP };
     let mut m = Vec::with_capacity(72);
     m.extend(72u32.to_ne_bytes());
