@@ -141,8 +141,16 @@ pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<J
         }
     };
     raw::set_signal_mask(&mask);
-    let mut jailed =
-        Jailed { pid, pidfd, control, page, reaped: false, shared_table: Vec::new(), early: None, network: None };
+    let mut jailed = Jailed {
+        pid,
+        pidfd,
+        control,
+        page,
+        reaped: false,
+        shared_table: Vec::new(),
+        early: None,
+        network: None,
+    };
     if let Some(ids) = by_parent {
         give_ids(pid, &ids, &parent.trees, &trees, &jailed.page)?;
         trees.push(theirs);

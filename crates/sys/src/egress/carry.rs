@@ -74,7 +74,9 @@ fn steps(program: &Program, clock: &mut Clock<'_>) -> Res {
 }
 
 enum Answer {
-    Done { last_rule: bool },
+    Done {
+        last_rule: bool,
+    },
     /// Only what is optional was refused.
     NoIpv6,
     Refused(i32),
@@ -161,7 +163,9 @@ fn make(wanted: &Wanted) -> Result<i32, i32> {
         check(unsafe { bare::syscall(libc::SYS_bind, args) })?;
         if wanted.kind == Kind::Tcp {
             // SAFETY: plain integers.
-            check(unsafe { bare::syscall(libc::SYS_listen, [fd as usize, BACKLOG_ARGUMENT, 0, 0]) })?;
+            check(unsafe {
+                bare::syscall(libc::SYS_listen, [fd as usize, BACKLOG_ARGUMENT, 0, 0])
+            })?;
         }
         Ok(())
     })();

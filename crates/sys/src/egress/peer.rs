@@ -129,8 +129,8 @@ fn inode_of(message: &[u8], client: SocketAddr) -> Option<u64> {
         IpAddr::V6(ip) => ip.octets(),
     };
     // A v6 socket that speaks v4 shows its addresses mapped.
-    let same = source == address(client.ip())
-        || (i32::from(family) == libc::AF_INET6 && source == mapped);
+    let same =
+        source == address(client.ip()) || (i32::from(family) == libc::AF_INET6 && source == mapped);
     if !same || port != client.port() || state == LISTEN {
         return None;
     }

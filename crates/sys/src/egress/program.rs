@@ -229,6 +229,9 @@ pub(super) const BACKLOG_ARGUMENT: usize = BACKLOG as usize;
 const LO: u32 = 1;
 const NEWADDR: u16 = 20;
 const NEWROUTE: u16 = 24;
+/// The table of a namespace's own addresses, and the type of its routes.
+const LOCAL: u8 = 255;
+const TYPE_LOCAL: u8 = 2;
 
 fn routes() -> Messages {
     const PERMANENT_NODAD: u8 = 0x80 | 0x02;
@@ -251,27 +254,37 @@ fn routes() -> Messages {
             m.attribute(1, own); // IFA_ADDRESS
             m.attribute(2, own); // IFA_LOCAL
         });
-        route(&mut m, family, [MAIN, scope, UNICAST], sequence + 1);
+        route(&mut m, (family, &[]), [MAIN, scope, UNICAST], sequence + 1);
     }
+    // The kernel adds this one itself, but later, from a work queue; until then answers to our own
+    // address would be lost.
+    route(&mut m, (libc::AF_INET6, &v6), [LOCAL, UNIVERSE, TYPE_LOCAL], OPTIONAL + 2);
     m
 }
 
 /// Every address is the sandbox's own.
 fn local_routes() -> Messages {
-    const LOCAL: u8 = 255;
     const HOST: u8 = 254;
-    const TYPE_LOCAL: u8 = 2;
     let mut m = Messages::default();
-    route(&mut m, libc::AF_INET, [LOCAL, HOST, TYPE_LOCAL], 1);
-    route(&mut m, libc::AF_INET6, [LOCAL, HOST, TYPE_LOCAL], OPTIONAL);
+    route(&mut m, (libc::AF_INET, &[]), [LOCAL, HOST, TYPE_LOCAL], 1);
+    route(&mut m, (libc::AF_INET6, &[]), [LOCAL, HOST, TYPE_LOCAL], OPTIONAL);
     m
 }
 
-/// A default route through loopback.
-fn route(m: &mut Messages, family: i32, [table, scope, kind]: [u8; 3], sequence: u32) {
+/// A route through loopback: to one address, or with none to everywhere.
+fn route(
+    m: &mut Messages,
+    (family, to): (i32, &[u8]),
+    [table, scope, kind]: [u8; 3],
+    sequence: u32,
+) {
     const PROTOCOL_STATIC: u8 = 4;
-    let header = [family as u8, 0, 0, 0, table, PROTOCOL_STATIC, scope, kind, 0, 0, 0, 0];
+    let bits = (to.len() * 8) as u8;
+    let header = [family as u8, bits, 0, 0, table, PROTOCOL_STATIC, scope, kind, 0, 0, 0, 0];
     m.message(NEWROUTE, flag::CREATE, sequence, &header, |m| {
+        if !to.is_empty() {
+            m.attribute(1, to); // RTA_DST
+        }
         m.attribute(4, &LO.to_ne_bytes()); // RTA_OIF
     });
 }

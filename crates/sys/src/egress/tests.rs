@@ -100,7 +100,6 @@ impl Net {
             run()
         })
     }
-
 }
 
 fn accept(listener: &OwnedFd) -> TcpStream {
@@ -213,12 +212,12 @@ fn chosen_ports_of_the_loopback_lead_outside() {
 /// A server inside and its client, on every address that is the sandbox's own.
 fn talks_to_itself(v6: bool) -> String {
     let mut said = String::new();
-    let own = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::new(127, 9, 9, 9)), OWN_V4.into()];
+    let own =
+        [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::new(127, 9, 9, 9)), OWN_V4.into()];
     let own6 = [IpAddr::V6(Ipv6Addr::LOCALHOST), OWN_V6.into()];
     for ip in own.into_iter().chain(own6.into_iter().filter(|_| v6)) {
         let server = TcpListener::bind((ip, 0)).unwrap();
-        let mut client =
-            TcpStream::connect_timeout(&server.local_addr().unwrap(), SOON).unwrap();
+        let mut client = TcpStream::connect_timeout(&server.local_addr().unwrap(), SOON).unwrap();
         let (mut accepted, _) = server.accept().unwrap();
         client.write_all(b"hello\n").unwrap();
         assert_eq!(line(&mut accepted), "hello");
@@ -281,7 +280,7 @@ fn asks(server: &str) -> String {
     socket.send(b"connected").unwrap();
     let n = match socket.recv(&mut buffer) {
         Ok(n) => n,
-        Err(e) => return format!("connected: {e}"),
+        Err(e) => return format!("connected, from {}: {e}", socket.local_addr().unwrap()),
     };
     assert_eq!(&buffer[..n], b"connected!");
     let socket = UdpSocket::bind(any).unwrap();
@@ -328,14 +327,17 @@ fn check_dns(net: &Net, servers: &[&str]) {
 fn dns_is_answered_by_whom_was_asked() {
     let _alone = alone();
     let Some(net) = redirecting(&Config::default()) else { return };
-    check_dns(&net, &[
-        "8.8.8.8:53",
-        "127.0.0.53:53",
-        "127.0.0.1:53",
-        "10.1.2.3:53",
-        "[::1]:53",
-        "[2001:4860:4860::8888]:53",
-    ]);
+    check_dns(
+        &net,
+        &[
+            "8.8.8.8:53",
+            "127.0.0.53:53",
+            "127.0.0.1:53",
+            "10.1.2.3:53",
+            "[2001:4860:4860::8888]:53",
+            "[::1]:53",
+        ],
+    );
 }
 
 #[test]
@@ -483,13 +485,10 @@ fn without_nftables_listed_ports_work() {
         let v6 = net.made.ipv6;
         let said = net.inside(|| refuses_datagrams(v6)).answer();
         assert!(said.lines().all(|l| l == "ConnectionRefused true"), "{said}");
-        check_dns(&net, &[
-            "127.0.0.1:53",
-            "127.0.0.53:53",
-            "8.8.4.4:53",
-            "[::1]:53",
-            "[2001:db8::53]:53",
-        ]);
+        check_dns(
+            &net,
+            &["127.0.0.1:53", "127.0.0.53:53", "8.8.4.4:53", "[::1]:53", "[2001:db8::53]:53"],
+        );
         let said = net.inside(|| talks_to_itself(v6)).answer();
         assert!(said.starts_with("127.0.0.1 "), "{said}");
         println!("{:?}", net.made.timings);
