@@ -399,7 +399,7 @@ fn network(
     status: &mut Status,
 ) -> NetworkPlan {
     match (&policy.network, rung) {
-        (Network::Filtered { allow, deny }, rung) if filter.is_some() => {
+        (Network::Filtered { allow, deny, .. }, rung) if filter.is_some() => {
             let (allowed, denied) = (allow.len(), deny.len());
             if rung == Rung::Landlock {
                 // Never the host's network instead: without sockets nothing is reached.

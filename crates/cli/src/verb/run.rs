@@ -90,18 +90,14 @@ fn meant(typed: &Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     if let Some(problem) = hosts_of_the_users_own(&layered.policy) {
         return Err(output::fail(problem));
     }
+    let path = |id: Id| typed.last(id).map(PathBuf::from);
+    let mut request =
+        Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
+    request.filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
     // Set up by the helper while the rest is planned.
-    let filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
-    if let (Some(filter), Some(early)) = (&filter, early) {
+    if let (Some(filter), Some(early)) = (&request.filter, early) {
         filter.prepare(early);
     }
-    let path = |id: Id| typed.last(id).map(PathBuf::from);
-    let request = Request {
-        workspace: path(Id::Workspace),
-        cwd: path(Id::Cwd),
-        filter,
-        ..Request::current()
-    };
     protect_policy_files(&mut layered, &request).map_err(output::fail)?;
     Ok(Meant { layered, request, argv })
 }
