@@ -226,7 +226,7 @@ fn talks_to_itself(v6: bool) -> String {
         b.set_read_timeout(Some(SOON)).unwrap();
         let mut buffer = [0; 16];
         assert_eq!(b.recv_from(&mut buffer).unwrap(), (8, a.local_addr().unwrap()));
-        said += &format!("{ip} ");
+        let _ = std::fmt::Write::write_fmt(&mut said, format_args!("{ip} "));
     }
     said
 }
@@ -255,7 +255,7 @@ fn refuses_datagrams(v6: bool) -> String {
         socket.send(b"quic?").unwrap();
         let e = socket.recv(&mut [0; 16]).unwrap_err();
         let fast = start.elapsed() < Duration::from_millis(50);
-        said += &format!("{:?} {fast}\n", e.kind());
+        let _ = std::fmt::Write::write_fmt(&mut said, format_args!("{:?} {fast}\n", e.kind()));
     }
     said
 }
