@@ -14,6 +14,7 @@ use crate::discover::{
     self, GitOptions, Matcher, PRIVATE_CACHES, RepositoryHint, Shape, TOOL_ENVIRONMENT, Verdict,
     WalkOptions,
 };
+use crate::network::Filter;
 use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
 use crate::survey::{self, Caller, Object, Objects, SystemEntry};
@@ -31,6 +32,8 @@ pub struct Request {
     pub rung: Rung,
     /// Whether to remember what a walk of a large workspace found.
     pub cache: bool,
+    /// Where the caller has made it already ([`Filter::of`]) to prepare it early; `None`: made here.
+    pub filter: Option<Filter>,
 }
 
 impl Request {
@@ -42,6 +45,7 @@ impl Request {
             environment: std::env::vars_os().collect(),
             rung: Rung::Namespaces,
             cache: true,
+            filter: None,
         }
     }
 
@@ -176,8 +180,13 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         found.patterns(policy, &places, w, request, &mut notes)?;
     }
 
-    let (environment, withheld) = environment(policy, request, &places, &cwd);
-    let resolver = resolver(policy);
+    let filter = match &request.filter {
+        Some(filter) => Some(filter.clone()),
+        None => Filter::of(&policy.network)?,
+    };
+    let online = policy.network == Network::Host || filter.is_some();
+    let (environment, withheld) = environment(policy, request, &places, &cwd, online);
+    let resolver = resolver(policy, filter.as_ref());
     let foreign_id =
         if caller.maps_ids { survey::foreign_id(std::process::id()) } else { caller.uid };
     let devices = devices(policy)?;
@@ -220,6 +229,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         home_directories: home_directories(lists_only),
         devices,
         resolver,
+        filter,
         cwd,
         environment,
         withheld,
@@ -821,6 +831,7 @@ fn environment(
     request: &Request,
     places: &Places,
     cwd: &Path,
+    online: bool,
 ) -> (Vec<(OsString, OsString)>, Vec<String>) {
     let (mut passed, stripped) = policy.environment.filter(request.environment.iter().cloned());
     let withheld = stripped.into_iter().map(|s| s.name.to_string_lossy().into_owned()).collect();
@@ -846,7 +857,6 @@ fn environment(
     for (name, value) in fixed {
         put(name, value);
     }
-    let online = policy.network == Network::Host;
     for v in TOOL_ENVIRONMENT.iter().filter(|v| !(v.offline_only && online)) {
         put(v.name, Some(v.value.into()));
     }
@@ -854,9 +864,9 @@ fn environment(
 }
 
 /// A resolver configuration that leads out of `/etc` (systemd-resolved) must come along when the
-/// host's network is used.
-fn resolver(policy: &Policy) -> Option<Object> {
-    if policy.network != Network::Host {
+/// host's network is used, or the filter, which answers for whatever server stands there.
+fn resolver(policy: &Policy, filter: Option<&Filter>) -> Option<Object> {
+    if policy.network != Network::Host && filter.is_none() {
         return None;
     }
     let real = std::fs::canonicalize("/etc/resolv.conf").ok()?;

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ringfence_policy::{Base, Effect, Permission, Policy, Rule, priority};
 use ringfence_sandbox::Early;
 use ringfence_sandbox::lower::Command;
+use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, Deadline, Failed, RunError, Running};
@@ -25,12 +26,12 @@ use crate::{help, output};
 
 pub fn main(args: &[OsString]) -> ExitCode {
     // Before anything else: namespaces are being made while arguments, policy and project are read.
-    let early = Early::start();
+    let mut early = Early::start();
     let typed = match flags::parse(args) {
         Ok(t) => t,
         Err(problem) => return usage(args, &problem),
     };
-    match meant(&typed) {
+    match meant(&typed, &mut early) {
         Ok(meant) => go(&typed, &meant, early),
         Err(code) => code,
     }
@@ -66,7 +67,7 @@ struct Meant {
     argv: Vec<OsString>,
 }
 
-fn meant(typed: &Typed) -> Result<Meant, ExitCode> {
+fn meant(typed: &Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     let argv = match (typed.last(Id::Shell), typed.command.is_empty()) {
         (Some(_), false) => {
             return Err(output::fail("-c and a command after -- exclude each other"));
@@ -87,8 +88,13 @@ fn meant(typed: &Typed) -> Result<Meant, ExitCode> {
         ExitCode::from(e.exit_code())
     })?;
     let path = |id: Id| typed.last(id).map(PathBuf::from);
-    let request =
+    let mut request =
         Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
+    request.filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
+    // Set up by the helper while the rest is planned.
+    if let (Some(filter), Some(early)) = (&request.filter, early) {
+        filter.prepare(early);
+    }
     protect_policy_files(&mut layered, &request).map_err(output::fail)?;
     Ok(Meant { layered, request, argv })
 }
@@ -228,7 +234,11 @@ fn attempt(
         Some(_) => ports::listen(ports).map_err(|what| fatal(RunError::Port(what)))?,
         None => Vec::new(),
     };
+    let filter = plan.filter.clone();
     let mut running = run::start(plan, policy, &command, early)?;
+    // THE EGRESS FILTER STARTS HERE: `filter` has the rules, `running.network` the sockets,
+    // `running.jailed.pid()` is the sandbox's PID 1. Until it does, whatever leaves is refused.
+    drop((filter, running.network.take()));
     let forwarder = ports::serve(listeners, ours);
     let deadline =
         Deadline::of(&policy.limits).and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
@@ -242,8 +252,8 @@ type Channel = (Option<OwnedFd>, Option<Arc<OwnedFd>>);
 /// The channel for `-p`, where there is a port to expose and a network namespace to expose it from.
 fn connector(ports: &[Port], plan: &Plan) -> Result<Channel, RunError> {
     let Some(first) = ports.first() else { return Ok((None, None)) };
-    match plan.network {
-        NetworkPlan::Loopback => {}
+    match &plan.network {
+        NetworkPlan::Loopback | NetworkPlan::Filtered { .. } => {}
         // The command listens on the host itself.
         NetworkPlan::Host if ports.iter().all(|p| p.inside == p.host.port()) => {
             return Ok((None, None));
