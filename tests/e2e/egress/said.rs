@@ -6,20 +6,15 @@ use super::probe::{Attempt, Outcome, PROBE, fenced, filtered_places, token_of};
 use super::world::World;
 use crate::harness::{Place, Ran, binary};
 
-const RULES: [&str; 12] = [
-    "--allow-host",
-    "good.example.com",
-    "--allow-host",
-    "*.wild.example.com",
-    "--allow-host",
-    "45.30.0.0/16",
-    "--allow-host",
-    "pg.example.com:5432",
-    "--deny-host",
-    "no.wild.example.com",
-    "--deny-host",
-    "45.30.9.9",
-];
+const RULES: &str = r#"
+[network]
+allow = ["good.example.com", "*.wild.example.com", "45.30.0.0/16", "pg.example.com:5432"]
+deny = ["no.wild.example.com", "45.30.9.9"]
+"#;
+
+fn rules(p: &Place) -> String {
+    p.write("../outside/rules.toml", RULES).display().to_string()
+}
 
 /// Host, port, whether the rules let it through, the reason if not.
 const TABLE: [(&str, u16, bool, &str); 17] = [
@@ -70,7 +65,8 @@ fn records(text: &str) -> Vec<Value> {
 
 fn run(world: &World, p: &Place, way: &str) -> (Vec<Outcome>, Ran, Vec<Value>) {
     let log = p.outside().join(format!("log-{way}"));
-    let flags = [&RULES[..], &["-m", "--log", log.to_str().unwrap()]].concat();
+    let rules = rules(p);
+    let flags = ["--settings", &rules, "-m", "--log", log.to_str().unwrap()];
     let list = attempts(way);
     let (all, ran) = super::probe::fenced_with(world, p, &flags, list, PROBE);
     let records = records(&std::fs::read_to_string(&log).unwrap());
@@ -118,18 +114,19 @@ fn every_refusal_is_recorded_with_its_reason_and_explained_beforehand() {
                 assert!(line.is_some(), "{way} {host}:{port} is not said: {}", ran.err);
             }
         }
-        for (host, port, allowed, _) in TABLE {
+        for (host, port, allowed, reason) in TABLE {
             let what = if host.contains(':') {
                 format!("[{host}]:{port}")
             } else {
                 format!("{host}:{port}")
             };
             let mut command = world.command(&p, binary());
-            command.args(["policy", "explain", &what, "--json"]).args(RULES);
+            command.args(["policy", "explain", &what, "--json"]).args(["--settings", &rules(&p)]);
             let ran = Ran::of(&mut command);
             let said: Value =
                 serde_json::from_str(&ran.out).unwrap_or_else(|e| panic!("{e}: {ran:#?}"));
             assert_eq!(said["allowed"], allowed, "{what}: {ran:#?}");
+            assert_eq!(said["word"], if allowed { "allowed" } else { reason }, "{what}: {ran:#?}");
         }
     }
 }
