@@ -203,6 +203,15 @@ impl Drop for Worker {
     }
 }
 
+/// Seconds of processor time of a process.
+fn processor(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let rest = stat.rsplit_once(')').ok_or("no stat")?.1;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok()).ok_or("no ticks");
+    Ok((ticks(11)? + ticks(12)?) / 100.0)
+}
+
 /// Resident memory of this process, KiB.
 fn resident() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
@@ -252,9 +261,14 @@ fn measure() -> Result<()> {
         ("connect and first byte", format!("connect {CONNECTS}"), "us", false),
     ] {
         let (mut plain, mut filtered) = (Vec::new(), Vec::new());
+        let (mut ends, mut own) = (0.0, 0.0);
         for _ in 0..ROUNDS {
             plain.push(direct.ask(&ask)?);
+            let before = processor(server.child.id())? + processor(inside.child.id())?;
+            let mine = processor(std::process::id())?;
             filtered.push(inside.ask(&ask)?);
+            ends += processor(server.child.id())? + processor(inside.child.id())? - before;
+            own += processor(std::process::id())? - mine;
         }
         let (plain, filtered) = (median(plain), median(filtered));
         let ratio = filtered / plain;
@@ -262,6 +276,7 @@ fn measure() -> Result<()> {
         println!(
             "{name}: direct {plain:.1}, filtered {filtered:.1} {unit}, ratio {ratio:.2} (goal {goal})"
         );
+        println!("    processor time: filter {own:.2} s, both ends {ends:.2} s");
     }
 
     let before = resident()?;

@@ -33,7 +33,8 @@ pub fn socks(bytes: &[u8]) {
     };
     loop {
         let step = socks::step(stage, rest);
-        for cut in 0..rest.len().min(600) {
+        // Every cut near the beginning, where the fields are; fewer of what is long.
+        for cut in (0..rest.len().min(24)).chain((24..rest.len().min(600)).step_by(97)) {
             let part = socks::step(stage, &rest[..cut]);
             assert!(part == socks::Step::More || part == step, "{cut}: {part:?}, {step:?}");
         }

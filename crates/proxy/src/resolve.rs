@@ -131,7 +131,7 @@ impl Resolver {
         lock(&self.state).as_ref().map(|s| s.search.clone()).unwrap_or_default()
     }
 
-    /// Every address of a name.
+    /// Every address of a name, in the order to try them.
     pub(crate) async fn lookup(&self, name: &Name) -> Result<Vec<IpAddr>, Unresolved> {
         let resolver = self.current()?;
         let absolute = Absolute::from_ascii(format!("{name}."))
@@ -145,7 +145,11 @@ impl Resolver {
                         addresses.push(address);
                     }
                 }
-                if addresses.is_empty() { Err(Unresolved::NoAddress) } else { Ok(addresses) }
+                if addresses.is_empty() {
+                    Err(Unresolved::NoAddress)
+                } else {
+                    Ok(interleave(&addresses))
+                }
             }
             Err(e) if e.is_nx_domain() || e.is_no_records_found() => Err(Unresolved::NoAddress),
             Err(e) => Err(Unresolved::Failed(e.to_string())),
@@ -167,7 +171,7 @@ fn interleave(addresses: &[IpAddr]) -> Vec<IpAddr> {
     order
 }
 
-/// Connects to the first of these addresses that answers, and to nothing else.
+/// Connects to the first of these addresses, in their order, that answers, and to nothing else.
 pub(crate) async fn dial(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStream, IpAddr)> {
     if let [only] = addresses {
         let target = SocketAddr::new(*only, port);
@@ -182,9 +186,37 @@ pub(crate) async fn dial(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStre
 }
 
 async fn race(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStream, IpAddr)> {
-    let mut waiting = interleave(addresses).into_iter().take(DIAL_ADDRESSES);
+    let mut waiting = addresses.iter().copied().take(DIAL_ADDRESSES);
+    let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
+    // Nearly always the first one answers: no task is made for it.
+    let mut connecting = std::pin::pin!(TcpStream::connect(SocketAddr::new(first, port)));
+    match tokio::time::timeout(DIAL_STAGGER, &mut connecting).await {
+        Ok(Ok(stream)) => Ok((stream, first)),
+        Ok(Err(e)) => others(waiting, port, e).await,
+        Err(_) => {
+            let last = io::ErrorKind::TimedOut.into();
+            let mut others = std::pin::pin!(others(waiting, port, last));
+            tokio::select! {
+                done = &mut connecting => match done {
+                    Ok(stream) => Ok((stream, first)),
+                    Err(_) => others.await,
+                },
+                done = &mut others => match done {
+                    Ok(done) => Ok(done),
+                    Err(_) => connecting.await.map(|stream| (stream, first)),
+                },
+            }
+        }
+    }
+}
+
+/// All that are left, each with a head start over the next.
+async fn others(
+    mut waiting: impl Iterator<Item = IpAddr>,
+    port: u16,
+    mut last: io::Error,
+) -> io::Result<(TcpStream, IpAddr)> {
     let mut tries = JoinSet::new();
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut more = true;
     loop {
         if more {

@@ -293,7 +293,15 @@ mod tests {
             .await;
             let gate = Fake::new(&[("a.example:22", at), ("192.0.2.1:22", at), ("::2:22", at)]);
             let six = [&[5, 1, 0, 4][..], &[0; 15], &[2, 0, 22]].concat();
-            for request in [by_name(b"A.example", 22), vec![5, 1, 0, 1, 192, 0, 2, 1, 0, 22], six] {
+            let mapped = [&[5, 1, 0, 4][..], &[0; 10], &[0xff, 0xff, 192, 0, 2, 1, 0, 22]].concat();
+            for request in [
+                by_name(b"A.example", 22),
+                vec![5, 1, 0, 1, 192, 0, 2, 1, 0, 22],
+                six,
+                mapped,
+                by_name(b"3221225985", 22),
+                by_name(b"a.EXAMPLE.", 22),
+            ] {
                 for (hello, said) in [
                     (&b"\x05\x01\0"[..], &b"\x05\0"[..]),
                     (b"\x05\x03\x01\x02\0", b"\x05\0"),
@@ -319,6 +327,10 @@ mod tests {
                 (&by_name(b"down.example", 1), REFUSED),
                 (&by_name(b"", 443), FAILURE),
                 (&by_name(b"a.example", 0), FAILURE),
+                (&by_name(b"evil.example\0.a.example", 443), FAILURE),
+                (&by_name(b"a.example\r\n", 443), FAILURE),
+                (&by_name(b"a.example:22", 443), FAILURE),
+                (&by_name(b"fe80::1%eth0", 443), FAILURE),
                 (b"\x05\x02\0\x01\x01\x02\x03\x04\0\x50", NO_SUCH_COMMAND),
                 (b"\x05\x03\0\x01\0\0\0\0\0\0", NO_SUCH_COMMAND),
                 (b"\x05\x09\0\x01\0\0\0\0\0\0", NO_SUCH_COMMAND),

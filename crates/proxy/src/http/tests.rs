@@ -94,8 +94,6 @@ fn each_request_of_a_connection_is_judged() {
             ("b.example", ":8080", "GET /1 b.example:8080 0"),
             ("a.example", "", "GET /1 a.example 0"),
         ] {
-            // The stand-in for canonical names knows no dot at the end.
-            let host = host.trim_end_matches('.');
             say(
                 &mut client,
                 &format!("GET http://{host}{port}/1 HTTP/1.1\nHost: {host}{port}\n\n"),
@@ -340,6 +338,66 @@ fn ambiguous_answers_are_refused() {
             say(&mut client, "GET / HTTP/1.1\nHost: a.example\nConnection: close\n\n").await;
             let said = rest(&mut client).await;
             assert!(said.starts_with("HTTP/1.1 502 "), "{script:?}: {said}");
+        }
+    });
+}
+
+/// An answer that breaks off is not made to look whole.
+#[test]
+fn a_cut_answer_stays_cut() {
+    run(async {
+        let table: [(&'static [&'static str], &str); 3] = [
+            (&["HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n5\nab"], "\r\n2\r\nab\r\n"),
+            (&["HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n2\nabX"], "\r\n2\r\nab\r\n"),
+            (&["HTTP/1.1 200 OK\nContent-Length: 5\n\nab"], "\r\n\r\nab"),
+        ];
+        for (script, end) in table {
+            let gate = Fake::new(&[("a.example:80", scripted(script).await)]);
+            let mut client = caught(&gate).await;
+            say(&mut client, "GET / HTTP/1.1\nHost: a.example\n\n").await;
+            let said = rest(&mut client).await;
+            assert!(said.ends_with(end), "{said:?}");
+        }
+    });
+}
+
+/// What a server says beyond its answer is nobody's answer.
+#[test]
+fn an_answer_too_many_is_dropped() {
+    run(async {
+        let script: &[&str] = &[
+            "HTTP/1.1 200 OK\nContent-Length: 1\n\n1\
+            HTTP/1.1 200 OK\nContent-Length: 4\n\nevil",
+            "never",
+        ];
+        let gate = Fake::new(&[("a.example:80", scripted(script).await)]);
+        let mut client = caught(&gate).await;
+        for _ in 0..3 {
+            say(&mut client, "GET / HTTP/1.1\nHost: a.example\n\n").await;
+            assert_eq!(answer(&mut client).await.1, "1");
+        }
+        assert_eq!(gate.opened().len(), 3);
+    });
+}
+
+/// The same host in every spelling is one host, judged and dialled in one form.
+#[test]
+fn odd_spellings_are_judged_as_what_they_mean() {
+    run(async {
+        let at = echo().await;
+        let gate = Fake::new(&[("192.0.2.1:80", at)]);
+        let spellings =
+            ["3221225985", "0xc0.0.2.1", "0300.0.2.1", "192.0.513", "[::ffff:192.0.2.1]"];
+        for host in spellings {
+            let mut client = proxy(&gate).await;
+            say(&mut client, &format!("GET http://{host}/ HTTP/1.1\nHost: {host}\n\n")).await;
+            assert_eq!(answer(&mut client).await.1, "GET / 192.0.2.1 0", "{host}");
+        }
+        assert_eq!(gate.opened(), vec!["192.0.2.1:80"; spellings.len()]);
+        for host in ["[fe80::1%25eth0]", "a..example", ".example", "a.example%00", "a_b!.example"] {
+            let mut client = proxy(&gate).await;
+            say(&mut client, &format!("CONNECT {host}:443 HTTP/1.1\n\n")).await;
+            assert!(rest(&mut client).await.starts_with("HTTP/1.1 400 "), "{host}");
         }
     });
 }
@@ -620,5 +678,60 @@ fn curl_goes_through() {
         assert_eq!(curl(&[&code[..], &["http://evil.example/"]].concat()).await, "403 000");
         assert_eq!(curl(&[&code[..], &["-p", "http://evil.example/"]].concat()).await, "000 403");
         assert_eq!(gate.refused().len(), 2);
+    });
+}
+
+/// Not a test: how fast bodies are. `cargo test --release -p ringfence-proxy fast -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn fast_bodies() {
+    const SIZE: usize = 1 << 30;
+    run(async {
+        // Peers on threads of their own, as outside.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                std::thread::spawn(move || {
+                    use std::io::{Read, Write};
+                    let _ = stream.read(&mut [0; 4096]);
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n");
+                    let _ = stream.write_all(head.as_bytes());
+                    let piece = vec![0; 1 << 17];
+                    for _ in 0..SIZE >> 17 {
+                        if stream.write_all(&piece).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        let gate = Fake::new(&[("a.example:80", at)]);
+        let served = Arc::clone(&gate);
+        let front = server(move |stream| {
+            serve(Arc::clone(&served), stream, Vec::new(), Mode::Proxy { client: peer() })
+        })
+        .await;
+        for (what, to) in [("direct", at), ("filtered", front), ("direct", at), ("filtered", front)]
+        {
+            let fetch = move || {
+                use std::io::{Read, Write};
+                let mut stream = std::net::TcpStream::connect(to).unwrap();
+                stream
+                    .write_all(b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n")
+                    .unwrap();
+                let mut room = vec![0; 1 << 17];
+                let mut got = 0;
+                while got < SIZE {
+                    match stream.read(&mut room).unwrap() {
+                        0 => break,
+                        n => got += n,
+                    }
+                }
+            };
+            let begun = std::time::Instant::now();
+            tokio::task::spawn_blocking(fetch).await.unwrap();
+            println!("{what}: {:.2} GiB/s", 1.0 / begun.elapsed().as_secs_f64());
+        }
     });
 }
