@@ -708,12 +708,12 @@ async fn in_the_clear_requests_are_judged_and_get_no_secret() {
 async fn large_bodies_pass_both_ways() {
     let world = World::new(Shape::default()).await;
     let file = world.directory.path().join("body");
-    std::fs::write(&file, vec![7; 16 << 20]).unwrap();
+    std::fs::write(&file, vec![7; 6 << 20]).unwrap();
     for flag in ["--http1.1", "--http2"] {
         let data = format!("@{}", file.display());
         let arguments = [flag, "--data-binary", &data, &world.url("/upload")];
         let Some(out) = world.curl(&arguments).await else { return };
-        assert!(out.contains("16777216 bytes"), "{out}");
+        assert!(out.contains("6291456 bytes"), "{out}");
         // With HTTP/2 a file of unknown length is streamed anyway.
         let chunked = [
             "--http1.1",
@@ -724,7 +724,7 @@ async fn large_bodies_pass_both_ways() {
             &world.url("/upload"),
         ];
         let out = world.curl(&chunked).await.unwrap();
-        assert!(out.contains("16777216 bytes"), "{out}");
+        assert!(out.contains("6291456 bytes"), "{out}");
         let refused = [flag, "-X", "POST", "-T", file.to_str().unwrap(), &world.url("/v1/x")];
         let out = world.curl(&refused).await.unwrap();
         assert!(out.contains(" 403"), "{flag}: {out}");
@@ -736,7 +736,7 @@ async fn large_bodies_pass_both_ways() {
     // Bytes are counted.
     for _ in 0..50 {
         let out: u64 = world.gate.records.lock().unwrap().iter().map(|r| r.bytes_out).sum();
-        if out > 4 * (16 << 20) {
+        if out > 4 * (6 << 20) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -956,6 +956,133 @@ async fn programs_find_the_authority_through_the_stores() {
             assert_eq!(out.contains(expected), trusting, "{program}: {out}");
         }
     }
+}
+
+/// An HTTP proxy before `gate`; its address.
+async fn proxy(gate: Arc<crate::testing::Fake>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, client) = listener.accept().await.unwrap();
+            let mode = crate::http::Mode::Proxy { client };
+            tokio::spawn(crate::http::serve(gate.clone(), stream, Vec::new(), mode));
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn the_proxy_and_the_tunnel_inspect_what_they_should() {
+    let tls = World::new(Shape::default()).await;
+    let plain = World::new(Shape { encrypted: false, ..Shape::default() }).await;
+    let (secure, open) = (tls.gate.to.port(), plain.gate.to.port());
+    let gate = crate::testing::Fake::new(&[
+        (&format!("api.example:{secure}"), tls.gate.to),
+        (&format!("api.example:{open}"), plain.gate.to),
+    ]);
+    *gate.inspector.lock().unwrap() = Some(tls.inspector.clone());
+    let address = proxy(gate.clone()).await;
+    let through = format!("http://{address}");
+    let curl = async |arguments: &[&str], url: String| {
+        let mut command = Command::new("curl");
+        command.env_clear().args(["-sS", "-x", &through, "--cacert"]).arg(tls.ca());
+        command.args(arguments).arg(url);
+        run(command).await
+    };
+    for (url, reason) in [
+        (format!("https://api.example:{secure}/v1/x"), None),
+        (format!("https://api.example:{secure}/v2/x"), Some("path")),
+        (format!("http://api.example:{open}/v1/x"), None),
+        (format!("http://api.example:{open}/v2/x"), Some("path")),
+        (format!("http://api.example:{open}/v1/%2e%2e/v2"), Some("path-ambiguous")),
+    ] {
+        let Some(out) = curl(&["--path-as-is"], url.clone()).await else { return };
+        match reason {
+            None => assert!(out.contains("/v1/x HTTP/"), "{url}: {out}"),
+            Some(reason) => {
+                assert!(out.contains(&format!("\"reason\": \"{reason}\"")), "{url}: {out}");
+            }
+        }
+    }
+    let header = format!("Authorization: Bearer {}", tls.placeholder);
+    let out = curl(&["-H", &header], format!("http://api.example:{open}/v1/x")).await.unwrap();
+    assert!(out.contains("secret-plaintext"), "{out}");
+    let upgrade = ["-H", "Connection: Upgrade", "-H", "Upgrade: h2c"];
+    let out = curl(&upgrade, format!("http://api.example:{open}/v1/x")).await.unwrap();
+    assert!(out.contains("\"opaque\""), "{out}");
+    let out = curl(&["-H", &header], format!("https://api.example:{secure}/leak")).await.unwrap();
+    assert!(out.contains(&format!("body GET https://api.example:{secure}/leak")), "{out}");
+    assert!(out.contains(&format!("authorization: Bearer {}", tls.placeholder)), "{out}");
+    assert!(!out.contains(REAL));
+
+    // Neither TLS nor HTTP: refused where requests are chosen, the control passes.
+    for inspector in [Some(tls.inspector.clone()), None] {
+        let inspected = inspector.is_some();
+        *gate.inspector.lock().unwrap() = inspector;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let connect =
+            format!("CONNECT api.example:{open} HTTP/1.1\r\nHost: api.example:{open}\r\n\r\n");
+        stream.write_all(connect.as_bytes()).await.unwrap();
+        let mut answer = [0; 512];
+        let read = stream.read(&mut answer).await.unwrap();
+        assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
+        stream.write_all(b"\x00opaque\r\n\r\n").await.unwrap();
+        // The server of the control says what it thinks of it.
+        let read = stream.read(&mut answer).await.unwrap_or(0);
+        assert_eq!(answer[..read].starts_with(b"HTTP/1.1 400"), !inspected);
+    }
+    // The control of inspection: without it our certificate is not what the client gets.
+    let out = curl(&[], format!("https://api.example:{secure}/v1/x")).await.unwrap();
+    assert!(out.contains("curl: ("), "{out}");
+    let reasons = gate.refused().join(" ");
+    assert!(
+        reasons.contains(" opaque") && !format!("{:?}", gate.ended).contains(REAL),
+        "{reasons}"
+    );
+}
+
+#[tokio::test]
+async fn other_rules_hold_for_the_next_request() {
+    let world = World::new(Shape::default()).await;
+    let port = world.gate.to.port();
+    let gate = crate::testing::Fake::new(&[(&format!("api.example:{port}"), world.gate.to)]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let front = listener.local_addr().unwrap();
+    let (inspector, serving) = (world.inspector.clone(), gate.clone());
+    tokio::spawn(async move {
+        let (client, address) = listener.accept().await.unwrap();
+        let host = Host::parse(b"api.example").unwrap();
+        let asked = Asked { host, port, via: Via::Direct, client: address };
+        let opened = serving.open(&asked).await.unwrap();
+        serve(inspector, serving, client, Vec::new(), asked, opened).await;
+    });
+    let mut world = world;
+    world.front = front;
+    let mut sender = world.http2().await;
+    let url = format!("https://api.example:{port}/v1/x");
+    assert_eq!(sender.send_request(get(&url)).await.unwrap().status(), 200);
+    let renewed = world.inspector.renewed(Settings {
+        hosts: vec![],
+        rules: vec![RequestRule {
+            hosts: vec![exact("api.example")],
+            methods: vec!["POST".to_owned()],
+            paths: vec![],
+            origin: None,
+        }],
+        secrets: vec![
+            Secret::new("TOKEN", Zeroizing::new(b"other-value".to_vec()), vec![], None, None)
+                .unwrap(),
+        ],
+    });
+    assert_eq!(renewed.placeholders().next(), Some(("TOKEN", world.placeholder.as_str())));
+    *gate.inspector.lock().unwrap() = Some(Arc::new(renewed));
+    gate.generation.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(sender.send_request(get(&url)).await.unwrap().status(), 403);
+    // And the gate is asked anew.
+    let post = || Request::post(&url).body(Empty::new().boxed_unsync()).unwrap();
+    assert_eq!(sender.send_request(post()).await.unwrap().status(), 200);
+    assert_eq!(gate.opened().len(), 2);
 }
 
 #[test]
