@@ -14,7 +14,7 @@ use crate::discover::{
     self, GitOptions, Matcher, PRIVATE_CACHES, RepositoryHint, Shape, TOOL_ENVIRONMENT, Verdict,
     WalkOptions,
 };
-use crate::network::Filter;
+use crate::network::{self, Filter, Keep};
 use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
 use crate::survey::{self, Caller, Object, Objects, SystemEntry};
@@ -844,7 +844,7 @@ fn environment(
         ("TMPDIR", Some("/tmp".into())),
         ("RINGFENCE", Some("1".into())),
     ];
-    let mut put = |name: &str, value: Option<OsString>| {
+    let put = |passed: &mut Vec<(OsString, OsString)>, name: &str, value: Option<OsString>| {
         let pinned = policy.environment.set.contains_key(name);
         if pinned {
             return;
@@ -855,10 +855,17 @@ fn environment(
         }
     };
     for (name, value) in fixed {
-        put(name, value);
+        put(&mut passed, name, value);
     }
     for v in TOOL_ENVIRONMENT.iter().filter(|v| !(v.offline_only && online)) {
-        put(v.name, Some(v.value.into()));
+        put(&mut passed, v.name, Some(v.value.into()));
+    }
+    if request.filter.as_ref().is_some_and(|f| f.proxies) {
+        for (name, value, keep) in network::proxy_environment() {
+            if keep == Keep::Ours || !passed.iter().any(|(k, _)| k == name) {
+                put(&mut passed, name, Some(value.into()));
+            }
+        }
     }
     (passed, withheld)
 }

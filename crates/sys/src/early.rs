@@ -21,8 +21,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use crate::bare;
-use crate::processors::{Processors, WORDS};
 use crate::egress::{self, Program};
+use crate::processors::{Processors, WORDS};
 use crate::raw::{self, Errno, Result};
 
 /// What the new process does; never returns.

@@ -18,6 +18,7 @@ use ringfence_sandbox::run::{self, Deadline, Failed, RunError, Running};
 use ringfence_sandbox::status::{Rung, Status};
 use ringfence_sandbox::terminal::{self, Io, Signals};
 
+use crate::egress::{Ears, Egress};
 use crate::flags::{self, Id, Problem, Typed};
 use crate::layers::{self, Layered};
 use crate::output::printable;
@@ -236,15 +237,30 @@ fn attempt(
     };
     let filter = plan.filter.clone();
     let mut running = run::start(plan, policy, &command, early)?;
-    // THE EGRESS FILTER STARTS HERE: `filter` has the rules, `running.network` the sockets,
-    // `running.jailed.pid()` is the sandbox's PID 1. Until it does, whatever leaves is refused.
-    drop((filter, running.network.take()));
+    let egress = match (filter, running.network.take()) {
+        (Some(filter), Some(made)) => {
+            let ears = Ears {
+                log: log.share(),
+                monitor: typed.has(Id::Monitor) || typed.has(Id::Debug),
+                debug: typed.has(Id::Debug),
+                raw: io.wants_pty(),
+            };
+            let started = Egress::start(&filter, policy, made, running.jailed.pid(), ears);
+            Some(started.map_err(fatal)?)
+        }
+        _ => None,
+    };
     let forwarder = ports::serve(listeners, ours);
     let deadline =
         Deadline::of(&policy.limits).and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
     drop(forwarder);
-    finish(running, supervised, log)
+    let refused = egress.map(Egress::finish).unwrap_or_default();
+    let ended = finish(running, supervised, log);
+    for line in refused {
+        output::say(printable(&line));
+    }
+    ended
 }
 
 type Channel = (Option<OwnedFd>, Option<Arc<OwnedFd>>);
@@ -356,6 +372,11 @@ impl Log {
                 Err(output::fail(format_args!("--log: cannot open {}: {e}", printable(target))))
             }
         }
+    }
+
+    /// For the egress filter, which writes from its own thread.
+    fn share(&self) -> Option<std::fs::File> {
+        self.file.as_ref().and_then(|file| file.try_clone().ok())
     }
 
     fn event(&mut self, kind: &str, detail: impl FnOnce() -> serde_json::Value) {

@@ -70,7 +70,9 @@ impl fmt::Display for Reason {
             Self::NotListed => "not in network.allow",
             Self::Port => "allowed on other ports only, by",
             Self::SpecialAddress => "a special address that network.allow does not list",
-            Self::ResolvedSpecial => "the name leads to a special address, which network.allow does not list",
+            Self::ResolvedSpecial => {
+                "the name leads to a special address, which network.allow does not list"
+            }
         })
     }
 }
