@@ -85,6 +85,7 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         home_directories: vec![".cache".into(), ".config".into()],
         devices: Vec::new(),
         resolver: None,
+        agent: None,
         cwd: WORKSPACE.into(),
         environment: Vec::new(),
         withheld: vec!["AWS_SECRET_ACCESS_KEY".into()],
