@@ -5,11 +5,11 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfence_policy::{Base, Effect, Network, Permission, Policy, Rule, priority};
-use ringfence_sandbox::Early;
+use ringfence_sandbox::{Early, agent};
 use ringfence_sandbox::lower::Command;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
 use ringfence_sandbox::prepare::{Request, prepare};
@@ -236,6 +236,7 @@ fn attempt(
         stdio: ringfence_sandbox::lower::stdio(io.pty()),
         die_with_parent: true,
         connector: theirs,
+        agent_events: plan.ssh_agent.as_ref().map(|_| agent_events(typed, log)),
     };
     announce(typed, &plan);
     log.event("start", || {
@@ -258,6 +259,20 @@ fn attempt(
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
     drop(forwarder);
     finish(running, supervised, log)
+}
+
+/// Where the ssh agent's filter tells what it signed and what it refused.
+fn agent_events(typed: &Typed, log: &Log) -> agent::Sink {
+    let monitor = typed.has(Id::Debug) || typed.has(Id::Monitor);
+    let log = Mutex::new(log.again());
+    agent::Sink(Arc::new(move |event| {
+        if let Ok(mut log) = log.lock() {
+            log.event("ssh-agent", || serde_json::json!(event));
+        }
+        if monitor {
+            output::say(printable(&event.to_string()));
+        }
+    }))
 }
 
 type Channel = (Option<OwnedFd>, Option<Arc<OwnedFd>>);
@@ -369,6 +384,11 @@ impl Log {
                 Err(output::fail(format_args!("--log: cannot open {}: {e}", printable(target))))
             }
         }
+    }
+
+    /// Another handle on the same file.
+    fn again(&self) -> Self {
+        Self { file: self.file.as_ref().and_then(|f| f.try_clone().ok()) }
     }
 
     fn event(&mut self, kind: &str, detail: impl FnOnce() -> serde_json::Value) {

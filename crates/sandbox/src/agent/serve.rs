@@ -16,11 +16,11 @@ use super::{Event, Outcome, Sink};
 /// Connections at one time; more wait.
 const MOST: usize = 16;
 /// Without a request: `ssh` asks for keys, then may wait for its user to accept a host's key.
-const IDLE: Duration = Duration::from_mins(10);
+const IDLE: Duration = Duration::from_secs(10 * 60);
 /// For the rest of a message that was begun, in either direction.
 const BRISK: Duration = Duration::from_secs(10);
 /// For the agent: its user may have to confirm, or to touch a token.
-const PATIENT: Duration = Duration::from_mins(3);
+const PATIENT: Duration = Duration::from_secs(3 * 60);
 /// Sessions that one connection can be bound to, as in OpenSSH.
 const MOST_BOUND: usize = 16;
 
