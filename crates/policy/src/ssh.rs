@@ -161,10 +161,9 @@ mod tests {
 
     #[test]
     fn mistakes_are_told_with_their_line() {
-        for (text, key) in [
-            ("[ssh]\nagent = [\"SHA256:x\"]", "ssh.agent"),
-            ("[ssh]\nsign = [\"*\"]", "ssh.sign"),
-        ] {
+        for (text, key) in
+            [("[ssh]\nagent = [\"SHA256:x\"]", "ssh.agent"), ("[ssh]\nsign = [\"*\"]", "ssh.sign")]
+        {
             let told = Fragment::parse("a.toml", text.as_bytes()).unwrap_err().to_string();
             assert!(told.contains("a.toml:2") && told.contains(key), "{told}");
         }

@@ -179,9 +179,8 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
 
     let (environment, withheld) = environment(policy, request, &places, &cwd);
     let resolver = resolver(policy);
-    let agent = (!policy.ssh.agent.is_empty()).then(|| {
-        agent::choose(policy, &places, request.variable("SSH_AUTH_SOCK"), &mut notes)
-    });
+    let agent = (!policy.ssh.agent.is_empty())
+        .then(|| agent::choose(policy, &places, request.variable("SSH_AUTH_SOCK"), &mut notes));
     let foreign_id =
         if caller.maps_ids { survey::foreign_id(std::process::id()) } else { caller.uid };
     let devices = devices(policy)?;

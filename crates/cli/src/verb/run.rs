@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfence_policy::{Base, Effect, Network, Permission, Policy, Rule, priority};
-use ringfence_sandbox::{Early, agent};
 use ringfence_sandbox::lower::Command;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, Deadline, Failed, RunError, Running};
 use ringfence_sandbox::status::{Rung, Status};
 use ringfence_sandbox::terminal::{self, Io, Signals};
+use ringfence_sandbox::{Early, agent};
 
 use crate::flags::{self, Id, Problem, Typed};
 use crate::layers::{self, Layered};

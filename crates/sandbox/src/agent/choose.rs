@@ -132,11 +132,8 @@ fn holds(held: &[Key]) -> String {
     if held.is_empty() {
         return "it holds no key".into();
     }
-    let told: Vec<String> = held
-        .iter()
-        .take(MOST_TOLD)
-        .map(|k| format!("{} ({})", k.fingerprint, k.comment))
-        .collect();
+    let told: Vec<String> =
+        held.iter().take(MOST_TOLD).map(|k| format!("{} ({})", k.fingerprint, k.comment)).collect();
     let more = if held.len() > MOST_TOLD { " and more" } else { "" };
     format!("it holds {}{more}", told.join(", "))
 }
@@ -235,7 +232,9 @@ mod tests {
         let blob = parse_public_key(text).unwrap();
         // The fingerprint that github.com publishes for its host key.
         assert_eq!(fingerprint(&blob), "SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU");
-        for bad in [&b""[..], b"ssh-ed25519", b"ssh-rsa AAAAC3NzaC1lZDI1NTE5", b"a b c", b"\xff \xff"] {
+        for bad in
+            [&b""[..], b"ssh-ed25519", b"ssh-rsa AAAAC3NzaC1lZDI1NTE5", b"a b c", b"\xff \xff"]
+        {
             assert_eq!(parse_public_key(bad), None);
         }
     }

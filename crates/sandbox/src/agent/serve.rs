@@ -449,8 +449,7 @@ fn reply(c: &mut Connection, body: &[u8], now: Instant) {
 fn connect(path: &std::path::Path) -> Option<UnixStream> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
     rustix::net::connect(&fd, &SocketAddrUnix::new(path).ok()?).ok()?;
     Some(fd.into())
 }

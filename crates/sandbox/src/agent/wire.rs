@@ -96,8 +96,8 @@ pub fn request(body: &[u8]) -> Result<Request<'_>, Refused> {
         REQUEST_IDENTITIES => r.end().map(|()| Request::List).ok_or(MALFORMED),
         SIGN_REQUEST => sign(r),
         EXTENSION => extension(r),
-        17 | 25 | 20 | 26 => Err("keys cannot be added"),
-        18 | 19 | 21 => Err("keys cannot be removed"),
+        7 | 17 | 20 | 25 | 26 => Err("keys cannot be added"),
+        8 | 9 | 18 | 19 | 21 => Err("keys cannot be removed"),
         22 | 23 => Err("the agent cannot be locked or unlocked"),
         _ => Err("unknown operation"),
     }
