@@ -342,7 +342,8 @@ fn typed_path(id: &str, value: &OsStr) -> Result<Entry, LayerError> {
 /// A public key file typed on the command line is relative to where it was typed.
 fn typed_key(value: &OsStr) -> Result<Entry, LayerError> {
     let text = text("ssh-agent", value)?;
-    if text.ends_with(".pub") && !text.starts_with(['/', '~']) {
+    let is_file = Path::new(&text).extension() == Some(OsStr::new("pub"));
+    if is_file && !text.starts_with(['/', '~']) {
         let cwd = std::env::current_dir()
             .map_err(|e| LayerError::Flag(format!("--ssh-agent: current directory: {e}")))?;
         if let Some(path) = cwd.join(&text).to_str() {

@@ -1,5 +1,8 @@
 //! The ssh chapter: which keys of the caller's agent a command may sign with.
 
+use std::ffi::OsStr;
+use std::path::Path;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +77,7 @@ impl<'a> KeyName<'a> {
                 "\"{text}\": md5 does not tell keys apart; write SHA256:... as `ssh-add -l` prints it"
             ));
         }
-        if text.ends_with(".pub") {
+        if Path::new(text).extension() == Some(OsStr::new("pub")) {
             if text.starts_with('/') || text.starts_with("~/") {
                 return Ok(Self::File(text));
             }

@@ -226,7 +226,10 @@ impl Server {
             (Phase::Reading, _) if !client.is_empty() => {
                 let fresh = c.input.is_empty();
                 match read_message(&mut c.client, &mut c.input) {
-                    Ok(true) => self.judge(c, now),
+                    Ok(true) => {
+                        self.judge(c, now);
+                        Ok(())
+                    }
                     Ok(false) => {
                         if fresh && !c.input.is_empty() {
                             c.deadline = now + BRISK;
@@ -263,7 +266,7 @@ impl Server {
     }
 
     /// A message of the client is complete.
-    fn judge(&mut self, c: &mut Connection, now: Instant) -> Result<(), Over> {
+    fn judge(&mut self, c: &mut Connection, now: Instant) {
         let message = std::mem::take(&mut c.input);
         let body = message.get(4..).unwrap_or_default();
         match self.passes(c, body, now) {
@@ -277,17 +280,15 @@ impl Server {
                 c.output = message;
                 c.phase = Phase::Asking(asked);
                 c.deadline = now + PATIENT;
-                Ok(())
             }
             Err(event) => {
-                self.refused(event, now);
+                self.refused(*event, now);
                 reply(c, &[wire::FAILURE], now);
-                Ok(())
             }
         }
     }
 
-    fn passes(&mut self, c: &Connection, body: &[u8], now: Instant) -> Result<Asked, Event> {
+    fn passes(&mut self, c: &Connection, body: &[u8], now: Instant) -> Result<Asked, Box<Event>> {
         let mut event = Event {
             outcome: Outcome::Refused,
             reason: None,
@@ -300,7 +301,8 @@ impl Server {
             pid: c.pid,
             unsaid: 0,
         };
-        let refuse = |event: Event, reason: &str| Event { reason: Some(reason.into()), ..event };
+        let refuse =
+            |event: Event, reason: &str| Box::new(Event { reason: Some(reason.into()), ..event });
         let request = match wire::request(body) {
             Ok(request) => request,
             Err(reason) => return Err(refuse(event, reason)),
@@ -397,12 +399,15 @@ impl Server {
     /// The agent went away, or was never there.
     fn lost(&mut self, c: &mut Connection, now: Instant) -> Result<(), Over> {
         match std::mem::replace(&mut c.phase, Phase::Answering) {
-            Phase::Asking(asked) => self.lost_with(c, asked, now),
+            Phase::Asking(asked) => {
+                self.lost_with(c, asked, now);
+                Ok(())
+            }
             _ => Err(Over),
         }
     }
 
-    fn lost_with(&mut self, c: &mut Connection, asked: Asked, now: Instant) -> Result<(), Over> {
+    fn lost_with(&mut self, c: &mut Connection, asked: Asked, now: Instant) {
         c.agent = None;
         c.bound.clear();
         c.input.clear();
@@ -411,7 +416,6 @@ impl Server {
             self.tell(&Event { outcome: Outcome::Declined, reason, ..*event });
         }
         reply(c, &[wire::FAILURE], now);
-        Ok(())
     }
 
     /// Refusals cost the client nothing, so they must not fill the log.
