@@ -359,6 +359,24 @@ fn server(agent: &Agent<'_>) -> Option<Server> {
     Some(Server { port, _daemon: daemon })
 }
 
+fn git_works_over_ssh(agent: &Agent<'_>, server: &Server) {
+    if !has("git") {
+        return;
+    }
+    let bare = agent.place.outside().join("bare.git");
+    agent.bare(&format!("git init -q --bare -b main {}", bare.display())).ok();
+    let script = format!(
+        "set -e; export GIT_SSH_COMMAND='ssh -p {} -o UserKnownHostsFile='$PWD'/known \
+         -o BatchMode=yes'; git clone -q $(id -un)@127.0.0.1:{} clone; cd clone; \
+         git -c user.name=a -c user.email=a@example.com commit -q --allow-empty -m one; \
+         git push -q origin HEAD:main; git fetch -q; git log --format=%s origin/main",
+        server.port,
+        bare.display()
+    );
+    agent.inside(&["--network", "host", "--ssh-agent", "one"], &script).ok().says("one");
+    agent.bare(&format!("git -C {} log --format=%s main", bare.display())).ok().says("one");
+}
+
 #[test]
 fn ssh_logs_in_with_the_chosen_key_only() {
     if !has("ssh") || !PathBuf::from("/usr/sbin/sshd").exists() {
@@ -390,6 +408,7 @@ fn ssh_logs_in_with_the_chosen_key_only() {
         assert_eq!(detail["key"], agent.fingerprint("one").as_str(), "{event}");
         let host = fingerprint_of(&agent.place.outside().join("host.pub"));
         assert_eq!(detail["host_key"], host.as_str(), "{event}");
+        git_works_over_ssh(agent, &server);
         // The other key, which this server does not know, and none.
         for flags in [&["--network", "host", "--ssh-agent", "two"][..], &["--network", "host"]] {
             let ran = agent.inside(flags, &login);

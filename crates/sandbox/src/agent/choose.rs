@@ -2,15 +2,15 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ringfence_policy::{AgentKey, KeyName, Permission, Places, Policy};
+use ringfence_sys::raw::Errno;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::wire;
+use super::{connect, wire};
 
 /// A key that may be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -196,8 +196,12 @@ fn parse_public_key(text: &[u8]) -> Option<Vec<u8>> {
 /// The keys that the agent holds.
 fn ask(agent: &Path) -> Result<Vec<Key>, String> {
     const PATIENCE: Duration = Duration::from_secs(5);
-    let refused = |e: std::io::Error| format!("does not answer: {e}");
-    let mut stream = UnixStream::connect(agent).map_err(refused)?;
+    let refused = |e: std::io::Error| {
+        let why = e.raw_os_error().map_or_else(|| e.to_string(), |n| Errno(n).to_string());
+        format!("does not answer: {why}")
+    };
+    let mut stream = connect(agent).map_err(refused)?;
+    stream.set_nonblocking(false).map_err(refused)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(refused)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(refused)?;
     stream.write_all(&wire::LIST).map_err(refused)?;

@@ -11,7 +11,7 @@ use rustix::net::{SendFlags, sockopt};
 
 use super::choose::{Granted, Key, fingerprint};
 use super::wire::{self, Data, Request};
-use super::{Event, Outcome, Sink};
+use super::{Event, Outcome, Sink, connect};
 
 /// Connections at one time; more wait.
 const MOST: usize = 16;
@@ -272,7 +272,7 @@ impl Server {
         match self.passes(c, body, now) {
             Ok(asked) => {
                 if c.agent.is_none() {
-                    let Some(agent) = connect(&self.granted.agent) else {
+                    let Ok(agent) = connect(&self.granted.agent) else {
                         return self.lost_with(c, asked, now);
                     };
                     c.agent = Some(agent);
@@ -447,15 +447,6 @@ fn reply(c: &mut Connection, body: &[u8], now: Instant) {
     c.output = wire::framed(body);
     c.phase = Phase::Answering;
     c.deadline = now + BRISK;
-}
-
-/// Never waits: an agent with a full backlog is as good as none.
-fn connect(path: &std::path::Path) -> Option<UnixStream> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
-    rustix::net::connect(&fd, &SocketAddrUnix::new(path).ok()?).ok()?;
-    Some(fd.into())
 }
 
 /// Reads on; true when a whole message is there. Never reads beyond its end.
