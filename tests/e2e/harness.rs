@@ -55,11 +55,19 @@ pub fn binary() -> &'static Path {
                 .unwrap();
             std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
             let copy = dir.join("ringfence");
-            std::fs::copy(&built, &copy).unwrap();
+            // By another process: a descriptor of ours that may write to it would be inherited by what
+            // other threads start meanwhile, and then it could not be run.
+            let copied = Command::new("cp").arg(&built).arg(&copy).status().unwrap();
+            assert!(copied.success());
             std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
             (broom, copy)
         })
         .1
+}
+
+/// Sets permissions.
+pub fn mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// A workspace and a home of its own, owned by the user.

@@ -18,7 +18,7 @@ const MS: Duration = Duration::from_millis(1);
 
 /// Waits until there is nothing to complain about.
 #[track_caller]
-fn eventually(mut complaint: impl FnMut() -> Option<String>) {
+pub fn eventually(mut complaint: impl FnMut() -> Option<String>) {
     let start = Instant::now();
     while let Some(text) = complaint() {
         assert!(start.elapsed() < PATIENCE, "{text}");
@@ -27,7 +27,7 @@ fn eventually(mut complaint: impl FnMut() -> Option<String>) {
 }
 
 /// Every process: pid and parent.
-fn processes() -> Vec<(i32, i32)> {
+pub fn processes() -> Vec<(i32, i32)> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
@@ -64,7 +64,7 @@ fn ours(place: &Path) -> Vec<String> {
 const MARK: &str = "ringfence_e2e_residue";
 
 #[track_caller]
-fn no_process_of(place: &Path) {
+pub fn no_process_of(place: &Path) {
     eventually(|| {
         let left = ours(place);
         (!left.is_empty()).then(|| format!("processes are left: {left:#?}"))

@@ -16,6 +16,7 @@ const EXAMPLES: &str = "Examples:
   ringfence -c \"npm ci && npm test\"          run a shell string
   ringfence -t read-only -- rg TODO          let it look, not touch
   ringfence --allow-write ../out -- make     one more writable place
+  ringfence --allow-host npm -- npm ci       reach npm's registry and nothing else
   ringfence --timeout 10m --memory 2g -- cargo test
   ringfence --explain -- npm test            print what would be set up, run nothing
   ringfence --status - -- true               what is enforced, as JSON
@@ -112,7 +113,8 @@ pub fn command() -> Command {
                 .after_help("Examples:\n  ringfence policy explain .env\n  ringfence policy explain ~/.ssh/id_rsa\n  ringfence policy explain api.github.com:443"),
         )
         .subcommand(Command::new("schema").about("Print the JSON Schema of policy files"))
-        .subcommand(Command::new("profiles").about("List the built-in profiles and rules").arg(json()));
+        .subcommand(Command::new("profiles").about("List the built-in profiles and rules").arg(json()))
+        .subcommand(Command::new("groups").about("List the named groups of hosts").arg(json()));
     Command::new("ringfence")
         .about(ABOUT)
         .version(env!("CARGO_PKG_VERSION"))

@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use ringfence_policy::{
-    Bytes, Count, Cpu, Entry, Fragment, Loader, Millis, NetworkMode, NoFiles, Origin, Policy,
-    PolicyError, Pty, import, profiles, resolve, resolve_layers,
+    Bytes, Count, Cpu, Entry, Fragment, Loader, Millis, Network, NetworkMode, NoFiles, Origin,
+    Policy, PolicyError, Pty, import, net, profiles, resolve, resolve_layers,
 };
 
 use crate::flags::{Id, Typed};
@@ -81,6 +81,7 @@ pub fn layered(typed: &Typed) -> Result<Layered, LayerError> {
             Err(e) => return Err(loader.refused.take().unwrap_or_else(|| e.into())),
         }
     };
+    held(typed, &policy)?;
     Ok(Layered { policy, notes, files: loader.read.into_inner() })
 }
 
@@ -396,15 +397,27 @@ fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
             Id::Network => {
                 f.network.mode = Some(match text("network", value)?.as_str() {
                     "none" => NetworkMode::None,
+                    "filtered" => NetworkMode::Filtered,
                     "host" => NetworkMode::Host,
                     other => {
                         return Err(LayerError::Flag(format!(
-                            "--network: `{other}` is not one of none, host"
+                            "--network: `{other}` is not one of none, filtered, host"
                         )));
                     }
                 });
             }
             Id::SshAgent => f.ssh.agent.push(typed_key(value)?),
+            Id::AllowHost => {
+                f.network.allow.push(host("allow-host", value, net::List::Allow)?);
+            }
+            Id::DenyHost => f.network.deny.push(host("deny-host", value, net::List::Deny)?),
+            Id::UpstreamProxy => {
+                let text = text("upstream-proxy", value)?;
+                if text != "none" {
+                    net::Upstream::parse(&text).map_err(bad("upstream-proxy"))?;
+                }
+                f.network.upstream_proxy = Some(entry(text));
+            }
             Id::Memory => {
                 let text = text("memory", value)?;
                 f.limits.memory = Some(Bytes::parse(&text).map_err(bad("memory"))?);
@@ -446,5 +459,56 @@ fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
             _ => {}
         }
     }
+    about_hosts(typed, &mut f)?;
     Ok(f)
+}
+
+fn host(id: &str, value: &OsStr, list: net::List) -> Result<Entry, LayerError> {
+    let text = text(id, value)?;
+    net::check_entry(&text, list)
+        .map_err(|problem| LayerError::Flag(format!("--{id}: {}: {problem}", printable(&text))))?;
+    Ok(entry(text))
+}
+
+/// Flags that only the filter can hold.
+const OF_THE_FILTER: [(Id, &str); 3] = [
+    (Id::AllowHost, "allow-host"),
+    (Id::DenyHost, "deny-host"),
+    (Id::UpstreamProxy, "upstream-proxy"),
+];
+
+/// Hosts ask for the filter; beside a mode that has none they are a contradiction, and guessing which
+/// of the two was meant could open what was to be closed.
+fn about_hosts(typed: &Typed, f: &mut Fragment) -> Result<(), LayerError> {
+    let why = match f.network.mode {
+        Some(NetworkMode::None) => "--network none reaches no host",
+        Some(NetworkMode::Host) => "--network host is not filtered",
+        Some(NetworkMode::Filtered) => return Ok(()),
+        None => {
+            if typed.has(Id::AllowHost) {
+                f.network.mode = Some(NetworkMode::Filtered);
+            }
+            return Ok(());
+        }
+    };
+    match OF_THE_FILTER.iter().find(|(id, _)| typed.has(*id)) {
+        Some((_, flag)) => {
+            Err(LayerError::Flag(format!("--{flag}: {why}; leave one of the two away")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A deny that nothing would hold is refused. Where there is no network at all, it is held.
+fn held(typed: &Typed, policy: &Policy) -> Result<(), LayerError> {
+    if !matches!(policy.network, Network::Host) {
+        return Ok(());
+    }
+    match OF_THE_FILTER.iter().find(|(id, _)| typed.has(*id)) {
+        Some((_, flag)) => Err(LayerError::Flag(format!(
+            "--{flag}: the policy gives the host's network, which is not filtered; add --network \
+             filtered"
+        ))),
+        None => Ok(()),
+    }
 }

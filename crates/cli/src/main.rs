@@ -7,6 +7,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("this version of the ringfence binary runs on linux only");
 
+mod egress;
 mod flags;
 mod help;
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod spec;
 mod stage;
 
 pub use ringfence_sys::early::Early;
+pub use ringfence_sys::egress;
 pub use spawn::{Jailed, spawn};
 pub use spec::*;
 pub use stage::{Failure, Stage};

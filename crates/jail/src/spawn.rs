@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use ringfence_sys::early::Early;
+use ringfence_sys::egress::{self, Program};
 use ringfence_sys::ns::{self, Side};
 use ringfence_sys::raw::{self, Errno, mnt};
 use ringfence_sys::shared::SharedPage;
@@ -31,6 +32,9 @@ pub struct Jailed {
     /// Reaped with the jail, not on the way to the command's start.
     #[allow(dead_code)] // held, not read
     early: Option<Early>,
+    /// What [`JailSpec::egress`] asked for: whoever runs the filter takes it. Closed with the jail,
+    /// and then nothing leaves any more.
+    pub network: Option<egress::Made>,
 }
 
 /// What the new process needs of the supervisor's memory.
@@ -65,7 +69,16 @@ extern "C" fn born(birth: *const libc::c_void) -> ! {
 pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<Jailed, Failure> {
     let fail = |stage: Stage| move |errno: Errno| Failure { stage, index: 0, errno };
     let wants = ns::flags::USER | ns::flags::NET | ns::flags::PID;
-    let early = early.filter(|e| spec.namespaces & wants == wants && spec.loopback && e.ready());
+    let usable = spec.namespaces & wants == wants && spec.loopback;
+    let early = early.filter(|e| usable && e.ready());
+    let (early, network) = match &spec.egress {
+        Some(config) if usable => {
+            let (early, made) = filtered(early, config)?;
+            (Some(early), Some(made))
+        }
+        Some(_) => return Err(fail(Stage::Egress)(Errno(libc::EINVAL))),
+        None => (early, None),
+    };
     let page = SharedPage::new().map_err(fail(Stage::Clone))?;
     let (control, theirs) = raw::seqpacket_owned().map_err(fail(Stage::Clone))?;
     let me = raw::pidfd_open(raw::getpid()).map_err(fail(Stage::Clone))?;
@@ -110,6 +123,7 @@ pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<J
             copies: None,
             shared_table: Vec::new(),
             early: Some(early),
+            network,
         });
     }
 
@@ -139,6 +153,7 @@ pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<J
         copies: None,
         shared_table: Vec::new(),
         early: None,
+        network: None,
     };
     if let Some(ids) = by_parent {
         give_ids(pid, &ids, &parent.trees, &trees, &jailed.page)?;
@@ -147,6 +162,34 @@ pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<J
         jailed.shared_table = trees;
     }
     Ok(jailed)
+}
+
+/// The network namespace with what the egress filter needs in it. Without all of it there is no jail.
+fn filtered(
+    early: Option<Early>,
+    config: &egress::Config,
+) -> Result<(Early, egress::Made), Failure> {
+    let mut early = match early {
+        Some(early) => early,
+        None => Early::start_anyway().map_err(|errno| Failure {
+            stage: Stage::Network,
+            index: 0,
+            errno,
+        })?,
+    };
+    if !early.is_prepared() {
+        early.prepare(Program::new(config));
+    }
+    match early.network() {
+        Ok(made) => Ok((early, made)),
+        Err(egress::Error { step, errno }) => {
+            let stage = match step {
+                egress::Step::Namespace => Stage::Network,
+                _ => Stage::Egress,
+            };
+            Err(Failure { stage, index: step as u32, errno })
+        }
+    }
 }
 
 /// Writes the id maps of the user namespace of `pid` and translates the owners of the trees that ask

@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 
+use ringfence_sys::egress;
 use ringfence_sys::raw::{CStringArray, FileId};
 use ringfence_sys::seccomp::SockFilter;
 
@@ -221,6 +222,9 @@ pub struct JailSpec {
     pub ids: Option<Ids>,
     pub view: Option<View>,
     pub loopback: bool,
+    /// Everything that leaves arrives at sockets of the supervisor ([`crate::Jailed::network`]);
+    /// needs a network namespace.
+    pub egress: Option<egress::Config>,
     pub landlock: Option<Landlock>,
     /// Empty: no filter (only where a test's control asks for it).
     pub seccomp: Vec<SockFilter>,

@@ -47,6 +47,7 @@ stages! {
     Tree = 22, "open a source tree";
     Network = 24, "create a network namespace";
     Dumpable = 23, "hide the supervisor's memory";
+    Egress = 25, "prepare the egress filter";
 }
 
 /// A failed set-up: nothing of the command has run.

@@ -1,8 +1,8 @@
 //! Decisions in words: which rule, from which file and line.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
 
+use crate::net::{self, Host, Hosts, List, PortRange, Reason, Rules};
 use crate::{
     Base, Effect, Explanation, HostRule, Network, Permission, Policy, Rule, builtin_rule, pattern,
 };
@@ -91,20 +91,27 @@ impl fmt::Display for Explanation<'_> {
     }
 }
 
-/// What a policy says of a host.
+/// What a policy says of a host, as far as can be told without resolving its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostDecision<'a> {
-    /// Lower case, without port and trailing dot.
+pub struct HostDecision {
+    /// In canonical form, without port.
     pub host: String,
     pub port: Option<u16>,
     pub allowed: bool,
-    /// The pattern that decided, where one did.
-    pub rule: Option<&'a HostRule>,
+    /// Stable word: `allowed`, `denied`, `not-listed`, `port`, `special-address`, `invalid`, `none`,
+    /// `host`.
+    pub word: &'static str,
+    /// The entry that decided, where one did.
+    pub rule: Option<HostRule>,
     /// Lower-case sentence without full stop.
     pub reason: String,
+    /// What else is to be known: ports, resolving, inspection.
+    pub notes: Vec<String>,
+    /// What to do about a refusal.
+    pub remedy: Option<String>,
 }
 
-impl fmt::Display for HostDecision<'_> {
+impl fmt::Display for HostDecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = if self.allowed { "allowed" } else { "refused" };
         match self.port {
@@ -113,88 +120,164 @@ impl fmt::Display for HostDecision<'_> {
             None => write!(f, "{}", self.host)?,
         }
         write!(f, ": {verdict}, {}", self.reason)?;
-        if let Some(rule) = self.rule {
+        if let Some(rule) = &self.rule {
             write!(f, " `{}` ({})", rule.host, rule.origin)?;
+        }
+        for note in &self.notes {
+            write!(f, "\n  {note}")?;
+        }
+        if let Some(remedy) = &self.remedy {
+            write!(f, "\n  remedy: {remedy}")?;
         }
         Ok(())
     }
 }
 
 /// `host`, `host:port`, `[v6]:port` or a bare IPv6 address.
-fn split_host(text: &str) -> Option<(String, Option<u16>)> {
-    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']')?;
-        host.parse::<Ipv6Addr>().ok()?;
-        match rest {
-            "" => (host, None),
-            _ => (host, Some(rest.strip_prefix(':')?.parse().ok()?)),
+fn split_host(text: &str) -> Result<(Host, Option<u16>), String> {
+    let at = match text.rfind(']') {
+        Some(at) => at + 1,
+        None if text.bytes().filter(|b| *b == b':').count() == 1 => {
+            text.find(':').unwrap_or(text.len())
         }
-    } else if text.parse::<Ipv6Addr>().is_ok() {
-        (text, None)
-    } else {
-        match text.split_once(':') {
-            Some((host, port)) => (host, Some(port.parse().ok()?)),
-            None => (text, None),
+        None => text.len(),
+    };
+    let (host, port) = text.split_at(at);
+    let port = match port.strip_prefix(':') {
+        None if port.is_empty() => None,
+        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => {
+            let port = port.parse().ok().filter(|p| *p > 0);
+            Some(port.ok_or("a port is a number between 1 and 65535")?)
         }
+        _ => return Err("after the host comes `:PORT` or nothing".to_owned()),
     };
-    if let Ok(address) = host.parse::<IpAddr>() {
-        return Some((address.to_string(), port));
-    }
-    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    let label = |l: &str| {
-        !l.is_empty()
-            && l.len() <= 63
-            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    (host.len() <= 253 && host.split('.').all(label)).then_some((host, port))
-}
-
-/// Exact, or `*.suffix` for strict subdomains at a label's boundary.
-fn host_matches(pattern: &str, host: &str) -> bool {
-    // A port in the pattern belongs to the egress filter; by name alone it does not match.
-    let pattern = pattern.strip_suffix('.').unwrap_or(pattern).to_ascii_lowercase();
-    match pattern.strip_prefix("*.") {
-        Some(suffix) => host
-            .strip_suffix(suffix)
-            .and_then(|rest| rest.strip_suffix('.'))
-            .is_some_and(|labels| !labels.is_empty()),
-        None => pattern == host,
-    }
+    Ok((Host::parse(host.as_bytes()).map_err(|e| e.to_string())?, port))
 }
 
 impl Policy {
-    /// What the network chapter says of `host` or `host:port`.
-    pub fn explain_host(&self, text: &str) -> HostDecision<'_> {
-        let Some((host, port)) = split_host(text) else {
-            return HostDecision {
-                host: text.to_owned(),
-                port: None,
-                allowed: false,
-                rule: None,
-                reason: "not a host name or address".to_owned(),
-            };
+    /// What the network chapter says of `host` or `host:port`: the decision of a run, without
+    /// resolving.
+    pub fn explain_host(&self, text: &str) -> HostDecision {
+        let mut answer = HostDecision {
+            host: text.to_owned(),
+            port: None,
+            allowed: false,
+            word: "invalid",
+            rule: None,
+            reason: String::new(),
+            notes: Vec::new(),
+            remedy: None,
         };
-        let answer = |allowed, rule, reason: &str| HostDecision {
-            host: host.clone(),
-            port,
-            allowed,
-            rule,
-            reason: reason.to_owned(),
+        let (host, port) = match split_host(text) {
+            Ok(parts) => parts,
+            Err(problem) => {
+                answer.reason = problem;
+                return answer;
+            }
         };
-        match &self.network {
-            Network::None => answer(false, None, "network none"),
-            Network::Host => answer(true, None, "network host: the host's network is shared"),
-            Network::Filtered { allow, deny } => {
-                if let Some(rule) = deny.iter().find(|r| host_matches(&r.host, &host)) {
-                    answer(false, Some(rule), "denied by")
-                } else if let Some(rule) = allow.iter().find(|r| host_matches(&r.host, &host)) {
-                    answer(true, Some(rule), "allowed by")
-                } else {
-                    answer(false, None, "network filtered: not in network.allow")
+        answer.host = host.to_string();
+        answer.port = port;
+        if let Host::Name(name) = &host
+            && let Some(group) = net::group(name.as_str())
+        {
+            answer.notes.push(format!(
+                "`{name}` is a group too; ask for a host of it: {}",
+                group.hosts.join(", ")
+            ));
+        }
+        let egress = match &self.network {
+            Network::None => {
+                answer.word = "none";
+                "network none: nothing is reached".clone_into(&mut answer.reason);
+                let (none, asked) = (Rules::default(), port.unwrap_or(HTTPS));
+                let verdict = match &host {
+                    Host::Name(name) => none.name(name, port),
+                    Host::Address(a) => none.address(*a, asked),
+                };
+                answer.remedy = verdict
+                    .remedy(&host, asked, None)
+                    .map(|r| format!("{r}, or everything with --network host"));
+                return answer;
+            }
+            Network::Host => {
+                answer.word = "host";
+                answer.allowed = true;
+                "network host: the host's network is shared".clone_into(&mut answer.reason);
+                return answer;
+            }
+            Network::Filtered { egress, .. } => egress,
+        };
+        let rules = match Rules::compile(&self.network) {
+            Ok(rules) => rules,
+            Err(errors) => {
+                let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                answer.reason = errors.join("; ");
+                return answer;
+            }
+        };
+        let verdict = match (&host, port) {
+            (Host::Name(name), port) => rules.name(name, port),
+            (Host::Address(a), Some(port)) => rules.address(*a, port),
+            (Host::Address(a), None) => rules.address_on_any_port(*a),
+        };
+        answer.allowed = verdict.allowed;
+        answer.word = verdict.reason.word();
+        answer.rule = verdict.rule.cloned();
+        answer.reason = match (verdict.reason, &host) {
+            (Reason::SpecialAddress, Host::Address(a)) => {
+                let what = net::special(*a).map_or("special", |s| s.what);
+                format!("{} ({what})", verdict.reason)
+            }
+            (reason, _) => reason.to_string(),
+        };
+        answer.remedy = verdict.remedy(&host, port.unwrap_or(HTTPS), None);
+        if !verdict.allowed {
+            return answer;
+        }
+        if port.is_none() {
+            let ports: Vec<String> = rules
+                .ports(&host)
+                .iter()
+                .filter(|r| **r != PortRange::ALL)
+                .map(ToString::to_string)
+                .collect();
+            if !ports.is_empty() {
+                answer.notes.push(format!("on ports {} only", ports.join(", ")));
+            }
+        }
+        if let Host::Name(name) = &host {
+            if !name.is_local() {
+                answer.notes.push(
+                    "each address that the name leads to is judged too: special and denied ones \
+                     are refused"
+                        .to_owned(),
+                );
+            }
+            if let Ok(inspect) = Hosts::compile(&egress.inspect, List::Deny)
+                && let Some(rule) = inspect.lists(name, port.unwrap_or(HTTPS))
+            {
+                let limited = egress.requests.iter().any(|r| covers(&r.hosts, name));
+                let how = if limited { "judged by network.rules" } else { "not limited" };
+                answer.notes.push(format!(
+                    "inspected by `{}` ({}), requests are {how}",
+                    rule.host, rule.origin
+                ));
+                for secret in egress.secrets.iter().filter(|s| covers(&s.hosts, name)) {
+                    answer.notes.push(format!(
+                        "the header {} gets the secret `{}` ({})",
+                        secret.header, secret.name, secret.origin
+                    ));
                 }
             }
         }
+        answer
     }
+}
+
+const HTTPS: u16 = 443;
+
+fn covers(hosts: &[String], name: &net::Name) -> bool {
+    hosts.iter().filter_map(|h| net::patterns(h).ok()).flatten().any(|p| p.covers(name))
 }
 
 /// A rule made on the spot (from what was found on the host), pattern given as a path.

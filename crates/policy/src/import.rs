@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::error::nearest;
 use crate::layer::{Entry, Fragment, Located, NetworkMode};
+use crate::net::List;
 use crate::node::{self, Format, Member, Node, Value};
 use crate::{Effect, KeyAt, Kind, Origin, Permission, PolicyError, Pty, Rule, pattern, priority};
 
@@ -140,15 +141,24 @@ const SSH: &[&str] = &[
 /// Places that are private and writable in any case; granting the host's is never meant.
 const PRIVATE_TMP: &[&str] = &["/tmp", "/private/tmp", "/var/tmp", "/tmp/fence", "/dev/shm"];
 
+/// As `code`, with every host allowed.
+const RELAXED: &str = "code-relaxed";
+
+/// Where Greywall expects its proxy by default.
+const GREYPROXY: &[&str] = &[
+    "socks5://localhost:43052",
+    "socks5h://localhost:43052",
+    "http://localhost:43051",
+    "localhost:43053",
+    "127.0.0.1:43053",
+];
+
 /// How Fence's templates are had here.
 const TEMPLATES: &[(&str, Result<&str, &str>)] = &[
     ("code", Ok("code")),
     ("code-strict", Ok("code")),
     ("local-dev-server", Ok("workspace")),
-    (
-        "code-relaxed",
-        Err("reaches every host; extend \"code\" and set network mode \"host\" in ringfence.toml"),
-    ),
+    (RELAXED, Ok("code")),
     ("git-readonly", Err("denies commands; the nearest profile is \"workspace\"")),
     ("disable-telemetry", Err("filters hosts only; the nearest profile is \"workspace\"")),
     ("hermes", Err("the nearest profile is \"code\"")),
@@ -249,7 +259,9 @@ impl<'a> Import<'a> {
             files.write.push(entry("."));
         }
         self.fragment.environment.pass.push(entry("*"));
-        if self.fragment.extends.0.is_empty() {
+        if !self.fragment.network.allow.is_empty() {
+            self.fragment.network.mode = Some(NetworkMode::Filtered);
+        } else if self.fragment.extends.0.is_empty() {
             self.fragment.network.mode = Some(NetworkMode::None);
         }
     }
@@ -260,6 +272,10 @@ impl<'a> Import<'a> {
         if self.dialect == Dialect::Greywall && !name.is_empty() {
             self.refuse("extends", member, "greywall itself never resolves it");
             return Ok(());
+        }
+        if name == RELAXED {
+            self.fragment.network.allow.push(Located::new("*".to_owned(), at.clone()));
+            self.note("extends", member, "every public host, through the filter");
         }
         let target = if name == "@base" {
             "@user".to_owned()
@@ -350,26 +366,33 @@ impl<'a> Import<'a> {
 
     fn network(&mut self, table: &Member) -> Result<(), PolicyError> {
         self.table("network", table)?;
+        let mut local = LocalOutbound::default();
         for member in members(&table.node) {
             let key = format!("network.{}", member.key);
             match member.key.as_str() {
                 "allowedDomains" => {
-                    if !self.list(&key, member)?.is_empty() {
-                        self.refuse(&key, member, "hosts cannot be filtered yet");
+                    let list = self.domains(&key, member, List::Allow)?;
+                    if list.iter().any(|e| e.value == "*") {
+                        self.note(
+                            &key,
+                            member,
+                            "`*` is every public host, through the filter; private addresses need \
+                             an entry of their own",
+                        );
                     }
+                    self.fragment.network.allow.extend(list);
                 }
                 "deniedDomains" => {
-                    // Held by having no network at all.
-                    let list = self.list(&key, member)?;
-                    if list.iter().any(|e| e.value == "*") {
-                        self.note(&key, member, "no network is given in any case");
-                    } else {
-                        self.fragment.network.deny.extend(list);
-                    }
+                    let list = self.domains(&key, member, List::Deny)?;
+                    self.fragment.network.deny.extend(list);
                 }
                 "defaultAction" => match self.text(&key, member)?.as_deref() {
                     None | Some("deny" | "") => {}
-                    Some("proxy") => self.refuse(&key, member, ""),
+                    Some("proxy") => self.refuse(
+                        &key,
+                        member,
+                        "an upstream proxy gets what is allowed, here, not what is in no list",
+                    ),
                     Some(other) => {
                         return Err(PolicyError::Invalid {
                             at: self.at(member.line),
@@ -378,11 +401,35 @@ impl<'a> Import<'a> {
                         });
                     }
                 },
+                "upstreamProxy" => {
+                    if self.text(&key, member)?.is_some_and(|url| !url.is_empty()) {
+                        self.note(
+                            &key,
+                            member,
+                            "gets only hosts in neither list, which are refused; write \
+                             network.upstream_proxy in ringfence.toml to send everything there",
+                        );
+                    }
+                }
                 "allowLocalBinding" => {
-                    if self.flag(&key, member)? == Some(true) {
+                    local.binding = self.flag(&key, member)?;
+                    if local.binding == Some(true) {
                         self.note(&key, member, "the sandbox has a loopback of its own");
                     }
                 }
+                "allowLocalOutbound" => {
+                    local.outbound = self.flag(&key, member)?;
+                    local.outbound_member = Some(member);
+                }
+                "allowLocalOutboundPorts" => {
+                    local.ports = self.ports(&key, member)?;
+                    local.ports_member = Some(member);
+                }
+                "forwardPorts" => {
+                    let ports = self.ports(&key, member)?;
+                    self.fragment.network.allow.extend(ports);
+                }
+                "rules" => self.rules(&key, member)?,
                 "allowUnixSockets" | "allowAllUnixSockets" => {
                     if asks(&member.node) {
                         self.note(&key, member, "concerns macos only");
@@ -393,19 +440,159 @@ impl<'a> Import<'a> {
                         self.note(&key, member, "fence itself binds random ports");
                     }
                 }
-                "upstreamProxy"
-                | "allowLocalOutbound"
-                | "allowLocalOutboundPorts"
-                | "proxyUrl"
-                | "httpProxyUrl"
-                | "dnsAddr"
-                | "forwardPorts"
-                | "rules" => {
-                    if asks(&member.node) {
-                        self.refuse(&key, member, "");
+                "proxyUrl" | "httpProxyUrl" | "dnsAddr" => {
+                    let text = self.text(&key, member)?.unwrap_or_default();
+                    if GREYPROXY.contains(&text.as_str()) {
+                        self.note(
+                            &key,
+                            member,
+                            "the filter is built in; no proxy beside it is used",
+                        );
+                    } else if !text.is_empty() {
+                        self.refuse(
+                            &key,
+                            member,
+                            "the filter is built in and decides by the rules",
+                        );
                     }
                 }
                 other => return Err(self.unknown(&key, other, member, NETWORK)),
+            }
+        }
+        self.local_outbound(local);
+        Ok(())
+    }
+
+    /// `allowLocalOutbound` follows `allowLocalBinding` where it is not said, and opens the ports
+    /// that are listed.
+    fn local_outbound(&mut self, local: LocalOutbound<'_>) {
+        let on = local.outbound.or(local.binding).unwrap_or(false);
+        if on {
+            if let (true, Some(member)) = (local.ports.is_empty(), local.outbound_member)
+                && local.outbound == Some(true)
+            {
+                self.note(
+                    "network.allowLocalOutbound",
+                    member,
+                    "opens what network.allowLocalOutboundPorts lists, which is nothing",
+                );
+            }
+            self.fragment.network.allow.extend(local.ports);
+        } else if let Some(member) = local.ports_member
+            && !local.ports.is_empty()
+        {
+            self.note(
+                "network.allowLocalOutboundPorts",
+                member,
+                "not opened: network.allowLocalOutbound is off",
+            );
+        }
+    }
+
+    /// Domains as Fence writes them: a word alone is a host there, and there are no groups.
+    fn domains(&self, key: &str, member: &Member, list: List) -> Result<Vec<Entry>, PolicyError> {
+        let mut entries = self.list(key, member)?;
+        for entry in &mut entries {
+            let word = !entry.value.is_empty()
+                && entry.value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            if word && entry.value == "localhost" && list == List::Allow {
+                return Err(PolicyError::Invalid {
+                    at: entry.origin.clone(),
+                    key: key.to_owned(),
+                    message: "localhost is the sandbox's own; name the ports of the host's in \
+                              network.allowLocalOutboundPorts"
+                        .to_owned(),
+                });
+            }
+            if word && entry.value != "localhost" {
+                entry.value.push('.');
+            }
+            check_host(key, entry, list)?;
+        }
+        Ok(entries)
+    }
+
+    /// Ports of the host's loopback.
+    fn ports(&self, key: &str, member: &Member) -> Result<Vec<Entry>, PolicyError> {
+        let list = match &member.node.value {
+            Value::Null => return Ok(Vec::new()),
+            Value::List(list) => list,
+            _ => return self.wrong(key, "a list", &member.node),
+        };
+        list.iter()
+            .map(|node| match node.value {
+                Value::Int(port) => {
+                    let entry = Located::new(format!("localhost:{port}"), self.at(node.line));
+                    check_host(key, &entry, List::Allow)?;
+                    Ok(entry)
+                }
+                _ => self.wrong(key, "a port", node),
+            })
+            .collect()
+    }
+
+    /// Greywall's rules for its proxy.
+    fn rules(&mut self, key: &str, member: &Member) -> Result<(), PolicyError> {
+        const KEYS: &[&str] = &["destination", "port", "action", "notes"];
+        let list = match &member.node.value {
+            Value::Null => return Ok(()),
+            Value::List(list) => list,
+            _ => return self.wrong(key, "a list", &member.node),
+        };
+        for (index, rule) in list.iter().enumerate() {
+            let key = format!("{key}[{index}]");
+            if !matches!(rule.value, Value::Table(_)) {
+                return self.wrong(&key, "a table", rule);
+            }
+            let (mut destination, mut ports, mut deny) = (None, None, false);
+            for member in members(rule) {
+                let key = format!("{key}.{}", member.key);
+                match member.key.as_str() {
+                    "destination" => destination = self.text(&key, member)?,
+                    "port" => {
+                        ports = match &member.node.value {
+                            Value::Int(port) => Some(port.to_string()),
+                            _ => self.text(&key, member)?,
+                        }
+                        .filter(|p| !p.is_empty() && p != "*");
+                    }
+                    "action" => match self.text(&key, member)?.as_deref() {
+                        None | Some("" | "allow") => {}
+                        Some("deny") => deny = true,
+                        Some(other) => {
+                            return Err(PolicyError::Invalid {
+                                at: self.at(member.line),
+                                key,
+                                message: format!("unknown value \"{other}\"; allowed: allow, deny"),
+                            });
+                        }
+                    },
+                    "notes" => {}
+                    other => return Err(self.unknown(&key, other, member, KEYS)),
+                }
+            }
+            let Some(destination) = destination.filter(|d| !d.is_empty()) else {
+                return Err(PolicyError::Invalid {
+                    at: self.at(rule.line),
+                    key,
+                    message: "no destination".to_owned(),
+                });
+            };
+            let list = if deny { List::Deny } else { List::Allow };
+            let ports = ports.map(|p| p.replace(' ', ""));
+            for host in destinations(&destination, deny) {
+                let host = match &ports {
+                    Some(ports) if host.contains(':') => format!("[{host}]:{ports}"),
+                    Some(ports) => format!("{host}:{ports}"),
+                    None => host,
+                };
+                let entry = Located::new(host, self.at(rule.line));
+                check_host(&key, &entry, list)?;
+                if deny {
+                    self.fragment.network.deny.push(entry);
+                } else {
+                    self.fragment.network.allow.push(entry);
+                }
             }
         }
         Ok(())
@@ -553,6 +740,40 @@ fn members(node: &Node) -> &[Member] {
         Value::Table(members) => members,
         _ => &[],
     }
+}
+
+fn check_host(key: &str, entry: &Entry, list: List) -> Result<(), PolicyError> {
+    crate::net::check_entry(&entry.value, list).map_err(|m| PolicyError::Invalid {
+        at: entry.origin.clone(),
+        key: key.to_owned(),
+        message: format!("{:?}: {m}", entry.value),
+    })
+}
+
+/// Greywall's `**.a.b` is all below a domain. Whether it means the domain too is not said anywhere:
+/// a deny takes it along, an allow does not.
+fn destinations(text: &str, deny: bool) -> Vec<String> {
+    if matches!(text, "*" | "**") {
+        return vec!["*".to_owned()];
+    }
+    let dotted = |host: &str| {
+        let word = !host.contains(['.', ':', '/']) && host != "localhost";
+        if word { format!("{host}.") } else { host.to_owned() }
+    };
+    match text.strip_prefix("**.").or_else(|| text.strip_prefix("*.")) {
+        Some(base) if deny => vec![format!("*.{base}"), dotted(base)],
+        Some(base) => vec![format!("*.{base}")],
+        None => vec![dotted(text)],
+    }
+}
+
+#[derive(Default)]
+struct LocalOutbound<'a> {
+    binding: Option<bool>,
+    outbound: Option<bool>,
+    outbound_member: Option<&'a Member>,
+    ports: Vec<Entry>,
+    ports_member: Option<&'a Member>,
 }
 
 #[derive(Default)]

@@ -16,12 +16,13 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::decide::{HASH_START, Prehashed, hash_end, hash_on};
+use crate::egress::NetworkFragment;
 use crate::error::{PolicyError, nearest};
 use crate::node::{self, Format, LOCATED, NodeDeserializer};
 use crate::quantity::{Bytes, Count, Cpu, Millis};
 use crate::{
-    Base, Effect, Environment, Files, HostRule, Kind, Limits, Network, Origin, Permission, Policy,
-    Processes, Pty, Rule, SshFragment, builtin, pattern,
+    Base, Effect, Environment, Files, Kind, Limits, Origin, Permission, Policy, Processes, Pty,
+    Rule, SshFragment, builtin, pattern,
 };
 
 /// Smallest accepted memory limit: below it not even a shell starts.
@@ -331,21 +332,6 @@ pub enum NetworkMode {
     Host,
 }
 
-/// Network access.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct NetworkFragment {
-    /// Unset: `filtered` where a host is allowed, else `none`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<NetworkMode>,
-    /// Hosts, `*.suffix` for strict subdomains. An empty list allows nothing.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub allow: Vec<Entry>,
-    /// Wins over `allow`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub deny: Vec<Entry>,
-}
-
 /// Environment variables.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -416,7 +402,7 @@ pub struct TerminalFragment {
 }
 
 /// Appends what is not there yet, comparing values only: who said it first keeps the credit.
-fn append<T: Eq + Hash>(list: &mut Vec<Located<T>>, over: Vec<Located<T>>) {
+pub(crate) fn append<T: Eq + Hash>(list: &mut Vec<Located<T>>, over: Vec<Located<T>>) {
     append_by(list, over, |entry| &entry.value);
 }
 
@@ -524,6 +510,7 @@ impl Fragment {
             &mut self.files.devices,
             &mut self.network.allow,
             &mut self.network.deny,
+            &mut self.network.inspect,
             &mut self.environment.pass,
             &mut self.environment.deny,
             &mut self.ssh.agent,
@@ -532,6 +519,11 @@ impl Fragment {
             fill(list, name);
         }
         fill(&mut self.files.rules, name);
+        fill(&mut self.network.rules, name);
+        fill(self.network.upstream_proxy.as_mut_slice(), name);
+        for secret in self.network.secrets.values_mut() {
+            fill(std::slice::from_mut(secret), name);
+        }
         if self.layers.is_empty() {
             self.layers.push(name.to_owned());
         }
@@ -547,9 +539,7 @@ impl Fragment {
         append_plain(&mut self.layers, over.layers);
         self.complete |= over.complete;
         self.files.merge(over.files);
-        self.network.mode = over.network.mode.or(self.network.mode);
-        append(&mut self.network.allow, over.network.allow);
-        append(&mut self.network.deny, over.network.deny);
+        self.network.merge(over.network);
         append(&mut self.environment.pass, over.environment.pass);
         append(&mut self.environment.deny, over.environment.deny);
         self.environment.set.extend(over.environment.set);
@@ -580,13 +570,7 @@ impl Fragment {
     /// Checks every value; [`Self::parse`] and [`Self::finish`] call it.
     pub fn check(&self) -> Result<(), PolicyError> {
         self.files.check(&self.last_layer())?;
-        for (key, list) in
-            [("network.allow", &self.network.allow), ("network.deny", &self.network.deny)]
-        {
-            for entry in list {
-                check_host(&entry.value).map_err(|m| invalid(entry, key, m))?;
-            }
-        }
+        self.network.check()?;
         for (key, list) in [
             ("environment.pass", &self.environment.pass),
             ("environment.deny", &self.environment.deny),
@@ -660,7 +644,6 @@ impl Fragment {
         lists("files.read", &self.files.read);
         lists("files.view", &self.files.view);
         lists("files.devices", &self.files.devices);
-        lists("network.allow", &self.network.allow);
         lists("environment.pass", &self.environment.pass);
         lists("ssh.agent", &self.ssh.agent);
         lists("ssh.sign", &self.ssh.sign);
@@ -689,10 +672,6 @@ impl Fragment {
         // Whether a size or limit is larger than the one below is not known here; any may be.
         key("files.tmp_size", self.files.tmp_size.is_some());
         key("files.shm_size", self.files.shm_size.is_some());
-        key(
-            "network.mode",
-            matches!(self.network.mode, Some(NetworkMode::Host | NetworkMode::Filtered)),
-        );
         key("limits.memory", self.limits.memory.is_some());
         key("limits.cpu", self.limits.cpu.is_some());
         key("limits.pids", self.limits.pids.is_some());
@@ -705,6 +684,7 @@ impl Fragment {
         key("processes.ptrace", self.processes.ptrace == Some(true));
         key("processes.io_uring", self.processes.io_uring == Some(true));
         key("terminal.pty", self.terminal.pty == Some(Pty::Never));
+        self.network.widening(&mut wide);
         if wide.is_empty() { Ok(()) } else { Err(wide) }
     }
 
@@ -752,7 +732,7 @@ impl Fragment {
         known(&mut rest.files.read, &below.files.read);
         known(&mut rest.files.view, &below.files.view);
         known(&mut rest.files.devices, &below.files.devices);
-        known(&mut rest.network.allow, &below.network.allow);
+        rest.network.forget(&below.network);
         known(&mut rest.environment.pass, &below.environment.pass);
         known(&mut rest.ssh.agent, &below.ssh.agent);
         known(&mut rest.ssh.sign, &below.ssh.sign);
@@ -761,9 +741,6 @@ impl Fragment {
         }
         if rest.files.toolchains == below.files.toolchains {
             rest.files.toolchains = None;
-        }
-        if rest.network.mode == below.network.mode {
-            rest.network.mode = None;
         }
         if rest.terminal.pty == below.terminal.pty {
             rest.terminal.pty = None;
@@ -839,14 +816,6 @@ impl Fragment {
         }
         rules.extend(files.extra);
 
-        let hosts = |list: Vec<Entry>| -> Vec<HostRule> {
-            list.into_iter().map(|e| HostRule { host: e.value, origin: e.origin }).collect()
-        };
-        let mode = network.mode.unwrap_or(if network.allow.is_empty() {
-            NetworkMode::None
-        } else {
-            NetworkMode::Filtered
-        });
         let texts =
             |list: Vec<Entry>| -> Vec<String> { list.into_iter().map(|e| e.value).collect() };
         Ok(Policy {
@@ -860,13 +829,7 @@ impl Fragment {
                 shm_bytes: files.shm_size.and_then(|b| b.0).unwrap_or(DEFAULT_SHM_BYTES),
                 devices: files.devices.into_iter().map(|e| PathBuf::from(e.value)).collect(),
             },
-            network: match mode {
-                NetworkMode::None => Network::None,
-                NetworkMode::Host => Network::Host,
-                NetworkMode::Filtered => {
-                    Network::Filtered { allow: hosts(network.allow), deny: hosts(network.deny) }
-                }
-            },
+            network: network.finish()?,
             environment: Environment {
                 pass: texts(environment.pass),
                 deny: texts(environment.deny),
@@ -979,7 +942,7 @@ impl LimitsFragment {
     }
 }
 
-fn invalid(entry: &Entry, key: &str, message: String) -> PolicyError {
+pub(crate) fn invalid(entry: &Entry, key: &str, message: String) -> PolicyError {
     PolicyError::Invalid { at: entry.origin.clone(), key: key.to_owned(), message }
 }
 
@@ -993,27 +956,6 @@ fn check_device(text: &str) -> Result<(), String> {
     }
     if pattern::has_meta(rest) {
         return Err(format!("\"{text}\": devices are named one by one, without wildcards"));
-    }
-    Ok(())
-}
-
-/// The outline of a host pattern; its full grammar belongs to the egress filter.
-fn check_host(text: &str) -> Result<(), String> {
-    if text.is_empty() {
-        return Err("empty host".to_owned());
-    }
-    if text.contains("://") || text.contains('/') {
-        return Err(format!("\"{text}\" is not a host; write it without scheme and path"));
-    }
-    if let Some(bad) = text.chars().find(|c| c.is_whitespace() || c.is_control()) {
-        return Err(format!("host contains {bad:?}"));
-    }
-    let name = text.strip_prefix("*.").unwrap_or(text);
-    if name.contains('*') {
-        return Err(format!("\"{text}\": `*` stands only in front, as in \"*.example.com\""));
-    }
-    if name.is_empty() || name.starts_with('.') || name.contains("..") {
-        return Err(format!("\"{text}\" has an empty label"));
     }
     Ok(())
 }

@@ -9,12 +9,14 @@
 
 mod builtin;
 mod decide;
+mod egress;
 mod environment;
 mod error;
 mod explain;
 pub mod import;
 mod layer;
 mod model;
+pub mod net;
 mod node;
 pub mod pattern;
 mod problems;
@@ -27,6 +29,7 @@ mod ssh;
 
 pub use builtin::*;
 pub use decide::*;
+pub use egress::*;
 pub use environment::*;
 pub use error::*;
 pub use explain::*;

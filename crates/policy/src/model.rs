@@ -129,19 +129,90 @@ pub struct Files {
     pub devices: Vec<PathBuf>,
 }
 
-/// Network chapter. Filtered egress arrives with the proxy; until then `Filtered` cannot be held.
+/// Network chapter. What lets a host through is compiled by [`crate::net::Rules`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "mode")]
 pub enum Network {
     /// A private namespace with loopback only.
     None,
     /// Private namespace, egress through the filter to these hosts.
-    Filtered { allow: Vec<HostRule>, deny: Vec<HostRule> },
+    Filtered {
+        allow: Vec<HostRule>,
+        deny: Vec<HostRule>,
+        /// How the filter works besides deciding by host.
+        #[serde(default)]
+        egress: Box<Egress>,
+    },
     /// The host's network, asked for explicitly.
     Host,
 }
 
-/// A host pattern with its origin. Its grammar belongs to the egress filter.
+/// What the egress filter does besides deciding by host, name and port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Egress {
+    /// Set the usual proxy variables inside. The filter works without them.
+    pub proxies: bool,
+    /// A proxy outside that everything goes through: `http://[user:password@]host[:port]`.
+    pub upstream_proxy: Option<String>,
+    /// Hosts whose TLS is terminated so that requests can be judged. They still have to be allowed.
+    pub inspect: Vec<HostRule>,
+    /// What may be asked of inspected hosts. A host that no rule names is not limited.
+    pub requests: Vec<RequestRule>,
+    /// Credentials put in outside, by name.
+    pub secrets: Vec<Secret>,
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Self {
+            proxies: true,
+            upstream_proxy: None,
+            inspect: Vec::new(),
+            requests: Vec::new(),
+            secrets: Vec::new(),
+        }
+    }
+}
+
+/// Requests that are allowed of inspected hosts. Where rules name a host, one of them must match.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestRule {
+    /// As in `network.allow`, names only.
+    pub hosts: Vec<String>,
+    /// Upper case; empty: any.
+    pub methods: Vec<String>,
+    /// Paths with `*` for within a segment and `**` across; empty: any.
+    pub paths: Vec<String>,
+    pub origin: Origin,
+}
+
+/// A credential that stays outside: the sandbox sees a placeholder, and a header towards the
+/// credential's own hosts gets the value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    pub name: String,
+    /// As in `network.allow`, names only. Each has to be inspected.
+    pub hosts: Vec<String>,
+    pub header: String,
+    /// The header's value; `{}` stands for the credential.
+    pub format: String,
+    pub from: SecretSource,
+    /// Variable inside that holds the placeholder.
+    pub env: Option<String>,
+    pub origin: Origin,
+}
+
+/// Where a credential is read, outside.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecretSource {
+    /// The caller's variable.
+    Env(String),
+    /// A file; `~/` is the caller's home.
+    File(PathBuf),
+}
+
+/// An entry of a list of hosts, as written, with its origin. [`crate::net`] has its grammar.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostRule {
     pub host: String,

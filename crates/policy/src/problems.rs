@@ -22,7 +22,11 @@ pub fn problems(name: &str, bytes: &[u8]) -> Vec<PolicyError> {
         let Err(problem) = import::read(name, &node, dialect) else { break };
         let removed = match &problem {
             PolicyError::UnknownKey { key, .. } => remove(&mut node, key, None),
-            PolicyError::Invalid { at, key, .. } => remove(&mut node, key, at.line),
+            PolicyError::Invalid { at, key, message } => {
+                let key = whole(key);
+                // One line may hold many entries, of which the message quotes the bad one.
+                remove_quoted(&mut node, key, at.line, message) || remove(&mut node, key, at.line)
+            }
             PolicyError::UnknownRule { at, .. } => remove(&mut node, "lift", at.line),
             PolicyError::UnknownProfile { at, .. } => remove(&mut node, "extends", at.line),
             PolicyError::NotYet { keys } => {
@@ -41,6 +45,34 @@ pub fn problems(name: &str, bytes: &[u8]) -> Vec<PolicyError> {
         }
     }
     found
+}
+
+/// A secret without one of its keys would be a problem that nobody wrote.
+fn whole(key: &str) -> &str {
+    const SECRETS: &str = "network.secrets.";
+    match key.strip_prefix(SECRETS).and_then(|rest| rest.find('.')) {
+        Some(at) => &key[..SECRETS.len() + at],
+        None => key,
+    }
+}
+
+/// Takes out the one element of that line which `message` begins with.
+fn remove_quoted(node: &mut Node, key: &str, line: Option<u32>, message: &str) -> bool {
+    let mut here = node;
+    for part in key.split('.') {
+        let Value::Table(members) = &mut here.value else { return false };
+        let spelled = |m: &&mut Member| m.key == part || m.key == node::camel(part);
+        let Some(member) = members.iter_mut().find(spelled) else { return false };
+        here = &mut member.node;
+    }
+    let Value::List(list) = &mut here.value else { return false };
+    let quoted = |n: &Node| match &n.value {
+        Value::Str(text) => n.line == line && message.starts_with(&format!("{text:?}")),
+        _ => false,
+    };
+    let Some(at) = list.iter().position(quoted) else { return false };
+    list.remove(at);
+    true
 }
 
 /// Takes out what `key` names; of a list only the elements of that line, where it says so.

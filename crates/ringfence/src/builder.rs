@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ringfence_policy::{
-    Bytes, Count, Cpu, Entry, Fragment, Millis, Network, NetworkMode, NoFiles, Origin, Permission,
-    Policy, Rule, resolve_layers,
+    Bytes, Count, Cpu, Entry, Fragment, Millis, NetworkMode, NoFiles, Origin, Permission, Policy,
+    Rule, resolve_layers,
 };
 use ringfence_sandbox::plan::Plan;
 use ringfence_sandbox::prepare::{Request, prepare};
@@ -176,6 +176,20 @@ impl Builder {
         self
     }
 
+    /// Lets commands reach a host, through the filter: a name, `*.example.com`, an address or range,
+    /// a group such as `npm`, `localhost:PORT`; on any port or `:PORTS`.
+    pub fn allow_host(mut self, host: impl Into<String>) -> Self {
+        self.own.network.allow.push(entry(host));
+        self.own.network.mode = Some(NetworkMode::Filtered);
+        self
+    }
+
+    /// Refuses a host, whatever allows it.
+    pub fn deny_host(mut self, host: impl Into<String>) -> Self {
+        self.own.network.deny.push(entry(host));
+        self
+    }
+
     /// The host's network, unfiltered.
     pub fn host_network(mut self) -> Self {
         self.own.network.mode = Some(NetworkMode::Host);
@@ -255,7 +269,6 @@ impl Builder {
             layers.push((self.own, None));
             resolve_layers(layers, &NoFiles)?.finish()?
         };
-        refuse_hosts(&policy)?;
         let workspace = match self.workspace {
             Some(dir) => Some(std::path::absolute(&dir).map_err(|e| Error::Path {
                 path: dir.display().to_string(),
@@ -269,17 +282,4 @@ impl Builder {
 
 fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Hosts of built-in profiles fall back to no network, as the status says; a list of the program's
-/// own is refused, because its author would otherwise wonder why the host is not reached.
-fn refuse_hosts(policy: &Policy) -> Result<(), Error> {
-    let Network::Filtered { allow, deny } = &policy.network else { return Ok(()) };
-    let own: Vec<&str> = allow
-        .iter()
-        .chain(deny)
-        .filter(|rule| !rule.origin.layer.starts_with("built-in "))
-        .map(|rule| rule.host.as_str())
-        .collect();
-    if own.is_empty() { Ok(()) } else { Err(Error::Hosts(own.join(", "))) }
 }

@@ -25,9 +25,6 @@ pub enum Error {
          or use profile and layer instead of it"
     )]
     TwoPolicies,
-    /// The policy lists hosts of its own; this version has no egress filter.
-    #[error("hosts cannot be allowed or denied yet, this version has no egress filter: {0}")]
-    Hosts(String),
     /// A pipe, a thread or a wait failed.
     #[error("cannot {what}: {source}")]
     Io { what: &'static str, source: io::Error },

@@ -157,18 +157,11 @@ fn problems_are_typed() {
     let gone = Sandbox::builder().workspace("/nonexistent/x").build().unwrap();
     assert!(matches!(gone.command("true").status(), Err(Error::Run(_))));
     let mut policy = ringfence::profile("strict").unwrap();
-    policy.network = Network::Filtered { allow: vec![host_rule("example.org")], deny: Vec::new() };
+    policy.network = Network::Host;
     let both = Sandbox::builder().policy(policy.clone()).profile("strict").build();
     assert!(matches!(both, Err(Error::TwoPolicies)), "{both:?}");
-    let refused = Sandbox::builder().policy(policy).build();
-    assert!(matches!(refused, Err(Error::Hosts(_))), "{refused:?}");
-}
-
-fn host_rule(host: &str) -> ringfence_policy::HostRule {
-    ringfence_policy::HostRule {
-        host: host.into(),
-        origin: ringfence_policy::Origin { layer: "test".into(), line: None },
-    }
+    let refused = Sandbox::builder().allow_host("npn").build();
+    assert!(matches!(refused, Err(Error::Policy(_))), "{refused:?}");
 }
 
 #[test]

@@ -10,6 +10,8 @@ pub mod discover;
 #[cfg(target_os = "linux")]
 pub mod lower;
 #[cfg(target_os = "linux")]
+pub mod network;
+#[cfg(target_os = "linux")]
 pub mod plan;
 #[cfg(all(test, target_os = "linux"))]
 mod plan_tests;
@@ -26,4 +28,4 @@ mod sweep;
 pub mod terminal;
 
 #[cfg(target_os = "linux")]
-pub use ringfence_jail::Early;
+pub use ringfence_jail::{Early, egress};

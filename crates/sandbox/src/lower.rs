@@ -83,6 +83,7 @@ pub fn lower(
         ids,
         view,
         loopback: namespaces & flags::NET != 0,
+        egress: plan.filter.as_ref().map(|filter| filter.config.clone()),
         landlock: landlock(plan)?,
         seccomp: seccomp::native().map(|a| seccomp::compile(a, &plan.seccomp)).unwrap_or_default(),
         rlimits: rlimits(limits, nproc_fallback),

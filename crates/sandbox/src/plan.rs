@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::agent::Granted;
 use crate::discover::ConfigFile;
+use crate::network::Filter;
 use crate::status::{Rung, Status};
 use crate::survey::{Caller, Object, SystemEntry, above, lies_in};
 
@@ -54,11 +55,13 @@ pub struct Survey {
     pub home_directories: Vec<String>,
     /// Devices that exist, beyond the minimal set.
     pub devices: Vec<PathBuf>,
-    /// The host's `/etc/resolv.conf` when it leads out of `/etc` and the host's network is used.
+    /// The host's `/etc/resolv.conf` when it leads out of `/etc` and hosts can be reached.
     pub resolver: Option<Object>,
     /// The ssh agent with the keys that the policy grants, or why there is none; `None` where the
     /// policy grants none.
     pub agent: Option<Result<Granted, String>>,
+    /// The egress filter that the policy's host rules ask for.
+    pub filter: Option<Filter>,
     pub cwd: PathBuf,
     pub environment: Vec<(OsString, OsString)>,
     pub withheld: Vec<String>,
@@ -169,6 +172,9 @@ pub struct Plan {
     pub layers: Vec<String>,
     pub identity: Identity,
     pub network: NetworkPlan,
+    /// With [`NetworkPlan::Filtered`].
+    #[serde(skip)]
+    pub filter: Option<Filter>,
     pub steps: Vec<Step>,
     pub landlock: Vec<LandlockRule>,
     pub landlock_abi: u32,
@@ -217,12 +223,22 @@ pub struct Identity {
     pub demoted: bool,
 }
 
-/// What becomes of the network. The egress filter will be a third kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// What becomes of the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkPlan {
     /// A namespace with loopback only.
     Loopback,
+    /// A namespace with loopback, from which everything that leaves arrives at the egress filter.
+    Filtered {
+        /// Entries of the policy.
+        allowed: usize,
+        denied: usize,
+        /// What can be reached on a host without nftables.
+        listed_ports: Vec<u16>,
+        /// Ports of the sandbox's loopback that lead to the host's.
+        host_loopback_ports: Vec<u16>,
+    },
     /// The host's.
     Host,
     /// No namespace: IPv4 and IPv6 sockets are refused.
@@ -341,7 +357,7 @@ impl Plan {
         let mut status = Status::new(rung, policy.layers.clone());
         status.withheld_environment.clone_from(&survey.withheld);
         let identity = identity(&survey, &mut status);
-        let network = network(policy, rung, &mut status);
+        let network = network(policy, rung, survey.filter.as_ref(), &mut status);
         let ssh_agent = ssh_agent(&mut survey, &mut status)?;
         let mut builder = Builder::new(policy, &survey);
         match rung {
@@ -353,7 +369,7 @@ impl Plan {
             ptrace: policy.processes.ptrace && rung == Rung::Namespaces,
             io_uring: policy.processes.io_uring,
             nested_namespaces: policy.processes.nested_namespaces,
-            inet: network != NetworkPlan::NoSockets,
+            inet: !matches!(network, NetworkPlan::NoSockets),
             fake_chown: identity.demoted,
             // No mount hides the sockets of host services (docker, D-Bus, agents) on the lower
             // rung, and landlock does not hold a connection to one by its path.
@@ -364,6 +380,10 @@ impl Plan {
             rung,
             layers: policy.layers.clone(),
             identity,
+            filter: match network {
+                NetworkPlan::Filtered { .. } => survey.filter,
+                _ => None,
+            },
             network,
             steps,
             landlock,
@@ -455,13 +475,40 @@ fn identity(survey: &Survey, status: &mut Status) -> Identity {
     }
 }
 
-fn network(policy: &Policy, rung: Rung, status: &mut Status) -> NetworkPlan {
+fn network(
+    policy: &Policy,
+    rung: Rung,
+    filter: Option<&Filter>,
+    status: &mut Status,
+) -> NetworkPlan {
     match (&policy.network, rung) {
-        (Network::None, Rung::Namespaces) => {
+        (Network::Filtered { allow, deny, .. }, rung) if filter.is_some() => {
+            let (allowed, denied) = (allow.len(), deny.len());
+            if rung == Rung::Landlock {
+                // Never the host's network instead: without sockets nothing is reached.
+                status.miss(
+                    "network-filter",
+                    format!(
+                        "{allowed} allowed hosts cannot be reached: the egress filter needs a network namespace, which this host refuses; sockets are refused"
+                    ),
+                );
+                return NetworkPlan::NoSockets;
+            }
+            status.enforce("network", filter_detail(allowed, denied));
+            let config = filter.map(|f| f.config.clone()).unwrap_or_default();
+            NetworkPlan::Filtered {
+                allowed,
+                denied,
+                listed_ports: config.ports,
+                host_loopback_ports: config.host_loopback,
+            }
+        }
+        // With no host allowed the filter would have nothing to do.
+        (Network::None | Network::Filtered { .. }, Rung::Namespaces) => {
             status.enforce("network", "private network namespace with loopback only");
             NetworkPlan::Loopback
         }
-        (Network::None, Rung::Landlock) => {
+        (Network::None | Network::Filtered { .. }, Rung::Landlock) => {
             status
                 .enforce("network", "ipv4 and ipv6 sockets are refused by the system call filter");
             NetworkPlan::NoSockets
@@ -470,22 +517,11 @@ fn network(policy: &Policy, rung: Rung, status: &mut Status) -> NetworkPlan {
             status.degrade("network", "the host's network, as the policy asks");
             NetworkPlan::Host
         }
-        (Network::Filtered { allow, .. }, rung) => {
-            // Stricter than asked for, and said so: hosts cannot be reached until the egress filter
-            // exists. Policies of the user's own that list hosts are refused before this point.
-            status.degrade(
-                "network",
-                format!(
-                    "{} allowed hosts cannot be reached: this version has no egress filter, only loopback",
-                    allow.len()
-                ),
-            );
-            match rung {
-                Rung::Namespaces => NetworkPlan::Loopback,
-                Rung::Landlock => NetworkPlan::NoSockets,
-            }
-        }
     }
+}
+
+fn filter_detail(allowed: usize, denied: usize) -> String {
+    format!("egress filter: {allowed} allowed, {denied} denied; nothing else leaves")
 }
 
 fn report(policy: &Policy, survey: &Survey, status: &mut Status) {
@@ -978,15 +1014,17 @@ impl fmt::Display for Plan {
         writeln!(f, "layers      {}", self.layers.join(" < "))?;
         let i = &self.identity;
         writeln!(f, "identity    uid {} inside is {} on the host", i.inside_uid, i.host_uid)?;
-        writeln!(
-            f,
-            "network     {}",
-            match self.network {
-                NetworkPlan::Loopback => "none (private loopback)",
-                NetworkPlan::Host => "the host's",
-                NetworkPlan::NoSockets => "none (sockets refused)",
+        match &self.network {
+            NetworkPlan::Loopback => writeln!(f, "network     none (private loopback)")?,
+            NetworkPlan::Filtered { allowed, denied, host_loopback_ports, .. } => {
+                writeln!(f, "network     {}", filter_detail(*allowed, *denied))?;
+                for port in host_loopback_ports {
+                    writeln!(f, "  127.0.0.1:{port:<34} the host's")?;
+                }
             }
-        )?;
+            NetworkPlan::Host => writeln!(f, "network     the host's")?,
+            NetworkPlan::NoSockets => writeln!(f, "network     none (sockets refused)")?,
+        }
         if let Some(agent) = &self.ssh_agent {
             writeln!(f, "ssh agent   {}", agent.in_words())?;
             for key in &agent.keys {

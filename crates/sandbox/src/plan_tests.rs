@@ -86,6 +86,7 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         devices: Vec::new(),
         resolver: None,
         agent: None,
+        filter: crate::network::Filter::of(&policy.network).unwrap(),
         cwd: WORKSPACE.into(),
         environment: Vec::new(),
         withheld: vec!["AWS_SECRET_ACCESS_KEY".into()],

@@ -15,6 +15,7 @@ use crate::discover::{
     self, GitOptions, Matcher, PRIVATE_CACHES, RepositoryHint, Shape, TOOL_ENVIRONMENT, Verdict,
     WalkOptions,
 };
+use crate::network::{self, Filter, Keep};
 use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
 use crate::survey::{self, Caller, Object, Objects, SystemEntry};
@@ -32,6 +33,8 @@ pub struct Request {
     pub rung: Rung,
     /// Whether to remember what a walk of a large workspace found.
     pub cache: bool,
+    /// Where the caller has made it already ([`Filter::of`]) to prepare it early; `None`: made here.
+    pub filter: Option<Filter>,
 }
 
 impl Request {
@@ -43,6 +46,7 @@ impl Request {
             environment: std::env::vars_os().collect(),
             rung: Rung::Namespaces,
             cache: true,
+            filter: None,
         }
     }
 
@@ -177,8 +181,13 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         found.patterns(policy, &places, w, request, &mut notes)?;
     }
 
-    let (environment, withheld) = environment(policy, request, &places, &cwd);
-    let resolver = resolver(policy);
+    let filter = match &request.filter {
+        Some(filter) => Some(filter.clone()),
+        None => Filter::of(&policy.network)?,
+    };
+    let online = policy.network == Network::Host || filter.is_some();
+    let (environment, withheld) = environment(policy, request, &places, &cwd, online);
+    let resolver = resolver(policy, filter.as_ref());
     let agent = (!policy.ssh.agent.is_empty())
         .then(|| agent::choose(policy, &places, request.variable("SSH_AUTH_SOCK"), &mut notes));
     let foreign_id =
@@ -224,6 +233,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         devices,
         resolver,
         agent,
+        filter,
         cwd,
         environment,
         withheld,
@@ -825,6 +835,7 @@ fn environment(
     request: &Request,
     places: &Places,
     cwd: &Path,
+    online: bool,
 ) -> (Vec<(OsString, OsString)>, Vec<String>) {
     let (mut passed, stripped) = policy.environment.filter(request.environment.iter().cloned());
     let withheld = stripped.into_iter().map(|s| s.name.to_string_lossy().into_owned()).collect();
@@ -837,7 +848,7 @@ fn environment(
         ("TMPDIR", Some("/tmp".into())),
         ("RINGFENCE", Some("1".into())),
     ];
-    let mut put = |name: &str, value: Option<OsString>| {
+    let put = |passed: &mut Vec<(OsString, OsString)>, name: &str, value: Option<OsString>| {
         let pinned = policy.environment.set.contains_key(name);
         if pinned {
             return;
@@ -848,19 +859,25 @@ fn environment(
         }
     };
     for (name, value) in fixed {
-        put(name, value);
+        put(&mut passed, name, value);
     }
-    let online = policy.network == Network::Host;
     for v in TOOL_ENVIRONMENT.iter().filter(|v| !(v.offline_only && online)) {
-        put(v.name, Some(v.value.into()));
+        put(&mut passed, v.name, Some(v.value.into()));
+    }
+    if request.filter.as_ref().is_some_and(|f| f.proxies) {
+        for (name, value, keep) in network::proxy_environment() {
+            if keep == Keep::Ours || !passed.iter().any(|(k, _)| k == name) {
+                put(&mut passed, name, Some(value.into()));
+            }
+        }
     }
     (passed, withheld)
 }
 
 /// A resolver configuration that leads out of `/etc` (systemd-resolved) must come along when the
-/// host's network is used.
-fn resolver(policy: &Policy) -> Option<Object> {
-    if policy.network != Network::Host {
+/// host's network is used, or the filter, which answers for whatever server stands there.
+fn resolver(policy: &Policy, filter: Option<&Filter>) -> Option<Object> {
+    if policy.network != Network::Host && filter.is_none() {
         return None;
     }
     let real = std::fs::canonicalize("/etc/resolv.conf").ok()?;

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ringfence_jail::{self as jail, Failure, Stage};
+use ringfence_jail::{self as jail, Failure, Stage, egress};
 use ringfence_policy::{Limits, Policy};
 use ringfence_sys::cgroup;
 use ringfence_sys::raw::Errno;
@@ -97,6 +97,9 @@ impl Ended {
 pub struct Running {
     pub jailed: jail::Jailed,
     pub status: Status,
+    /// The sockets at which everything arrives that leaves the sandbox, with
+    /// [`crate::plan::NetworkPlan::Filtered`]: for whoever runs the filter. Dropped, they refuse.
+    pub network: Option<egress::Made>,
     scope: Option<cgroup::Scope>,
     started: Instant,
     sweep: sweep::Watch,
@@ -141,9 +144,13 @@ pub fn start(
         lower::lower(&plan, limits, nproc, command, procs, agent_end).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-    let jailed =
+    let mut jailed =
         jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &spec, plan.rung))?;
-    let Plan { status, rung, ssh_agent, .. } = plan;
+    let Plan { mut status, rung, ssh_agent, .. } = plan;
+    let network = jailed.network.take();
+    if let Some(made) = &network {
+        tell(made, &spec, &mut status);
+    }
     let agent = ssh_agent
         .zip(channel)
         .map(|(granted, channel)| Agent::start(granted, channel, command.agent_events.clone()))
@@ -152,6 +159,7 @@ pub fn start(
     Ok(Running {
         jailed,
         status,
+        network,
         scope,
         started,
         sweep: watch,
@@ -162,6 +170,24 @@ pub fn start(
         agent,
         held: None,
     })
+}
+
+/// What this host's kernel lacks of the egress filter.
+fn tell(made: &egress::Made, spec: &jail::JailSpec, status: &mut Status) {
+    if let Some(why) = &made.without_nftables {
+        let ports = spec.egress.iter().flat_map(|c| &c.ports).map(u16::to_string);
+        let ports: Vec<String> = ports.take(egress::MOST_PORTS).collect();
+        status.degrade(
+            "network",
+            format!(
+                "this host has no nftables ({why}): hosts are reached on the ports {} only, or through the proxy; these ports of the sandbox's loopback are taken",
+                ports.join(", ")
+            ),
+        );
+    }
+    if !made.ipv6 {
+        status.degrade("network", "this host has no ipv6: hosts are reached by ipv4 only");
+    }
 }
 
 fn setup(what: &str, e: &std::io::Error) -> RunError {
@@ -241,6 +267,10 @@ fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Run
         };
     }
     let what = match f.stage {
+        Stage::Egress => match egress::Step::from_u32(f.index) {
+            Some(step) => format!("{}, {}", f.stage.text(), step.text()),
+            None => f.stage.text().to_owned(),
+        },
         Stage::Step => step_in_words(spec, f.index).map_or_else(
             || f.stage.text().to_owned(),
             |(path, what)| format!("{what} {}", path.display()),

@@ -3,12 +3,13 @@
 //! [`Early::start`] makes a helper that shares the supervisor's memory. It enters a new user and
 //! network namespace, brings loopback up, and waits. When the plan is ready, [`Early::fork`] lets it
 //! make PID 1 of the sandbox, as a copy of the supervisor's memory at that moment, inside those
-//! namespaces and as a child of the supervisor; then it ends.
+//! namespaces and as a child of the supervisor; then it ends. In between it can be given an
+//! [`egress::Program`] to carry out.
 //!
 //! ```text
-//! supervisor   start ── parse ── policy ── plan ── id maps ── fork ········ waits
-//!                 └─ helper: user ns, network ns, loopback, waits ──┴─ clone3 ── ends
-//!                                                                        └─ PID 1
+//! supervisor   start ── parse ── policy ── prepare ── plan ── id maps ── network ── fork ···· waits
+//!                 └─ helper: user ns, network ns, loopback ──┴─ egress ──┴─ waits ──┴─ clone3 ── ends
+//!                                                                                         └─ PID 1
 //! ```
 //!
 //! The helper runs at the same time in the same memory, so until `fork` it makes bare system calls on
@@ -20,22 +21,29 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use crate::bare;
+use crate::egress::{self, Program};
 use crate::processors::{Processors, WORDS};
 use crate::raw::{self, Errno, Result};
 
 /// What the new process does; never returns.
 pub type Entry = extern "C" fn(*const libc::c_void) -> !;
 
-const WAITING: u32 = 0;
+/// Bits of an order: the second may be given before the helper has seen the first.
 const GO: u32 = 1;
 const QUIT: u32 = 2;
+const PREPARE: u32 = 4;
 
 /// In memory that both processes see.
 #[derive(Debug, Default)]
 struct Shared {
     /// 0 while namespaces are being made, 1 ready, 2 failed.
     state: AtomicU32,
+    /// Why namespaces could not be made.
+    refusal: AtomicI32,
     order: AtomicU32,
+    /// A [`Program`], once `PREPARE` is ordered; 1 in `network` when its outcome is there.
+    program: AtomicUsize,
+    network: AtomicU32,
     /// 1 when `pid` and `pidfd` (or `errno`) are valid.
     done: AtomicU32,
     pid: AtomicI32,
@@ -58,6 +66,8 @@ pub struct Early {
     pidfd: OwnedFd,
     shared: NonNull<Shared>,
     stack: NonNull<libc::c_void>,
+    /// Shared with the helper.
+    program: Option<NonNull<Program>>,
     reaped: bool,
 }
 
@@ -68,9 +78,23 @@ impl Early {
     /// Starts the helper. `None` where it would not help (one processor) or cannot be made: the
     /// namespaces are then made later, and whatever is wrong shows there.
     pub fn start() -> Option<Self> {
-        let processors = Processors::several()?;
+        Self::make(Processors::several()?, true).ok()
+    }
+
+    /// As [`Early::start`], but also with one processor, and as late as it is needed: nothing else
+    /// can set up a network namespace that PID 1 is born into. Whether namespaces could be had says
+    /// [`Early::ready`].
+    pub fn start_anyway() -> Result<Self> {
+        match Processors::several() {
+            Some(processors) => Self::make(processors, true),
+            None => Self::make(Processors::default(), false),
+        }
+    }
+
+    /// `several`: there is another processor for the helper.
+    fn make(processors: Processors, several: bool) -> Result<Self> {
         grow_descriptor_table();
-        let shared = NonNull::new(Box::into_raw(Box::<Shared>::default()))?;
+        let shared = NonNull::from(Box::leak(Box::<Shared>::default()));
         // SAFETY: a fresh anonymous mapping, no address asked for.
         let stack = unsafe {
             libc::mmap(
@@ -82,10 +106,10 @@ impl Early {
                 0,
             )
         };
-        if stack == libc::MAP_FAILED {
-            return None;
-        }
-        let stack = NonNull::new(stack)?;
+        let failed = stack == libc::MAP_FAILED;
+        let Some(stack) = NonNull::new(stack).filter(|_| !failed) else {
+            return Err(Errno(libc::ENOMEM));
+        };
         let mut pidfd: i32 = -1;
         // SAFETY: valid while the helper lives: freed only after it was reaped.
         let words = unsafe { shared.as_ref() };
@@ -108,18 +132,21 @@ impl Early {
                 &raw mut pidfd,
             )
         };
+        let errno = Errno::last();
         raw::set_signal_mask(&signals);
         if pid < 0 {
             // SAFETY: no helper exists, so both are unused.
-            unsafe { release(shared, stack) };
-            return None;
+            unsafe { release(shared, stack, None) };
+            return Err(errno);
         }
-        processors.move_away(pid);
+        if several {
+            processors.move_away(pid);
+        }
         words.placed.store(1, Ordering::Release);
         raw::futex_wake(&words.placed);
         // SAFETY: the kernel stored a new descriptor that nobody else owns.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        Some(Self { pid, pidfd, shared, stack, reaped: false })
+        Ok(Self { pid, pidfd, shared, stack, program: None, reaped: false })
     }
 
     fn shared(&self) -> &Shared {
@@ -142,6 +169,47 @@ impl Early {
         self.shared().state.load(Ordering::Acquire) == 1
     }
 
+    /// Why [`Early::ready`] said no.
+    pub fn refusal(&self) -> Errno {
+        Errno(self.shared().refusal.load(Ordering::Acquire))
+    }
+
+    /// Lets the helper carry out `program` as soon as the namespaces are there; does not wait. Only
+    /// the first is taken.
+    pub fn prepare(&mut self, program: Program) {
+        if self.program.is_some() {
+            return;
+        }
+        let program = NonNull::from(Box::leak(Box::new(program)));
+        self.program = Some(program);
+        let shared = self.shared();
+        shared.program.store(program.as_ptr() as usize, Ordering::Relaxed);
+        shared.order.fetch_or(PREPARE, Ordering::Release);
+        raw::futex_wake(&shared.order);
+    }
+
+    pub fn is_prepared(&self) -> bool {
+        self.program.is_some()
+    }
+
+    /// Waits for what [`Early::prepare`] began and hands out the sockets.
+    pub fn network(&self) -> std::result::Result<egress::Made, egress::Error> {
+        let lost = |errno| egress::Error { step: egress::Step::Namespace, errno };
+        let Some(program) = self.program else { return Err(lost(Errno(libc::EINVAL))) };
+        if !self.ready() {
+            return Err(lost(self.refusal()));
+        }
+        let done = &self.shared().network;
+        while done.load(Ordering::Acquire) == 0 {
+            raw::futex_wait_for(done, 0, 100);
+            if done.load(Ordering::Acquire) == 0 && raw::is_dead(raw_fd(&self.pidfd)) {
+                return Err(lost(Errno(libc::ECHILD)));
+            }
+        }
+        // SAFETY: freed only in drop; the helper has let go of it.
+        unsafe { program.as_ref() }.result()
+    }
+
     /// Makes the process: in the helper's namespaces plus those of `flags` (`CLONE_NEW*`), a child of
     /// the caller. It runs `entry(argument)` on a copy of the caller's memory.
     ///
@@ -158,7 +226,7 @@ impl Early {
         shared.flags.store(flags as usize, Ordering::Relaxed);
         shared.entry.store(entry as usize, Ordering::Relaxed);
         shared.argument.store(argument as usize, Ordering::Relaxed);
-        shared.order.store(GO, Ordering::Release);
+        shared.order.fetch_or(GO, Ordering::Release);
         raw::futex_wake(&shared.order);
         // Not a spin: the copy is made while this process sleeps or loops on this word.
         while shared.done.load(Ordering::Acquire) == 0 {
@@ -190,23 +258,30 @@ impl Drop for Early {
             return;
         }
         let shared = self.shared();
-        let _ = shared.order.compare_exchange(WAITING, QUIT, Ordering::AcqRel, Ordering::Relaxed);
+        shared.order.fetch_or(QUIT, Ordering::AcqRel);
         raw::futex_wake(&shared.order);
         if raw::wait4(self.pid, 0).is_ok() {
             // SAFETY: the helper has ended.
-            unsafe { release(self.shared, self.stack) };
+            unsafe { release(self.shared, self.stack, self.program) };
         }
         self.reaped = true;
     }
 }
 
 /// # Safety
-/// Nobody may use either any more.
-unsafe fn release(shared: NonNull<Shared>, stack: NonNull<libc::c_void>) {
-    // SAFETY: made by Box::into_raw and mmap in `start`.
+/// Nobody may use any of them any more.
+unsafe fn release(
+    shared: NonNull<Shared>,
+    stack: NonNull<libc::c_void>,
+    program: Option<NonNull<Program>>,
+) {
+    // SAFETY: made by Box::leak and mmap in `make`, by Box::leak in `prepare`.
     unsafe {
         drop(Box::from_raw(shared.as_ptr()));
         libc::munmap(stack.as_ptr(), STACK);
+        if let Some(program) = program {
+            drop(Box::from_raw(program.as_ptr()));
+        }
     }
 }
 
@@ -242,20 +317,31 @@ extern "C" fn helper(argument: *mut libc::c_void) -> libc::c_int {
             return 0;
         }
     }
-    let made = namespaces();
+    let refusal = namespaces();
     // What it makes may run anywhere again.
     let size = std::mem::size_of_val(&shared.processors);
     let mask = shared.processors.as_ptr() as usize;
     // SAFETY: the mask outlives the call.
     unsafe { bare::syscall(libc::SYS_sched_setaffinity, [0, size, mask, 0]) };
-    shared.state.store(if made { 1 } else { 2 }, Ordering::Release);
+    shared.refusal.store(refusal, Ordering::Relaxed);
+    shared.state.store(if refusal == 0 { 1 } else { 2 }, Ordering::Release);
     wake(&shared.state);
-    if !made {
+    if refusal != 0 {
         return 1;
     }
-    match order(shared) {
-        GO => {}
-        _ => return 0,
+    let mut orders = order(shared, 0);
+    if orders & PREPARE != 0 && orders & QUIT == 0 {
+        let program = shared.program.load(Ordering::Relaxed) as *const Program;
+        // SAFETY: `prepare` stored a valid one before the order; it outlives this process.
+        egress::carry_out(unsafe { &*program });
+        shared.network.store(1, Ordering::Release);
+        wake(&shared.network);
+        if orders & GO == 0 {
+            orders = order(shared, orders);
+        }
+    }
+    if orders & QUIT != 0 {
+        return 0;
     }
     let mut pidfd: i32 = -1;
     let mut args = [0u64; 11];
@@ -291,17 +377,19 @@ extern "C" fn helper(argument: *mut libc::c_void) -> libc::c_int {
     0
 }
 
-fn namespaces() -> bool {
+/// 0, or why not.
+fn namespaces() -> i32 {
     let flags = (libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as usize;
     let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as usize;
     // SAFETY: plain integers, and a pointer to an ifreq that outlives the call.
     unsafe {
-        if bare::syscall(libc::SYS_unshare, [flags, 0, 0, 0]) != 0 {
-            return false;
+        let r = bare::syscall(libc::SYS_unshare, [flags, 0, 0, 0]);
+        if r != 0 {
+            return -r as i32;
         }
         let fd = bare::syscall(libc::SYS_socket, [libc::AF_INET as usize, kind, 0, 0]);
         if fd < 0 {
-            return false;
+            return -fd as i32;
         }
         // struct ifreq: 16 bytes of name, then the flags.
         let mut request = [0u64; 5];
@@ -312,15 +400,15 @@ fn namespaces() -> bool {
         let set = libc::SIOCSIFFLAGS as usize;
         let r = bare::syscall(libc::SYS_ioctl, [fd as usize, set, request.as_ptr() as usize, 0]);
         bare::syscall(libc::SYS_close, [fd as usize, 0, 0, 0]);
-        r == 0
+        -r as i32
     }
 }
 
-/// Waits for the order; ends when the supervisor is gone.
-fn order(shared: &Shared) -> u32 {
+/// Waits until there is more to do than `known`; ends when the supervisor is gone.
+fn order(shared: &Shared, known: u32) -> u32 {
     loop {
         let order = shared.order.load(Ordering::Acquire);
-        if order != WAITING {
+        if order != known {
             return order;
         }
         let timeout = libc::timespec { tv_sec: 1, tv_nsec: 0 };
@@ -328,7 +416,7 @@ fn order(shared: &Shared) -> u32 {
         let wait = libc::FUTEX_WAIT as usize;
         // SAFETY: the word and the timeout outlive the call.
         unsafe {
-            let args = [word, wait, WAITING as usize, (&raw const timeout) as usize];
+            let args = [word, wait, known as usize, (&raw const timeout) as usize];
             bare::syscall(libc::SYS_futex, args);
         }
         if !has_parent(shared) {

@@ -11,6 +11,8 @@ pub mod cgroup;
 #[cfg(target_os = "linux")]
 pub mod early;
 #[cfg(target_os = "linux")]
+pub mod egress;
+#[cfg(target_os = "linux")]
 pub mod entry;
 #[cfg(target_os = "linux")]
 pub mod landlock;

@@ -9,7 +9,7 @@ use crate::raw::{Errno, Result};
 pub(crate) const WORDS: usize = 1024 / usize::BITS as usize;
 
 /// A set of processors.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Processors(pub(crate) [usize; WORDS]);
 
 impl Processors {

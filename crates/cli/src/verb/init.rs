@@ -92,8 +92,12 @@ extends = "{profile}"
 # tmp_size = "1g"
 
 [network]
-# "none": a loopback of its own. "host": the host's network, unfiltered.
-# mode = "none"
+# "none": a loopback of its own. "filtered": what `allow` lists. "host": the host's network, unfiltered.
+# Groups (`ringfence policy groups`), names, `*.example.com` for what lies below, addresses, ranges,
+# `localhost:PORT` for a port of the host; on any port or on those named. A deny wins.
+# mode = "filtered"
+# allow = ["npm", "api.example.com:443", "*.cdn.example.com", "10.0.0.0/8:5432", "localhost:3000"]
+# deny = ["telemetry.example.com"]
 
 [environment]
 # Names or PREFIX_*; secrets pass only by their exact name.

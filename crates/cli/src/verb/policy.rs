@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::ArgMatches;
-use ringfence_policy::{builtin_rules, profiles};
+use ringfence_policy::{builtin_rules, net, profiles};
 use ringfence_sandbox::prepare::Request;
 use serde_json::json;
 
@@ -29,6 +29,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Some(("explain", m)) => explain::main(m),
         Some(("schema", _)) => output::print_json(&ringfence_policy::schema()),
         Some(("profiles", m)) => list(m.get_flag("json")),
+        Some(("groups", m)) => groups(m.get_flag("json")),
         _ => output::fail("no such part of policy"),
     }
 }
@@ -60,6 +61,28 @@ fn layered(typed: &Typed) -> Result<Layered, LayerError> {
 fn refused(e: &LayerError) -> ExitCode {
     output::say(e);
     ExitCode::from(e.exit_code())
+}
+
+/// `policy groups`.
+fn groups(as_json: bool) -> ExitCode {
+    if as_json {
+        let groups: Vec<_> = net::GROUPS
+            .iter()
+            .map(
+                |g| json!({ "name": g.name, "about": g.about, "ports": g.ports, "hosts": g.hosts }),
+            )
+            .collect();
+        return output::print_json(&json!({ "groups": groups }));
+    }
+    let mut text = String::from("Groups of hosts (--allow-host NAME, or network.allow):\n");
+    for g in net::GROUPS {
+        let ports: Vec<String> = g.ports.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "  {:<12} {} (ports {})", g.name, g.about, ports.join(", "));
+        for host in g.hosts {
+            let _ = writeln!(text, "  {:<12}   {host}", "");
+        }
+    }
+    output::print(&text)
 }
 
 /// `policy profiles`.

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ringfence_policy::{Base, Effect, Network, Permission, Policy, Rule, priority};
+use ringfence_policy::{Base, Effect, Permission, Policy, Rule, priority};
 use ringfence_sandbox::lower::Command;
+use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, Deadline, Failed, RunError, Running};
@@ -17,6 +18,7 @@ use ringfence_sandbox::status::{Rung, Status};
 use ringfence_sandbox::terminal::{self, Io, Signals};
 use ringfence_sandbox::{Early, agent};
 
+use crate::egress::{Ears, Egress};
 use crate::flags::{self, Id, Problem, Typed};
 use crate::layers::{self, Layered};
 use crate::output::printable;
@@ -25,12 +27,12 @@ use crate::{help, output};
 
 pub fn main(args: &[OsString]) -> ExitCode {
     // Before anything else: namespaces are being made while arguments, policy and project are read.
-    let early = Early::start();
+    let mut early = Early::start();
     let typed = match flags::parse(args) {
         Ok(t) => t,
         Err(problem) => return usage(args, &problem),
     };
-    match meant(&typed) {
+    match meant(&typed, &mut early) {
         Ok(meant) => go(&typed, &meant, early),
         Err(code) => code,
     }
@@ -66,7 +68,7 @@ struct Meant {
     argv: Vec<OsString>,
 }
 
-fn meant(typed: &Typed) -> Result<Meant, ExitCode> {
+fn meant(typed: &Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     let argv = match (typed.last(Id::Shell), typed.command.is_empty()) {
         (Some(_), false) => {
             return Err(output::fail("-c and a command after -- exclude each other"));
@@ -86,34 +88,16 @@ fn meant(typed: &Typed) -> Result<Meant, ExitCode> {
         output::say(&e);
         ExitCode::from(e.exit_code())
     })?;
-    if let Some(problem) = hosts_of_the_users_own(&layered.policy) {
-        return Err(output::fail(problem));
-    }
     let path = |id: Id| typed.last(id).map(PathBuf::from);
-    let request =
+    let mut request =
         Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
+    request.filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
+    // Set up by the helper while the rest is planned.
+    if let (Some(filter), Some(early)) = (&request.filter, early) {
+        filter.prepare(early);
+    }
     protect_policy_files(&mut layered, &request).map_err(output::fail)?;
     Ok(Meant { layered, request, argv })
-}
-
-/// Built-in profiles list hosts for the egress filter, which is not in this version: they fall back
-/// to no network, and the status says so. A list that the user wrote is refused, because they would
-/// otherwise wonder why their host is not reached.
-pub fn hosts_of_the_users_own(policy: &Policy) -> Option<String> {
-    let Network::Filtered { allow, deny } = &policy.network else { return None };
-    let own: Vec<String> = allow
-        .iter()
-        .chain(deny)
-        .filter(|rule| rule.origin.line.is_some())
-        .map(|rule| printable(&format!("{} ({})", rule.host, rule.origin)).into_owned())
-        .collect();
-    if own.is_empty() {
-        return None;
-    }
-    Some(format!(
-        "network.allow and network.deny cannot be honoured yet, this version has no egress filter: {}\n  remedy: --network none (loopback only) or --network host (unfiltered)",
-        own.join(", ")
-    ))
 }
 
 /// Layer name of the rules that guard the policy in use; they are not lifted by id.
@@ -252,19 +236,38 @@ fn attempt(
         Some(_) => ports::listen(ports).map_err(|what| fatal(RunError::Port(what)))?,
         None => Vec::new(),
     };
+    let filter = plan.filter.clone();
     let mut running = run::start(plan, policy, &command, early)?;
+    let egress = match (filter, running.network.take()) {
+        (Some(filter), Some(made)) => {
+            let ears = Ears {
+                log: log.share(),
+                monitor: typed.has(Id::Monitor) || typed.has(Id::Debug),
+                debug: typed.has(Id::Debug),
+                raw: io.wants_pty(),
+            };
+            let started = Egress::start(&filter, policy, made, running.jailed.pid(), ears);
+            Some(started.map_err(fatal)?)
+        }
+        _ => None,
+    };
     let forwarder = ports::serve(listeners, ours);
     let deadline =
         Deadline::of(&policy.limits).and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
     drop(forwarder);
-    finish(running, supervised, log)
+    let refused = egress.map(Egress::finish).unwrap_or_default();
+    let ended = finish(running, supervised, log);
+    for line in refused {
+        output::say(printable(&line));
+    }
+    ended
 }
 
 /// Where the ssh agent's filter tells what it signed and what it refused.
 fn agent_events(typed: &Typed, log: &Log) -> agent::Sink {
     let monitor = typed.has(Id::Debug) || typed.has(Id::Monitor);
-    let log = Mutex::new(log.again());
+    let log = Mutex::new(Log { file: log.share() });
     agent::Sink(Arc::new(move |event| {
         if let Ok(mut log) = log.lock() {
             log.event("ssh-agent", || serde_json::json!(event));
@@ -280,8 +283,8 @@ type Channel = (Option<OwnedFd>, Option<Arc<OwnedFd>>);
 /// The channel for `-p`, where there is a port to expose and a network namespace to expose it from.
 fn connector(ports: &[Port], plan: &Plan) -> Result<Channel, RunError> {
     let Some(first) = ports.first() else { return Ok((None, None)) };
-    match plan.network {
-        NetworkPlan::Loopback => {}
+    match &plan.network {
+        NetworkPlan::Loopback | NetworkPlan::Filtered { .. } => {}
         // The command listens on the host itself.
         NetworkPlan::Host if ports.iter().all(|p| p.inside == p.host.port()) => {
             return Ok((None, None));
@@ -386,9 +389,9 @@ impl Log {
         }
     }
 
-    /// Another handle on the same file.
-    fn again(&self) -> Self {
-        Self { file: self.file.as_ref().and_then(|f| f.try_clone().ok()) }
+    /// For filters, which write from threads of their own.
+    fn share(&self) -> Option<std::fs::File> {
+        self.file.as_ref().and_then(|file| file.try_clone().ok())
     }
 
     fn event(&mut self, kind: &str, detail: impl FnOnce() -> serde_json::Value) {

@@ -3,6 +3,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use Permission::{None as Hidden, Read, View, Write};
+use ringfence_policy::net::{Name, Rules};
 use ringfence_policy::{CompiledRules, Fragment, Permission, Places, Policy, Rule, profiles};
 
 fn places() -> Places {
@@ -495,7 +496,11 @@ fn explanations_read_well() {
 #[test]
 fn hosts() {
     let p = policy("");
-    assert_eq!(p.explain_host("example.com").to_string(), "example.com: refused, network none");
+    assert_eq!(
+        p.explain_host("example.com").to_string(),
+        "example.com: refused, network none: nothing is reached\n  remedy: allow it with --allow-host \
+         example.com:443 or network.allow = [\"example.com:443\"], or everything with --network host"
+    );
     let p = policy("[network]\nmode = \"host\"");
     assert!(p.explain_host("example.com:443").allowed);
     let p = policy(
@@ -526,11 +531,47 @@ fn hosts() {
     }
     assert_eq!(
         p.explain_host("bad.good.example:443").to_string(),
-        "bad.good.example:443: refused, denied by `bad.good.example` (p.toml:3)"
+        "bad.good.example:443: refused, denied by `bad.good.example` (p.toml:3)\n  remedy: take \
+         `bad.good.example` out of network.deny (p.toml:3)"
     );
     assert_eq!(
         p.explain_host("other.example").to_string(),
-        "other.example: refused, network filtered: not in network.allow"
+        "other.example: refused, not in network.allow\n  remedy: allow it with --allow-host \
+         other.example:443 or network.allow = [\"other.example:443\"]"
+    );
+    let p = policy(
+        "[network]\nallow = [\"github\", \"*.b.example:8000-8100,443\"]\n\
+         inspect = [\"api.github.com\"]\n\
+         [[network.rules]]\nhosts = [\"api.github.com\"]\nmethods = [\"get\"]\n\
+         [network.secrets.gh]\nhosts = [\"api.github.com\"]\nfrom = \"env:GH_TOKEN\"",
+    );
+    assert_eq!(
+        p.explain_host("API.github.com.").to_string(),
+        "api.github.com: allowed, allowed by `github` (p.toml:2)\n  on ports 22, 443 only\n  each \
+         address that the name leads to is judged too: special and denied ones are refused\n  \
+         inspected by `api.github.com` (p.toml:3), requests are judged by network.rules\n  the \
+         header authorization gets the secret `gh` (p.toml:7)"
+    );
+    assert_eq!(
+        p.explain_host("a.b.example:80").to_string(),
+        "a.b.example:80: refused, allowed on other ports only, by `*.b.example:8000-8100,443` \
+         (p.toml:2)\n  remedy: allow it with --allow-host a.b.example:80 or network.allow = \
+         [\"a.b.example:80\"]"
+    );
+    assert_eq!(
+        p.explain_host("0xa9fea9fe:80").to_string(),
+        "169.254.169.254:80: refused, a special address that network.allow does not list (metadata \
+         service)\n  remedy: allow it with --allow-host 169.254.169.254:80 or network.allow = \
+         [\"169.254.169.254:80\"]"
+    );
+    assert_eq!(
+        p.explain_host("npm").notes,
+        ["`npm` is a group too; ask for a host of it: registry.npmjs.org, registry.yarnpkg.com, \
+             repo.yarnpkg.com"]
+    );
+    assert_eq!(
+        p.explain_host("evil\0.github.com").reason,
+        "the host name holds a control, space or NUL byte"
     );
 }
 
@@ -593,5 +634,14 @@ fn cost() {
     });
     time("sift a name", &mut || {
         std::hint::black_box(compiled.name_may_matter(OsStr::new("component.test.tsx")));
+    });
+    let network = profiles::policy("code").unwrap().network;
+    time("compile the hosts of `code`", &mut || {
+        std::hint::black_box(Rules::compile(&network).unwrap());
+    });
+    let rules = Rules::compile(&network).unwrap();
+    time("read and judge a name", &mut || {
+        let name = Name::parse(b"release-assets.githubusercontent.com").unwrap();
+        std::hint::black_box(rules.name(&name, Some(443)));
     });
 }

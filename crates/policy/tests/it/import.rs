@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use Permission::{None as Hidden, Read, Write};
 use ringfence_policy::import::{Dialect, load, load_with_notes};
 use ringfence_policy::{
-    Fragment, NoFiles, Permission, Places, Policy, PolicyError, resolve_layers,
+    Fragment, Network, NoFiles, Permission, Places, Policy, PolicyError, net::Rules, resolve_layers,
 };
 
 fn places() -> Places {
@@ -90,23 +90,110 @@ fn what_cannot_be_honoured_is_named_all_at_once() {
     assert_eq!(
         error(
             "fence.json",
-            "{\n\"network\": {\n\"allowedDomains\": [\"x.example\"],\n\"upstreamProxy\": \"http://p\"},\n\
+            "{\n\"network\": {\n\"allowedDomains\": [\"x.example\"],\n\"defaultAction\": \"proxy\"},\n\
              \"command\": {\"deny\": [\"git push\"]},\n\"ssh\": {\"allowedHosts\": [\"h\"]},\n\
              \"filesystem\": {\"allowGitConfig\": true}}"
         ),
-        "not supported yet, refused rather than ignored: network.allowedDomains (fence.json:3: hosts \
-         cannot be filtered yet); network.upstreamProxy (fence.json:4); command.deny (fence.json:5: \
-         commands are not filtered yet); ssh.allowedHosts (fence.json:6); filesystem.allowGitConfig \
+        "not supported yet, refused rather than ignored: network.defaultAction (fence.json:4: an \
+         upstream proxy gets what is allowed, here, not what is in no list); command.deny \
+         (fence.json:5: commands are not filtered yet); ssh.allowedHosts (fence.json:6); filesystem.allowGitConfig \
          (fence.json:7: write files.git = \"open\" in ringfence.toml)"
     );
     let Err(PolicyError::NotYet { keys }) = load(
         "greywall.json",
-        br#"{"credentials": {"secrets": ["A"]}, "network": {"rules": [{}, 1]}}"#,
+        br#"{"credentials": {"secrets": ["A"]}, "network": {"proxyUrl": "socks5://x:1"}}"#,
     ) else {
         panic!("accepted")
     };
     let keys: Vec<&str> = keys.iter().map(|k| k.key.as_str()).collect();
-    assert_eq!(keys, ["credentials", "network.rules"]);
+    assert_eq!(keys, ["credentials", "network.proxyUrl"]);
+}
+
+#[test]
+fn hosts_of_fence_files() {
+    let p = fence(
+        r#"{"network": {
+            "allowedDomains": ["API.example.com", "*.b.example", "npm", "192.0.2.7"],
+            "deniedDomains": ["x.b.example"],
+            "upstreamProxy": "http://p.example",
+            "allowLocalBinding": true,
+            "allowLocalOutboundPorts": [5432]
+        }}"#,
+    );
+    let allowed = |host: &str| p.explain_host(host).allowed;
+    for host in ["api.example.com", "a.b.example:1", "npm", "192.0.2.7:80", "localhost:5432"] {
+        assert!(allowed(host), "{host}");
+    }
+    for host in ["b.example", "x.b.example", "registry.npmjs.org", "localhost:5433", "192.0.2.8"] {
+        assert!(!allowed(host), "{host}");
+    }
+    assert_eq!(p.explain_host("a.b.example:1").rule.unwrap().origin.to_string(), "/p/fence.json:2");
+    // Denying all is denying all, and off is off.
+    let p = fence(r#"{"network": {"allowedDomains": ["a.example"], "deniedDomains": ["*"]}}"#);
+    assert!(Rules::compile(&p.network).unwrap().is_empty());
+    let p = fence(
+        r#"{"network": {"allowLocalBinding": true, "allowLocalOutbound": false,
+            "allowLocalOutboundPorts": [5432]}}"#,
+    );
+    assert_eq!(p.network, Network::None);
+    assert_eq!(
+        error("fence.json", "{\"network\": {\"allowedDomains\": [\n\"localhost\"]}}"),
+        "fence.json:2: network.allowedDomains: localhost is the sandbox's own; name the ports of the \
+         host's in network.allowLocalOutboundPorts"
+    );
+    assert_eq!(
+        error("fence.json", "{\"network\": {\"allowedDomains\": [\n\"*.com\"]}}"),
+        "fence.json:2: network.allowedDomains: \"*.com\": anybody can have a name below com; name the \
+         domain (`*.example.com`), or allow every host with `*`"
+    );
+}
+
+#[test]
+fn hosts_of_greywall_files() {
+    let load = |text: &str| load("greywall.json", text.as_bytes()).and_then(Fragment::finish);
+    let p = load(
+        r#"{"network": {"proxyUrl": "socks5://localhost:43052", "forwardPorts": [3000], "rules": [
+            {"destination": "a.example", "port": "443, 8000-8010"},
+            {"destination": "**.b.example", "port": 443, "notes": "x"},
+            {"destination": "10.0.0.0/8", "port": "*", "action": "allow"},
+            {"destination": "2001:db8::/32", "port": "443"},
+            {"destination": "**.bad.b.example", "action": "deny"}
+        ]}}"#,
+    )
+    .unwrap();
+    let allowed = |host: &str| p.explain_host(host).allowed;
+    for host in
+        ["a.example:8005", "x.b.example:443", "10.1.2.3:1", "[2001:db8::1]:443", "localhost:3000"]
+    {
+        assert!(allowed(host), "{host}");
+    }
+    for host in [
+        "a.example:80",
+        "b.example:443",
+        "bad.b.example:443",
+        "x.bad.b.example:443",
+        "[2001:db8::1]:80",
+        "11.0.0.1:1",
+    ] {
+        assert!(!allowed(host), "{host}");
+    }
+    for (rule, message) in [
+        ("{}", "greywall.json:1: network.rules[0]: no destination"),
+        ("1", "greywall.json:1: network.rules[0]: expected a table, found a number"),
+        (
+            r#"{"destination": "a.example", "action": "ask"}"#,
+            "greywall.json:1: network.rules[0].action: unknown value \"ask\"; allowed: allow, deny",
+        ),
+        (
+            r#"{"destination": "a.example", "port": "x"}"#,
+            "greywall.json:1: network.rules[0]: \"a.example:x\": `x` is not a port; write one (443), \
+             a range (8000-8100) or a list (80,443)",
+        ),
+    ] {
+        let text = format!("{{\"network\": {{\"rules\": [{rule}]}}}}");
+        let error = load(&text).unwrap_err().to_string();
+        assert!(error.starts_with(message), "{error}");
+    }
 }
 
 #[test]
@@ -114,11 +201,13 @@ fn templates() {
     let p = fence(r#"{"extends": "code", "filesystem": {"allowWrite": ["x"]}}"#);
     assert_eq!(p.layers, ["built-in workspace", "built-in code", "/p/fence.json"]);
     assert_eq!(
-        error("fence.json", r#"{"extends": "code-relaxed"}"#),
+        error("fence.json", r#"{"extends": "git-readonly"}"#),
         "not supported yet, refused rather than ignored: extends (fence.json:1: template \
-         \"code-relaxed\": reaches every host; extend \"code\" and set network mode \"host\" in \
-         ringfence.toml)"
+         \"git-readonly\": denies commands; the nearest profile is \"workspace\")"
     );
+    let relaxed = fence(r#"{"extends": "code-relaxed"}"#);
+    assert!(relaxed.explain_host("any.example:443").allowed);
+    assert!(!relaxed.explain_host("10.0.0.1:443").allowed);
     assert_eq!(
         error("fence.json", r#"{"extends": "cod"}"#),
         "fence.json:1: unknown profile `cod`; known profiles: code, code-strict, local-dev-server, \

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use ringfence_policy::{
     Base, Bytes, CompiledRules, Count, Effect, Entry, Files, Fragment, Git, Kind, Located,
-    NetworkMode, OrderedKind, OrderedRule, Origin, Permission, Places, Policy, Rule, profiles,
+    NetworkMode, OrderedKind, OrderedRule, Origin, Permission, Places, Policy, RequestFragment,
+    Rule, SecretFragment, profiles,
 };
 
 fn places() -> Places {
@@ -225,6 +226,29 @@ fn fragment() -> impl Strategy<Value = Fragment> {
             f.processes.ptrace = flag;
             f.complete = flag == Some(true);
             f.network.mode = mode;
+            // The later of two upstream proxies and secrets wins, lists append.
+            f.network.upstream_proxy = hosts.first().cloned();
+            f.network.proxies = flag;
+            f.network.rules = hosts
+                .iter()
+                .map(|h| {
+                    let hosts = vec![h.value.clone()];
+                    Located::new(
+                        RequestFragment { hosts, ..RequestFragment::default() },
+                        h.origin.clone(),
+                    )
+                })
+                .collect();
+            f.network.secrets = hosts
+                .iter()
+                .map(|h| {
+                    let from = format!("env:{}", hosts.len());
+                    let secret = SecretFragment { from, ..SecretFragment::default() };
+                    (h.value.clone(), Located::new(secret, h.origin.clone()))
+                })
+                .collect();
+            f.network.inspect.clone_from(&hosts);
+            f.network.deny.clone_from(&hosts);
             f.network.allow = hosts;
             f.layers = f.network.allow.iter().map(|e| e.value.clone()).collect();
             Fragment::default().merge(f)

@@ -1,5 +1,6 @@
 use ringfence_policy::{
-    Bytes, Effect, Fragment, Git, Millis, Network, NetworkMode, NoFiles, Permission, resolve_layers,
+    Bytes, Effect, Fragment, Git, Millis, Network, NetworkMode, NoFiles, Permission, SecretSource,
+    resolve_layers,
 };
 
 fn toml(text: &str) -> Fragment {
@@ -28,7 +29,10 @@ fn later_scalars_win_lists_append_and_both_formats_are_one_schema() {
 #[test]
 fn an_empty_allow_list_allows_nothing() {
     let policy = toml("[network]\nmode = \"filtered\"\nallow = []").finish().unwrap();
-    assert_eq!(policy.network, Network::Filtered { allow: vec![], deny: vec![] });
+    assert_eq!(
+        policy.network,
+        Network::Filtered { allow: vec![], deny: vec![], egress: Box::default() }
+    );
     assert!(!policy.explain_host("example.com").allowed);
     let policy = toml("[network]\nallow = []").finish().unwrap();
     assert_eq!(policy.network, Network::None);
@@ -154,6 +158,67 @@ fn an_untrusted_layer_may_only_narrow() {
         assert!(wide.iter().any(|w| w == key), "{key} not in {wide:#?}");
     }
     assert_eq!(wide.len(), 20);
+}
+
+#[test]
+fn only_a_trusted_layer_inspects_sends_and_holds_secrets() {
+    let file = toml(
+        "[network]\ndeny = [\"a.example\"]\nproxies = false\n\
+         upstream_proxy = \"http://u:p@p.example\"\ninspect = [\"b.example\"]\n\
+         [[network.rules]]\nhosts = [\"b.example\"]\n\
+         [network.secrets.s]\nhosts = [\"b.example\"]\nfrom = \"env:S\"",
+    );
+    // The password of the proxy is not repeated.
+    let wide = [
+        "network.inspect = \"b.example\" (p.toml:5)",
+        "network.upstream_proxy (p.toml:4)",
+        "network.rules (p.toml:6)",
+        "network.secrets.s (p.toml:8)",
+    ];
+    assert_eq!(file.narrowing_only().unwrap_err(), wide);
+    let below = ringfence_policy::profiles::workspace_fragment();
+    assert_eq!(file.narrowing_over(&below).unwrap_err(), wide);
+    file.narrowing_over(&below.merge(file.clone())).unwrap();
+    // A secret of the same name for other hosts is another secret.
+    let other = toml(
+        "[network]\ninspect = [\"b.example\"]\n\
+         [network.secrets.s]\nhosts = [\"c.example\"]\nfrom = \"env:S\"",
+    );
+    let wide = other.narrowing_over(&file).unwrap_err();
+    assert_eq!(wide, ["network.secrets.s (p.toml:3)"]);
+}
+
+#[test]
+fn the_filter_is_finished_from_every_layer() {
+    let below = toml(
+        "[network]\nallow = [\"npm\"]\nupstream_proxy = \"http://p.example\"\n\
+         inspect = [\"b.example\"]\n[network.secrets.s]\nhosts = [\"b.example\"]\nfrom = \"env:S\"",
+    );
+    let over = toml(
+        "[network]\nproxies = false\nupstream_proxy = \"none\"\ndeny = [\"c.example\"]\n\
+         [[network.rules]]\nhosts = [\"b.example\"]\nmethods = [\"get\"]\n\
+         [network.secrets.s]\nhosts = [\"b.example\"]\nfrom = \"file:/s\"\nheader = \"X-Key\"",
+    );
+    let Network::Filtered { allow, deny, egress } =
+        below.clone().merge(over).finish().unwrap().network
+    else {
+        panic!("not filtered")
+    };
+    assert_eq!((allow.len(), deny.len()), (1, 1));
+    assert!(!egress.proxies && egress.upstream_proxy.is_none());
+    assert_eq!(egress.requests[0].methods, ["GET"]);
+    let [secret] = &egress.secrets[..] else { panic!("{egress:?}") };
+    assert_eq!((secret.header.as_str(), secret.format.as_str()), ("x-key", "{}"));
+    assert_eq!(secret.from, SecretSource::File("/s".into()));
+    let Network::Filtered { egress, .. } = below.finish().unwrap().network else {
+        panic!("not filtered")
+    };
+    assert!(egress.proxies);
+    assert_eq!(egress.upstream_proxy.as_deref(), Some("http://p.example"));
+    assert_eq!(egress.secrets[0].format, "Bearer {}");
+    // None and host take no part of it along.
+    let host = toml("[network]\nmode = \"host\"\ninspect = [\"b.example\"]");
+    assert_eq!(host.finish().unwrap().network, Network::Host);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod import;
 mod laws;
 mod layering;
 mod messages;
+mod net;
 mod problems;
 mod profiles;
 mod schema;

@@ -292,19 +292,6 @@ fn sizes_times_and_counts() {
 #[test]
 fn hosts_devices_variables_rules() {
     says(
-        &toml("[network]\nallow = [\"https://x.example\"]"),
-        "p.toml:2: network.allow: \"https://x.example\" is not a host; write it without scheme and \
-         path",
-    );
-    says(
-        &toml("[network]\nallow = [\"a.*.example\"]"),
-        "p.toml:2: network.allow: \"a.*.example\": `*` stands only in front, as in \"*.example.com\"",
-    );
-    says(
-        &toml("[network]\nallow = [\"evil\\u0000.good.example\"]"),
-        "p.toml:2: network.allow: host contains '\\0'",
-    );
-    says(
         &toml("[files]\ndevices = [\"/dev\"]"),
         "p.toml:2: files.devices: \"/dev\" is not a device; write a path such as \"/dev/kvm\"",
     );
@@ -324,6 +311,192 @@ fn hosts_devices_variables_rules() {
     says(
         &toml("accept_missing = [\"cgroups\"]"),
         "p.toml:1: accept_missing: unknown protection \"cgroups\", did you mean \"cgroup\"?",
+    );
+}
+
+#[test]
+fn hosts() {
+    let allow = |entry: &str, problem: &str| {
+        let text = format!("[network]\nallow = [{}]", toml_text(entry));
+        let got = toml(&text);
+        if problem.is_empty() {
+            says(&got, "accepted");
+        } else {
+            says(&got, &format!("p.toml:2: network.allow: {entry:?}: {problem}"));
+        }
+    };
+    for fine in [
+        "example.com",
+        "Example.COM.",
+        "bücher.example",
+        "*.example.com:443",
+        "*",
+        "*:443",
+        "wiki.",
+        "wiki.:8080",
+        "npm",
+        "npm:8443",
+        "192.0.2.1",
+        "192.0.2.1:80,443,8000-8100",
+        "10.0.0.0/8:5432",
+        "0.0.0.0/0",
+        "::/0",
+        "2001:db8::1",
+        "[2001:db8::1]",
+        "[2001:db8::1]:443",
+        "2001:db8::/32",
+        "[2001:db8::/32]:443",
+        "[2001:db8::]/32:443",
+        "169.254.169.254",
+        "localhost:5432",
+        "localhost:8000-8100",
+        "*.internal",
+        "*.amazonaws.com",
+    ] {
+        allow(fine, "");
+    }
+    let url = "a host is written without scheme and path";
+    let star = "`*` stands alone or is the whole first label, as in `*.example.com`";
+    let control = "the host name holds a control, space or NUL byte";
+    let public = |base: &str| {
+        format!(
+            "anybody can have a name below {base}; name the domain (`*.example.{base}`), or allow \
+             every host with `*`"
+        )
+    };
+    allow("", "the host is empty");
+    allow("https://x.example", url);
+    allow("x.example/path", &format!("{url}, a range as 10.0.0.0/8"));
+    allow("a.*.example", star);
+    allow("*example.com", star);
+    allow("**.example.com", star);
+    allow("*.com", &public("com"));
+    allow("*.co.uk", &public("co.uk"));
+    allow("*.github.io", &public("github.io"));
+    allow("*.10.0.0.1", "addresses have no subdomains; write a range such as 10.0.0.0/8");
+    allow("evil\0.good.example", control);
+    allow("a b", control);
+    allow("a..b", "the host name is not valid: it has an empty label");
+    allow(
+        "npn",
+        "unknown group `npn`, did you mean `npm`? a host whose name is one word is written with a \
+         dot at its end: `npn.`",
+    );
+    allow(
+        "localhost",
+        "this is the host's loopback; say which ports of it, as in `localhost:5432` or \
+         `localhost:8000-8100`",
+    );
+    allow("localhost:1-65535", "more than 1024 ports of the host's loopback");
+    allow("localhost:53", "port 53 of the sandbox's loopback is the filter's own");
+    allow("db.localhost", "names of the loopback are allowed as `localhost:PORT` only");
+    let loopback = "a loopback address means the sandbox's own; write `localhost:PORT` for a port of \
+                    the host's";
+    allow("127.0.0.1:80", loopback);
+    allow("127.0.0.0/8", loopback);
+    allow("[::1]:80", loopback);
+    allow("0.0.0.0", "unspecified addresses cannot be reached");
+    allow("198.18.0.0/16", "these addresses stand for names inside the sandbox");
+    allow("0x7f.1", "this is an odd spelling of 127.0.0.1; write that");
+    allow("2130706433", "this is an odd spelling of 127.0.0.1; write that");
+    allow("::ffff:10.0.0.1", "this is an odd spelling of 10.0.0.1; write that");
+    allow("::ffff:10.0.0.0/104", "v4-mapped addresses are v4 here; write 10.0.0.0/8");
+    allow("10.0.0.1/8", "bits are set beyond the prefix; write 10.0.0.0/8");
+    allow("10.0.0.0/33", "a prefix of 33 bits, 32 are the most");
+    allow("[2001:db8::1", "a bracket is not closed");
+    allow("[2001:db8::1]443", "after `]` comes `/LENGTH`, `:PORT` or nothing");
+    allow("[example.com]", "brackets are for ipv6 addresses and ranges");
+    allow(
+        "fe80::1%eth0",
+        "the host name is not valid: `%` stands for a zone or an escape, neither is taken here",
+    );
+    allow(
+        "example.com:https",
+        "`https` is not a port; write one (443), a range (8000-8100) or a list (80,443)",
+    );
+    allow("example.com:0", "port 0 is not between 1 and 65535");
+    allow("example.com:70000", "port 70000 is not between 1 and 65535");
+    allow("example.com:90-80", "`90-80` goes backwards");
+    // What is too wide to be allowed may be denied.
+    for wide in ["*.com", "localhost", "127.0.0.0/8", "*.localhost", "npm", "0.0.0.0/8"] {
+        says(&toml(&format!("[network]\ndeny = [\"{wide}\"]")), "accepted");
+    }
+}
+
+#[test]
+fn inspection_and_secrets() {
+    let finish =
+        |text: &str| match Fragment::parse("p.toml", text.as_bytes()).and_then(Fragment::finish) {
+            Ok(_) => "accepted".to_owned(),
+            Err(e) => e.to_string(),
+        };
+    let head = "[network]\nallow = [\"a.example\"]\ninspect = [\"a.example\", \"*.b.example\"]\n";
+    let rule = |text: &str| finish(&format!("{head}[[network.rules]]\n{text}"));
+    says(&rule("hosts = [\"a.example\"]\nmethods = [\"GET\"]\npaths = [\"/x/**\"]"), "accepted");
+    says(&rule("hosts = [\"x.b.example\", \"*.c.b.example\"]"), "accepted");
+    says(&rule("hosts = []"), "p.toml:4: network.rules.hosts: no host is named");
+    says(
+        &rule("hosts = [\"b.example\"]"),
+        "p.toml:4: network.rules.hosts: \"b.example\" is not inspected, so this would have no effect; \
+         add it to network.inspect",
+    );
+    says(
+        &rule("hosts = [\"a.example\"]\npaths = [\"x\"]"),
+        "p.toml:4: network.rules.paths: \"x\" does not begin with `/`",
+    );
+    says(
+        &rule("hosts = [\"a.example\"]\nmethods = [\"GET /\"]"),
+        "p.toml:4: network.rules.methods: \"GET /\" is not a method; write GET",
+    );
+    says(
+        &finish("[network]\ninspect = [\"10.0.0.1\"]"),
+        "p.toml:2: network.inspect: \"10.0.0.1\": only hosts with a name can be inspected",
+    );
+    let secret = |text: &str| finish(&format!("{head}[network.secrets.gh]\n{text}"));
+    let good = "hosts = [\"a.example\"]\nfrom = \"env:GH\"\n";
+    says(&secret(&format!("{good}env = \"GH\"")), "accepted");
+    says(&secret("hosts = [\"a.example\"]\nfrom = \"file:~/.token\""), "accepted");
+    let at = "p.toml:4: network.secrets.gh";
+    says(
+        &secret("hosts = [\"a.example\"]\nfrom = \"ghp_abc\""),
+        &format!("{at}.from: write \"env:NAME\" or \"file:PATH\", never the credential itself"),
+    );
+    says(
+        &secret("hosts = [\"a.example\"]\nfrom = \"file:x\""),
+        &format!("{at}.from: a file is named by an absolute path, or below home as `~/...`"),
+    );
+    says(
+        &secret("hosts = [\"*\"]\nfrom = \"env:GH\""),
+        &format!("{at}.hosts: a credential is for hosts that are named"),
+    );
+    says(
+        &secret("hosts = [\"c.example\"]\nfrom = \"env:GH\""),
+        &format!(
+            "{at}.hosts: \"c.example\" is not inspected, so this would have no effect; add it to \
+             network.inspect"
+        ),
+    );
+    says(
+        &secret(&format!("{good}header = \"Host\"")),
+        &format!("{at}.header: `host` is the connection's own"),
+    );
+    says(
+        &secret(&format!("{good}format = \"Bearer\"")),
+        &format!(
+            "{at}.format: write ascii text with `{{}}` once, where the credential goes, as in \"Bearer \
+             {{}}\""
+        ),
+    );
+    says(
+        &secret(&format!(
+            "{good}env = \"GH\"\n[network.secrets.other]\nhosts = [\"a.example\"]\nfrom = \
+             \"env:GH\"\nenv = \"GH\""
+        )),
+        "p.toml:8: network.secrets.other.env: GH holds the placeholder of `gh` already",
+    );
+    says(
+        &finish("[network]\nupstream_proxy = \"https://p.example\""),
+        "p.toml:2: network.upstream_proxy: a proxy is spoken to by http, not https",
     );
 }
 

@@ -33,12 +33,31 @@ fn a_good_file_has_none_and_bad_syntax_has_one() {
     assert_eq!(texts("p.toml", "files = [\nx\n[y]").len(), 1);
     let fence = texts(
         "fence.json",
-        "{\n \"network\": {\"allowedDomains\": [\"a.com\"]},\n \"ssh\": {\"allowedHosts\": [\"x\"]},\n \"nope\": 1,\n \"nope2\": 1\n}",
+        "{\n \"network\": {\"defaultAction\": \"proxy\"},\n \"ssh\": {\"allowedHosts\": [\"x\"]},\n \"nope\": 1,\n \"nope2\": 1\n}",
     );
     assert_eq!(fence.len(), 3, "{fence:#?}");
     assert!(
-        fence
-            .iter()
-            .any(|f| f.contains("ssh.allowedHosts") && f.contains("network.allowedDomains"))
+        fence.iter().any(|f| f.contains("ssh.allowedHosts") && f.contains("network.defaultAction"))
     );
+}
+
+#[test]
+fn every_bad_host_is_told_even_of_one_line() {
+    let found = texts(
+        "p.toml",
+        "[network]\nallow = [\"*.com\", \"npm\", \"npn\", \"a..b\"]\ndeny = [\n  \"a b\"]\ninspect = \
+         [\"10.0.0.1\"]\n[network.secrets.x]\nhosts = [\"a.b\"]\nfrom = \"zzz\"\n",
+    );
+    let starts = [
+        "p.toml:2: network.allow: \"*.com\": ",
+        "p.toml:2: network.allow: \"npn\": ",
+        "p.toml:2: network.allow: \"a..b\": ",
+        "p.toml:4: network.deny: \"a b\": ",
+        "p.toml:5: network.inspect: \"10.0.0.1\": ",
+        "p.toml:6: network.secrets.x.from: ",
+    ];
+    for start in starts {
+        assert!(found.iter().any(|f| f.starts_with(start)), "{start} is not in {found:#?}");
+    }
+    assert_eq!(found.len(), starts.len(), "{found:#?}");
 }

@@ -10,10 +10,10 @@ use ringfence_policy::PolicyError;
 use ringfence_sandbox::prepare::prepare;
 use ringfence_sandbox::run::RunError;
 
+use crate::exit;
 use crate::flags::{Id, Typed};
 use crate::layers::{self, LayerError};
 use crate::output::{self, lines, printable};
-use crate::{exit, verb};
 
 pub fn main(m: &ArgMatches) -> ExitCode {
     let typed = super::typed(m);
@@ -71,10 +71,6 @@ fn one(typed: &Typed, name: &str, text: &mut String) -> u8 {
     };
     for note in &layered.notes {
         let _ = writeln!(text, "{}", printable(note));
-    }
-    if let Some(problem) = verb::run::hosts_of_the_users_own(&layered.policy) {
-        output::say(format_args!("{name}: {problem}"));
-        return exit::REFUSED;
     }
     let plan = match prepare(&layered.policy, &super::request(typed)) {
         Ok(plan) => plan,

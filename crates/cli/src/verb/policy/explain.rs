@@ -8,9 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use ringfence_policy::{
-    Explanation, Network, Permission, Places, Policy, Rule, builtin_rule, priority,
-};
+use ringfence_policy::{Explanation, Permission, Places, Policy, Rule, builtin_rule, priority};
 use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, places, prepare};
 use ringfence_sandbox::run::RunError;
@@ -396,34 +394,25 @@ fn explanation_json(e: &Explanation<'_>) -> Value {
     })
 }
 
-/// What the policy says of a host, and what of that this version can do.
+/// What the policy says of a host: the decision of a run, as far as it goes without resolving.
 fn host(policy: &Policy, what: &str, as_json: bool) -> ExitCode {
     let d = policy.explain_host(what);
-    let filtered = matches!(policy.network, Network::Filtered { .. });
-    let reachable = d.allowed && !filtered;
-    let note = (d.allowed && filtered).then_some(
-        "this version has no egress filter: a policy that lists hosts gives loopback only",
-    );
-    let remedy = (!reachable && d.rule.is_none_or(|_| d.allowed) && d.reason != NOT_A_HOST)
-        .then_some("to reach it: --network host (unfiltered)");
     if as_json {
         return output::print_json(&json!({
             "host": d.host,
             "port": d.port,
             "allowed": d.allowed,
-            "reachable": reachable,
-            "rule": d.rule.map(|r| json!({ "host": r.host, "layer": r.origin.layer, "line": r.origin.line })),
+            "word": d.word,
+            "rule": d.rule.as_ref().map(|r| json!({
+                "host": r.host,
+                "layer": r.origin.layer,
+                "line": r.origin.line,
+            })),
             "reason": d.reason,
-            "note": note,
-            "remedy": remedy,
+            "notes": d.notes,
+            "remedy": d.remedy,
         }));
     }
-    let mut text = format!("{}\n", printable(&d.to_string()));
-    for more in [note, remedy].into_iter().flatten() {
-        let _ = writeln!(text, "  {more}");
-    }
-    output::print(&text)
+    let text: Vec<String> = d.to_string().lines().map(|l| format!("{}\n", printable(l))).collect();
+    output::print(&text.concat())
 }
-
-/// `explain_host`'s reason for what is neither a name nor an address.
-const NOT_A_HOST: &str = "not a host name or address";

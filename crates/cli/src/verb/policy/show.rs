@@ -4,7 +4,8 @@ use crate::exit::ExitCode;
 use std::fmt::Write as _;
 
 use clap::ArgMatches;
-use ringfence_policy::{Network, Policy, Rule, builtin_rule};
+use ringfence_policy::net::Upstream;
+use ringfence_policy::{Network, Policy, Rule, SecretSource, builtin_rule};
 use serde_json::{Value, json};
 
 use crate::layers::Layered;
@@ -54,7 +55,7 @@ fn json(layered: &Layered) -> Value {
             "shm_bytes": p.files.shm_bytes,
             "devices": p.files.devices.iter().map(|d| d.to_string_lossy()).collect::<Vec<_>>(),
         },
-        "network": p.network,
+        "network": network_json(&p.network),
         "ssh": p.ssh,
         "environment": p.environment,
         "limits": p.limits,
@@ -63,6 +64,28 @@ fn json(layered: &Layered) -> Value {
         "accept_missing": p.accept_missing,
         "notes": layered.notes,
     })
+}
+
+/// The chapter, without the password of a proxy.
+fn network_json(network: &Network) -> Value {
+    let mut value = json!(network);
+    if let Some(url) = value.pointer_mut("/egress/upstream_proxy")
+        && let Some(text) = url.as_str()
+    {
+        *url = shown(text).into();
+    }
+    value
+}
+
+fn shown(url: &str) -> String {
+    Upstream::parse(url).map_or_else(|problem| problem, |u| u.to_string())
+}
+
+fn source(from: &SecretSource) -> String {
+    match from {
+        SecretSource::Env(name) => format!("env:{name}"),
+        SecretSource::File(path) => format!("file:{}", path.display()),
+    }
 }
 
 fn text(p: &Policy) -> String {
@@ -113,14 +136,32 @@ fn text(p: &Policy) -> String {
     match &p.network {
         Network::None => line("network       none (a loopback of its own)"),
         Network::Host => line("network       the host's"),
-        Network::Filtered { allow, deny } => {
-            line(
-                "network       these hosts only; this version has no egress filter, so none is reached",
-            );
-            for (word, hosts) in [("allow", allow), ("deny", deny)] {
+        Network::Filtered { allow, deny, egress } => {
+            line("network       filtered: these hosts only");
+            for (word, hosts) in [("allow", allow), ("deny", deny), ("inspect", &egress.inspect)] {
                 for host in hosts {
-                    line(&format!("  {word:<11} {:<36} {}", host.host, host.origin));
+                    line(&row(word, &host.host, &host.origin.to_string()));
                 }
+            }
+            for rule in &egress.requests {
+                let any = |list: &[String]| {
+                    if list.is_empty() { "any".to_owned() } else { list.join(" ") }
+                };
+                let what = format!("{} {}", any(&rule.methods), any(&rule.paths));
+                let from = format!("{}, of {}", rule.origin, rule.hosts.join(" "));
+                line(&row("request", &what, &from));
+            }
+            for secret in &egress.secrets {
+                let what =
+                    format!("{}: {} -> {}", secret.name, source(&secret.from), secret.header);
+                let from = format!("{}, to {}", secret.origin, secret.hosts.join(" "));
+                line(&row("secret", &what, &from));
+            }
+            if let Some(url) = &egress.upstream_proxy {
+                line(&row("through", &shown(url), "network.upstream_proxy"));
+            }
+            if !egress.proxies {
+                line("  proxy variables are not set (network.proxies = false)");
             }
         }
     }
