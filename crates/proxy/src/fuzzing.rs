@@ -1,12 +1,14 @@
 //! What the fuzzer calls (`fuzz/`): each parser of bytes from the sandbox, with the laws that hold
 //! for whatever it accepts. A broken law panics. Not in a release.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
-use ringfence_policy::net::Host;
+use ringfence_policy::net::{Host, Name};
 
 use crate::http::{body, head, route};
-use crate::{Asked, Via, hello, socks};
+use crate::pool::Pair;
+use crate::{Asked, Via, dns, hello, socks};
 
 /// The answer for a client's first bytes does not depend on how they are cut.
 pub fn client_hello(bytes: &[u8]) {
@@ -101,11 +103,54 @@ fn rebuilt(request: &head::Request, forward: &route::Forward) {
     assert_eq!((&host, port.unwrap_or(80)), (&forward.asked.host, forward.asked.port));
 }
 
-/// A DNS query from the sandbox.
+/// Whatever is asked, the answer is one: it has the query's id, fits, can be read, and gives no address
+/// but that of an allowed name.
 pub fn dns(bytes: &[u8]) {
     use hickory_proto::op::Message;
-    if let Ok(message) = Message::from_vec(bytes) {
-        let _ = message.to_vec();
+    use hickory_proto::rr::RData;
+    let client = SocketAddr::from(([127, 0, 0, 1], 4000));
+    for tcp in [false, true] {
+        let Some(answer) = dns::answer(&Names, bytes, client, tcp) else { continue };
+        assert!(bytes.len() >= 12 && answer[..2] == bytes[..2] && answer[2] & 0x80 != 0);
+        assert!(tcp || answer.len() <= 1232, "{}", answer.len());
+        let read = Message::from_vec(&answer);
+        assert!(read.is_ok(), "{read:?}: {answer:?}");
+        let Ok(message) = read else { continue };
+        for record in &message.answers {
+            let local = record.name.to_ascii().to_ascii_lowercase().contains("localhost");
+            match &record.data {
+                RData::A(a) => assert!(local || a.0 == PAIR.v4, "{a}"),
+                RData::AAAA(a) => assert!(local || a.0 == PAIR.v6, "{a}"),
+                RData::PTR(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+const PAIR: Pair = Pair {
+    v4: std::net::Ipv4Addr::new(198, 18, 0, 7),
+    v6: std::net::Ipv6Addr::new(0xfd72, 0x696e, 0x6766, 0, 0, 0, 0, 7),
+};
+
+/// `*.example` is allowed, `*.many` has had enough.
+struct Names;
+
+impl dns::Registry for Names {
+    fn standing(&self, name: &Name, _client: SocketAddr, _now: Instant) -> dns::Standing {
+        match name.as_str() {
+            text if text.ends_with(".example") => dns::Standing::Allowed(PAIR),
+            text if text.ends_with(".many") => dns::Standing::Limit,
+            _ => dns::Standing::Refused,
+        }
+    }
+
+    fn name_of(&self, address: IpAddr) -> Option<Name> {
+        (address == PAIR.v4 || address == PAIR.v6).then(|| Name::parse(b"a.example").ok()).flatten()
+    }
+
+    fn six(&self) -> bool {
+        true
     }
 }
 
