@@ -16,9 +16,9 @@ use tokio::sync::Notify;
 use crate::dns::{Registry, Standing};
 use crate::gate::{Gate, Opened, Refusal, Ticket, Why};
 use crate::inspect::Inspector;
-use crate::limits::{Bucket, DNS_RATE, Labels, REFUSED_NAMES};
+use crate::limits::{ATTRIBUTION, ATTRIBUTION_ASIDE, Bucket, DNS_RATE, Labels, REFUSED_NAMES};
 use crate::pool::Pool;
-use crate::process::{Finder, Kind, PATIENCE};
+use crate::process::{Finder, Kind};
 use crate::record::{Process, Record, Sink};
 use crate::resolve::{Resolver, dial};
 use crate::upstream::Upstream;
@@ -344,8 +344,9 @@ impl Judge {
             return known;
         }
         let (finder, client, ports) = (Arc::clone(&self.finder), asked.client, self.ports(asked));
-        let find = tokio::task::spawn_blocking(move || finder.find(Kind::Tcp, client, &ports));
-        let found = tokio::time::timeout(2 * PATIENCE, find).await.ok()?.ok()?;
+        let find = move || finder.find(Kind::Tcp, client, &ports, ATTRIBUTION_ASIDE);
+        let find = tokio::task::spawn_blocking(find);
+        let found = tokio::time::timeout(2 * ATTRIBUTION_ASIDE, find).await.ok()?.ok()?;
         self.connections.set_process(asked.client, found.clone());
         found
     }
@@ -401,7 +402,7 @@ impl Gate for Judge {
         // At once, as the client's socket is soon gone; the finder limits time and rate.
         record.process = match self.connections.process(asked.client) {
             Some(known) => known,
-            None => self.finder.find(Kind::Tcp, asked.client, &self.ports(asked)),
+            None => self.finder.find(Kind::Tcp, asked.client, &self.ports(asked), ATTRIBUTION),
         };
         (self.sink)(&record);
         Refusal(record)
@@ -490,7 +491,7 @@ impl Judge {
         }
         let asked = Asked { host: Host::Name(name.clone()), port: 0, via: Via::Dns, client };
         let mut record = Self::record(&asked, *no);
-        record.process = self.finder.find(Kind::Udp, client, &[53]);
+        record.process = self.finder.find(Kind::Udp, client, &[53], ATTRIBUTION);
         (self.sink)(&record);
     }
 }

@@ -59,8 +59,10 @@ pub(crate) const LABEL_RATE: Rate = Rate { each_second: 20.0, burst: 200.0 };
 
 /// Lookups of which process asked; each may walk the sandbox's processes.
 pub(crate) const ATTRIBUTION_RATE: Rate = Rate { each_second: 50.0, burst: 100.0 };
-/// Time for one of them.
+/// Time for one of them while everything else waits.
 pub(crate) const ATTRIBUTION: Duration = Duration::from_millis(50);
+/// Time for one of them on a thread of its own, while only the refused client waits.
+pub(crate) const ATTRIBUTION_ASIDE: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rate {

@@ -267,7 +267,7 @@ fn the_proxy_of_another_sandbox() {
         let mut first = world
             .command(&p, binary())
             .args(["run", "--allow-host", "good.example.com", "--", "/bin/sh", "-c"])
-            .arg("echo $http_proxy; read _")
+            .arg("echo $http_proxy; read _ || true")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

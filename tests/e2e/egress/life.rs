@@ -22,10 +22,10 @@ with open('namespace', 'w') as f:
     f.write(os.readlink('/proc/self/ns/net'))
 held = socket.create_connection(('good.example.com', 6379), 10)
 while True:
-    held.sendall(f'{word}held'.encode())
+    held.sendall(f'{word}held\\n'.encode())
     held.recv(100)
     s = socket.create_connection(('good.example.com', 6379), 10)
-    s.sendall(f'{word}new'.encode())
+    s.sendall(f'{word}new\\n'.encode())
     s.recv(100)
     s.close()
     time.sleep(0.02)
@@ -147,7 +147,7 @@ fn ports_inward_beside_a_filter() {
             )
         };
         let fetch = |at: &str| {
-            world.bare(&p, &format!("curl -sS --max-time 5 --retry 20 --retry-delay 1 --retry-connrefused --retry-max-time 15 http://{at}/served"))
+            world.bare(&p, &format!("curl -sS --max-time 5 --retry 20 --retry-delay 1 --retry-all-errors --retry-max-time 15 http://{at}/served"))
         };
         // The control: on the host the port is open as it is.
         let mut bare = world
