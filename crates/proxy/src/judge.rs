@@ -188,6 +188,19 @@ impl Judge {
         }
     }
 
+    /// What a connection to an address that stands for no name is about: the address, or a name that
+    /// the host's hosts file gives it, where only that name is allowed. Everything that holds for names
+    /// then holds here; the name's addresses are checked as if it had been asked for.
+    pub(crate) fn host_at(&self, address: IpAddr, port: u16) -> Host {
+        let book = self.book();
+        if address.is_loopback() || Pool::covers(address) || book.address(address, port).allowed {
+            return Host::Address(address);
+        }
+        let names = self.resolver.names_of(address);
+        let allowed = names.into_iter().find(|name| book.name(name, Some(port)).allowed);
+        allowed.map_or(Host::Address(address), Host::Name)
+    }
+
     /// `localhost` is the loopback, never a question for the host's resolver.
     fn normal(asked: &Asked) -> Asked {
         let mut asked = asked.clone();

@@ -11,6 +11,8 @@ use crate::lock;
 /// Connections served at a time. More wait in the kernel's queue, so a sandbox that opens
 /// thousands slows itself, not the host.
 pub(crate) const CONNECTIONS: usize = 4096;
+/// And this many even where descriptors are very few.
+pub(crate) const LEAST_CONNECTIONS: usize = 16;
 /// Descriptors that one connection takes: inside, outside, and its share of pipes.
 pub(crate) const DESCRIPTORS_EACH: u64 = 3;
 /// Descriptors that are not connections'.

@@ -13,7 +13,7 @@ use hickory_resolver::config::{
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::Query;
-use hickory_resolver::proto::rr::{Name as Absolute, RecordType};
+use hickory_resolver::proto::rr::{Name as Absolute, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use ringfence_policy::net::Name;
 use tokio::net::TcpStream;
@@ -145,6 +145,13 @@ impl Resolver {
         lock(&self.state).as_ref().map(|s| s.search.clone()).unwrap_or_default()
     }
 
+    /// The names that the hosts file gives to an address, in alphabetical order. The sandbox reads that
+    /// file too, so its programs connect to what it says without a question.
+    pub(crate) fn names_of(&self, address: IpAddr) -> Vec<Name> {
+        let Ok((_, hosts)) = self.current() else { return Vec::new() };
+        hosts_names(&hosts, address)
+    }
+
     /// Every address of a name, in the order to try them.
     pub(crate) async fn lookup(&self, name: &Name) -> Result<Vec<IpAddr>, Unresolved> {
         let (resolver, hosts) = self.current()?;
@@ -189,6 +196,20 @@ fn in_hosts(hosts: &Hosts, name: &Absolute) -> Vec<IpAddr> {
         }
     }
     addresses
+}
+
+fn hosts_names(hosts: &Hosts, address: IpAddr) -> Vec<Name> {
+    let found = hosts.lookup_static_host(&Query::query(address.into(), RecordType::PTR));
+    let mut names: Vec<Name> = found
+        .iter()
+        .flat_map(|lookup| lookup.answers())
+        .filter_map(|record| match &record.data {
+            RData::PTR(name) => Name::parse(name.0.to_ascii().as_bytes()).ok(),
+            _ => None,
+        })
+        .collect();
+    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    names
 }
 
 /// Families in turn, IPv6 first, so that one dead family costs one head start.
@@ -305,6 +326,12 @@ mod tests {
         assert_eq!(of("a.test."), [v4(1), v4(2)]);
         assert_eq!(of("b.test."), [v4(1)]);
         assert_eq!(of("c.test."), Vec::<IpAddr>::new());
+        let names = |address: IpAddr| -> Vec<String> {
+            hosts_names(&hosts, address).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(names(v4(1)), ["a.test", "b.test"]);
+        assert_eq!(names(v4(2)), ["a.test"]);
+        assert_eq!(names(v4(3)), Vec::<String>::new());
     }
 
     #[tokio::test]
