@@ -2,7 +2,7 @@
 
 use crate::exit::ExitCode;
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -243,7 +243,7 @@ fn attempt(
                 log: log.share(),
                 monitor: typed.has(Id::Monitor) || typed.has(Id::Debug),
                 debug: typed.has(Id::Debug),
-                raw: io.wants_pty(),
+                raw: io.wants_pty() && std::io::stderr().is_terminal(),
             };
             let started = Egress::start(&filter, policy, made, running.jailed.pid(), ears);
             Some(started.map_err(fatal)?)
@@ -269,7 +269,16 @@ type Channel = (Option<OwnedFd>, Option<Arc<OwnedFd>>);
 fn connector(ports: &[Port], plan: &Plan) -> Result<Channel, RunError> {
     let Some(first) = ports.first() else { return Ok((None, None)) };
     match &plan.network {
-        NetworkPlan::Loopback | NetworkPlan::Filtered { .. } => {}
+        NetworkPlan::Loopback => {}
+        NetworkPlan::Filtered { .. } => {
+            let loopback = plan.filter.as_ref().map(|f| f.rules.host_loopback_ports());
+            if let Some(problem) = ports
+                .iter()
+                .find_map(|p| ports::taken(p.inside, loopback.as_deref().unwrap_or(&[])))
+            {
+                return Err(RunError::Port(problem));
+            }
+        }
         // The command listens on the host itself.
         NetworkPlan::Host if ports.iter().all(|p| p.inside == p.host.port()) => {
             return Ok((None, None));
