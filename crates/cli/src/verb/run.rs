@@ -237,7 +237,12 @@ fn attempt(
         None => Vec::new(),
     };
     let filter = plan.filter.clone();
+    let announced = plan.status.degraded.len();
     let mut running = run::start(plan, policy, &command, early)?;
+    if typed.has(Id::Monitor) || typed.has(Id::Debug) {
+        // What only the attempt showed.
+        degraded(&running.status, announced);
+    }
     let egress = match (filter, running.network.take()) {
         (Some(filter), Some(made)) => {
             let ears = Ears {
@@ -360,9 +365,14 @@ fn announce(typed: &Typed, plan: &Plan) {
             output::say(format_args!("withheld variables: {}", withheld.join(" ")));
         }
     } else if typed.has(Id::Monitor) {
-        for d in &plan.status.degraded {
-            output::say(format_args!("degraded: {}: {}", d.name, printable(&d.detail)));
-        }
+        degraded(&plan.status, 0);
+    }
+}
+
+/// Says what is weaker than it should be, from the one after the first `known`.
+fn degraded(status: &Status, known: usize) {
+    for d in status.degraded.iter().skip(known) {
+        output::say(format_args!("degraded: {}: {}", d.name, printable(&d.detail)));
     }
 }
 
