@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hickory_resolver::config::{
     LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name as Absolute, RData, RecordType};
@@ -188,7 +189,7 @@ fn in_hosts(hosts: &Hosts, name: &Absolute) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for kind in [RecordType::AAAA, RecordType::A] {
         let found = hosts.lookup_static_host(&Query::query(name.clone(), kind));
-        let found = found.iter().flat_map(|lookup| lookup.answers());
+        let found = found.iter().flat_map(Lookup::answers);
         for address in found.filter_map(|r| r.data.ip_addr()).map(|a| a.to_canonical()) {
             if !addresses.contains(&address) {
                 addresses.push(address);
@@ -202,7 +203,7 @@ fn hosts_names(hosts: &Hosts, address: IpAddr) -> Vec<Name> {
     let found = hosts.lookup_static_host(&Query::query(address.into(), RecordType::PTR));
     let mut names: Vec<Name> = found
         .iter()
-        .flat_map(|lookup| lookup.answers())
+        .flat_map(Lookup::answers)
         .filter_map(|record| match &record.data {
             RData::PTR(name) => Name::parse(name.0.to_ascii().as_bytes()).ok(),
             _ => None,
