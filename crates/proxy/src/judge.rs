@@ -375,6 +375,10 @@ impl Gate for Judge {
         lock(&self.inspector).clone()
     }
 
+    fn denies(&self, name: &Name, port: u16) -> bool {
+        self.book().name(name, Some(port)).reason == Reason::Denied
+    }
+
     fn generation(&self) -> u64 {
         self.edition.load(Ordering::SeqCst)
     }
@@ -385,6 +389,7 @@ impl Gate for Judge {
             Host::Address(_) => "the address",
         };
         let mut said = (None, None);
+        let mut denied = None;
         let (reason, detail) = match why {
             Why::Request(found) => {
                 let found = *found;
@@ -401,13 +406,22 @@ impl Gate for Judge {
             Why::HostHeader(other) => {
                 ("host-mismatch", format!("the Host header is {other}, allowed was {judged}"))
             }
+            Why::DeniedName(name) => {
+                let book = self.book();
+                let verdict = book.name(&name, Some(asked.port));
+                let mut no = no(&verdict, &Host::Name(name.clone()), Some(asked.port), None);
+                let _ = write!(no.detail, ", asked for at an address ({name})");
+                denied = Some(no);
+                ("denied", String::new())
+            }
             Why::EncryptedHello => {
                 ("ech", "an encrypted client hello hides the name and none was judged".to_owned())
             }
             Why::Malformed(what) => ("malformed", what),
             Why::Limit(what) => ("limit", what),
         };
-        let mut record = Self::record(asked, *No::plain(reason, detail));
+        let no = denied.unwrap_or_else(|| No::plain(reason, detail));
+        let mut record = Self::record(asked, *no);
         if let (origin, Some(remedy)) = said {
             record.origin = origin;
             record.remedy = Some(remedy);
