@@ -279,6 +279,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_claimed_of_an_address_is_known() {
+        let claimed = |host: &str, origin: &Asked| match of(
+            &format!("GET / HTTP/1.1\nHost: {host}"),
+            Some(origin),
+        ) {
+            Ok(Route::Forward(f)) => f.claimed.map(|name| name.to_string()),
+            other => panic!("{other:?}"),
+        };
+        let address = origin("1.2.3.4", 80);
+        assert_eq!(claimed("A.Example.", &address).as_deref(), Some("a.example"));
+        assert_eq!(claimed("a.example:99", &address).as_deref(), Some("a.example"));
+        assert_eq!(claimed("1.2.3.4", &address), None);
+        // Judged by name: nothing else got this far.
+        assert_eq!(claimed("a.example", &origin("a.example", 80)), None);
+    }
+
+    #[test]
     fn a_url_at_the_proxy() {
         for (text, to, line) in [
             ("GET http://A.Example/x HTTP/1.1\nHost: a.example", "a.example:80", "GET /x"),
