@@ -238,9 +238,8 @@ fn judge_hello(host: &Host, server_name: Option<&[u8]>, encrypted: bool) -> Resu
 
 /// An address that is allowed does not open a name that is denied.
 fn judge_claim<G: Gate>(gate: &G, asked: &Asked, server_name: Option<&[u8]>) -> Result<(), Why> {
-    let name = match (&asked.host, server_name.map(Name::parse)) {
-        (Host::Address(_), Some(Ok(name))) => name,
-        _ => return Ok(()),
+    let (Host::Address(_), Some(Ok(name))) = (&asked.host, server_name.map(Name::parse)) else {
+        return Ok(());
     };
     if gate.denies(&name, asked.port) { Err(Why::DeniedName(name)) } else { Ok(()) }
 }
