@@ -23,9 +23,11 @@ fn main() {
         );
         return;
     }
+    // A library that stays shared would be a crash at its first call: nothing loads it.
     let scripts = [
         ("libgcc_s.so", "INPUT(-l:libgcc_eh.a)\n"),
         ("libc.so", "GROUP(-l:libc.a -l:libgcc_eh.a -l:libgcc.a)\n"),
+        ("libm.so", "INPUT(-l:libm.a)\n"),
     ];
     for (name, text) in scripts {
         if std::fs::write(out.join(name), text).is_err() {

@@ -54,3 +54,33 @@ fn files_come_out_owned_by_the_caller() {
         assert_eq!((meta.uid(), meta.gid()), p.ids());
     });
 }
+
+/// Of a binary that is linked statically a library left shared shows only at the first call of it.
+#[test]
+fn what_nothing_would_load_is_not_needed() {
+    const DYNAMIC: u64 = 2;
+    const INTERPRETER: u64 = 3;
+    const NEEDED: u64 = 1;
+    let elf = std::fs::read(crate::harness::binary()).unwrap();
+    let number = |at: u64, size: usize| {
+        let mut bytes = [0; 8];
+        bytes[..size].copy_from_slice(&elf[at as usize..at as usize + size]);
+        u64::from_le_bytes(bytes)
+    };
+    assert_eq!(elf[..6], *b"\x7fELF\x02\x01", "64 bits, little endian");
+    let segments = |wanted: u64| {
+        let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+        let all = (0..count).map(move |n| table + n * size);
+        all.filter(move |at| number(*at, 4) == wanted)
+    };
+    if segments(INTERPRETER).next().is_some() {
+        println!("skipped: this binary is linked dynamically");
+        return;
+    }
+    for segment in segments(DYNAMIC) {
+        let (from, length) = (number(segment + 8, 8), number(segment + 32, 8));
+        let tags = (from..from + length).step_by(16).map(|at| number(at, 8));
+        let needed = tags.take_while(|tag| *tag != 0).filter(|tag| *tag == NEEDED).count();
+        assert_eq!(needed, 0, "the binary needs shared libraries, and nobody loads them");
+    }
+}

@@ -87,13 +87,21 @@ impl Egress {
     /// Ends the filter. What was refused, in words, if nobody watched.
     pub fn finish(self) -> Vec<String> {
         let Self { filter, refused, watched } = self;
+        let ended = !filter.is_running();
         drop(filter);
+        let mut lines = Vec::new();
+        if ended {
+            lines.push(
+                "the egress filter ended before the run did: since then nothing could leave it"
+                    .into(),
+            );
+        }
         if watched {
-            return Vec::new();
+            return lines;
         }
         let refused = std::mem::take(&mut *refused.lock().unwrap_or_else(PoisonError::into_inner));
         let more = refused.seen.len().saturating_sub(refused.lines.len());
-        let mut lines = refused.lines;
+        lines.extend(refused.lines);
         if more > 0 {
             lines.push(format!("and {more} more refused; -m shows each as it happens"));
         }

@@ -44,6 +44,22 @@ fn one(text: &str) -> Result<Port, String> {
     ))
 }
 
+/// Why a port of a filtered sandbox cannot be exposed: a connection to it, from whomever, would arrive
+/// at the filter and not at a server inside, and be let out as the sandbox's own.
+pub fn taken(inside: u16, host_loopback: &[u16]) -> Option<String> {
+    const DNS: u16 = 53;
+    if [DNS, ringfence_sandbox::network::PROXY_PORT].contains(&inside) {
+        return Some(format!(
+            "--port: port {inside} of the sandbox is the egress filter's; let the server listen on another"
+        ));
+    }
+    host_loopback.contains(&inside).then(|| {
+        format!(
+            "--port: port {inside} of the sandbox leads to the host's loopback (localhost:{inside} in network.allow); let the server listen on another"
+        )
+    })
+}
+
 /// Binds before the run starts: a port that is taken is an error, not a surprise later.
 pub fn listen(ports: &[Port]) -> Result<Vec<(TcpListener, u16)>, String> {
     ports
@@ -150,6 +166,13 @@ fn request(connector: &OwnedFd, port: u16, family: u8) -> Option<TcpStream> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_lead_to_the_filter_are_not_exposed() {
+        assert_eq!(taken(3000, &[7001]), None);
+        assert!(taken(7001, &[7001]).is_some_and(|text| text.contains("localhost:7001")));
+        assert!(taken(808, &[]).is_some() && taken(53, &[]).is_some());
+    }
 
     #[test]
     fn the_forms_of_a_port() {

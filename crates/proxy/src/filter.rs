@@ -11,7 +11,9 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::inspect::Inspector;
 use crate::judge::{Judge, Parts};
-use crate::limits::{ACCEPT_PAUSE, CONNECTIONS, DESCRIPTORS_EACH, DESCRIPTORS_SPARE};
+use crate::limits::{
+    ACCEPT_PAUSE, CONNECTIONS, DESCRIPTORS_EACH, DESCRIPTORS_SPARE, LEAST_CONNECTIONS,
+};
 use crate::process::{Finder, plain};
 use crate::resolve::Resolver;
 use crate::upstream::Upstream;
@@ -108,7 +110,8 @@ fn run(
         .build();
     let Ok(runtime) = runtime else { return };
     runtime.block_on(async {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let most = most_connections(getrlimit(Resource::Nofile).maximum);
+        let places = Arc::new(Semaphore::new(most));
         for socket in udp {
             if socket.set_nonblocking(true).is_ok()
                 && let Ok(socket) = tokio::net::UdpSocket::from_std(socket)
@@ -120,7 +123,8 @@ fn run(
             if listener.set_nonblocking(true).is_ok()
                 && let Ok(listener) = tokio::net::TcpListener::from_std(listener)
             {
-                tokio::spawn(accept(Arc::clone(judge), listener, way, Arc::clone(&places)));
+                let places = (Arc::clone(&places), most);
+                tokio::spawn(accept(Arc::clone(judge), listener, way, places));
             }
         }
         let _ = stopped.await;
@@ -134,13 +138,13 @@ async fn accept(
     judge: Arc<Judge>,
     listener: tokio::net::TcpListener,
     way: Way,
-    places: Arc<Semaphore>,
+    (places, most): (Arc<Semaphore>, usize),
 ) {
     let mut raised = false;
     loop {
         // Before accepting: whoever does not fit waits in the kernel.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let busy = CONNECTIONS - places.available_permits();
+        let busy = most.saturating_sub(places.available_permits());
         if !raised && needs_descriptors(busy) {
             raised = true;
             raise_descriptors();
@@ -194,6 +198,13 @@ fn lasting(e: &io::Error) -> bool {
         [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
             .contains(&Errno::from_raw_os_error(raw))
     })
+}
+
+/// As many as this process may ever have descriptors for, less what the supervisor needs to go on and
+/// to end the run: however many a sandbox opens, it stops itself only.
+fn most_connections(descriptors: Option<u64>) -> usize {
+    let room = descriptors.unwrap_or(u64::MAX).saturating_sub(DESCRIPTORS_SPARE) / DESCRIPTORS_EACH;
+    usize::try_from(room).unwrap_or(CONNECTIONS).clamp(LEAST_CONNECTIONS, CONNECTIONS)
 }
 
 fn needs_descriptors(busy: usize) -> bool {

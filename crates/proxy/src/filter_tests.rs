@@ -212,3 +212,11 @@ fn an_upstream_that_is_none_is_an_error() {
     let error = Filter::start(config).unwrap_err();
     assert!(error.to_string().starts_with("network.upstream: "), "{error}");
 }
+
+#[test]
+fn few_descriptors_mean_few_connections() {
+    assert_eq!(most_connections(None), CONNECTIONS);
+    assert_eq!(most_connections(Some(1 << 20)), CONNECTIONS);
+    assert_eq!(most_connections(Some(1024)), 256);
+    assert_eq!(most_connections(Some(64)), LEAST_CONNECTIONS);
+}

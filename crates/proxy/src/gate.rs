@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use ringfence_policy::net::Name;
 use tokio::net::TcpStream;
 
 use crate::Asked;
@@ -19,6 +20,12 @@ pub(crate) trait Gate: Send + Sync + 'static {
     /// Refuses for something that was seen after the decision (another server name, a malformed
     /// request). Writes the record.
     fn refuse(&self, asked: &Asked, why: Why) -> Refusal;
+
+    /// Whether the rules deny this name on this port: for what a client says of a host that was judged
+    /// by its address.
+    fn denies(&self, _name: &Name, _port: u16) -> bool {
+        false
+    }
 
     /// What looks into connections of chosen hosts, if anything does.
     fn inspector(&self) -> Option<Arc<Inspector>> {
@@ -39,6 +46,8 @@ pub(crate) enum Why {
     ServerName(Option<String>),
     /// The Host header is not the judged name.
     HostHeader(String),
+    /// A name that the rules deny, asked for at an address that they allow.
+    DeniedName(Name),
     /// An encrypted client hello without a judged name.
     EncryptedHello,
     /// Not what the protocol allows; the text says what.

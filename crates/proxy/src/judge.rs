@@ -16,9 +16,9 @@ use tokio::sync::Notify;
 use crate::dns::{Registry, Standing};
 use crate::gate::{Gate, Opened, Refusal, Ticket, Why};
 use crate::inspect::Inspector;
-use crate::limits::{Bucket, DNS_RATE, Labels, REFUSED_NAMES};
+use crate::limits::{ATTRIBUTION, ATTRIBUTION_ASIDE, Bucket, DNS_RATE, Labels, REFUSED_NAMES};
 use crate::pool::Pool;
-use crate::process::{Finder, Kind, PATIENCE};
+use crate::process::{Finder, Kind};
 use crate::record::{Process, Record, Sink};
 use crate::resolve::{Resolver, dial};
 use crate::upstream::Upstream;
@@ -188,6 +188,19 @@ impl Judge {
         }
     }
 
+    /// What a connection to an address that stands for no name is about: the address, or a name that
+    /// the host's hosts file gives it, where only that name is allowed. Everything that holds for names
+    /// then holds here; the name's addresses are checked as if it had been asked for.
+    pub(crate) fn host_at(&self, address: IpAddr, port: u16) -> Host {
+        let book = self.book();
+        if address.is_loopback() || Pool::covers(address) || book.address(address, port).allowed {
+            return Host::Address(address);
+        }
+        let names = self.resolver.names_of(address);
+        let allowed = names.into_iter().find(|name| book.name(name, Some(port)).allowed);
+        allowed.map_or(Host::Address(address), Host::Name)
+    }
+
     /// `localhost` is the loopback, never a question for the host's resolver.
     fn normal(asked: &Asked) -> Asked {
         let mut asked = asked.clone();
@@ -344,8 +357,9 @@ impl Judge {
             return known;
         }
         let (finder, client, ports) = (Arc::clone(&self.finder), asked.client, self.ports(asked));
-        let find = tokio::task::spawn_blocking(move || finder.find(Kind::Tcp, client, &ports));
-        let found = tokio::time::timeout(2 * PATIENCE, find).await.ok()?.ok()?;
+        let find = move || finder.find(Kind::Tcp, client, &ports, ATTRIBUTION_ASIDE);
+        let find = tokio::task::spawn_blocking(find);
+        let found = tokio::time::timeout(2 * ATTRIBUTION_ASIDE, find).await.ok()?.ok()?;
         self.connections.set_process(asked.client, found.clone());
         found
     }
@@ -361,6 +375,10 @@ impl Gate for Judge {
         lock(&self.inspector).clone()
     }
 
+    fn denies(&self, name: &Name, port: u16) -> bool {
+        self.book().name(name, Some(port)).reason == Reason::Denied
+    }
+
     fn generation(&self) -> u64 {
         self.edition.load(Ordering::SeqCst)
     }
@@ -371,6 +389,7 @@ impl Gate for Judge {
             Host::Address(_) => "the address",
         };
         let mut said = (None, None);
+        let mut denied = None;
         let (reason, detail) = match why {
             Why::Request(found) => {
                 let found = *found;
@@ -387,13 +406,22 @@ impl Gate for Judge {
             Why::HostHeader(other) => {
                 ("host-mismatch", format!("the Host header is {other}, allowed was {judged}"))
             }
+            Why::DeniedName(name) => {
+                let book = self.book();
+                let verdict = book.name(&name, Some(asked.port));
+                let mut no = no(&verdict, &Host::Name(name.clone()), Some(asked.port), None);
+                let _ = write!(no.detail, ", asked for at an address ({name})");
+                denied = Some(no);
+                ("denied", String::new())
+            }
             Why::EncryptedHello => {
                 ("ech", "an encrypted client hello hides the name and none was judged".to_owned())
             }
             Why::Malformed(what) => ("malformed", what),
             Why::Limit(what) => ("limit", what),
         };
-        let mut record = Self::record(asked, *No::plain(reason, detail));
+        let no = denied.unwrap_or_else(|| No::plain(reason, detail));
+        let mut record = Self::record(asked, *no);
         if let (origin, Some(remedy)) = said {
             record.origin = origin;
             record.remedy = Some(remedy);
@@ -401,7 +429,7 @@ impl Gate for Judge {
         // At once, as the client's socket is soon gone; the finder limits time and rate.
         record.process = match self.connections.process(asked.client) {
             Some(known) => known,
-            None => self.finder.find(Kind::Tcp, asked.client, &self.ports(asked)),
+            None => self.finder.find(Kind::Tcp, asked.client, &self.ports(asked), ATTRIBUTION),
         };
         (self.sink)(&record);
         Refusal(record)
@@ -490,7 +518,7 @@ impl Judge {
         }
         let asked = Asked { host: Host::Name(name.clone()), port: 0, via: Via::Dns, client };
         let mut record = Self::record(&asked, *no);
-        record.process = self.finder.find(Kind::Udp, client, &[53]);
+        record.process = self.finder.find(Kind::Udp, client, &[53], ATTRIBUTION);
         (self.sink)(&record);
     }
 }

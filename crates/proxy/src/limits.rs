@@ -11,6 +11,8 @@ use crate::lock;
 /// Connections served at a time. More wait in the kernel's queue, so a sandbox that opens
 /// thousands slows itself, not the host.
 pub(crate) const CONNECTIONS: usize = 4096;
+/// And this many even where descriptors are very few.
+pub(crate) const LEAST_CONNECTIONS: usize = 16;
 /// Descriptors that one connection takes: inside, outside, and its share of pipes.
 pub(crate) const DESCRIPTORS_EACH: u64 = 3;
 /// Descriptors that are not connections'.
@@ -59,8 +61,10 @@ pub(crate) const LABEL_RATE: Rate = Rate { each_second: 20.0, burst: 200.0 };
 
 /// Lookups of which process asked; each may walk the sandbox's processes.
 pub(crate) const ATTRIBUTION_RATE: Rate = Rate { each_second: 50.0, burst: 100.0 };
-/// Time for one of them.
+/// Time for one of them while everything else waits.
 pub(crate) const ATTRIBUTION: Duration = Duration::from_millis(50);
+/// Time for one of them on a thread of its own, while only the refused client waits.
+pub(crate) const ATTRIBUTION_ASIDE: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rate {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendFlags};
 
-use crate::limits::{ATTRIBUTION, ATTRIBUTION_RATE, Bucket};
+use crate::limits::{ATTRIBUTION_RATE, Bucket};
 use crate::lock;
 use crate::record::{Process, printable};
 
@@ -67,12 +67,18 @@ impl Finder {
 
     /// The process whose socket has `client` as its own address. `ports` are where the socket may
     /// be connected to: a program can use one source port for several destinations.
-    pub(crate) fn find(&self, kind: Kind, client: SocketAddr, ports: &[u16]) -> Option<Process> {
+    pub(crate) fn find(
+        &self,
+        kind: Kind,
+        client: SocketAddr,
+        ports: &[u16],
+        patience: Duration,
+    ) -> Option<Process> {
         let (diagnosis, init) = (self.diagnosis.as_ref()?, self.init?);
         if client.port() == 0 || !self.rate.take() {
             return None;
         }
-        let deadline = Instant::now() + ATTRIBUTION;
+        let deadline = Instant::now() + patience;
         let inode = {
             let socket = lock(diagnosis);
             inode(&socket, kind, client, ports).ok()??
@@ -201,9 +207,6 @@ fn describe(pid: i32) -> Process {
     Process { pid, program, command }
 }
 
-/// Time to wait for an attribution before the client is answered without one.
-pub(crate) const PATIENCE: Duration = ATTRIBUTION;
-
 /// A v4-mapped address as the v4 address it is.
 pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
     match address.ip() {
@@ -215,6 +218,8 @@ pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LONG: Duration = Duration::from_secs(5);
 
     #[test]
     fn finds_this_process_by_its_socket() {
@@ -232,14 +237,14 @@ mod tests {
         let client = std::net::TcpStream::connect(target).unwrap();
         let pid = std::process::id() as i32;
         let finder = Finder::new(Some(diagnosis), Some(pid));
-        let found = finder.find(Kind::Tcp, client.local_addr().unwrap(), &[target.port()]);
+        let found = finder.find(Kind::Tcp, client.local_addr().unwrap(), &[target.port()], LONG);
         let found = found.unwrap();
         assert_eq!(found.pid, pid);
         assert!(found.program.contains("ringfence_proxy"), "{found:?}");
         assert!(!found.command.is_empty());
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let found = finder.find(Kind::Udp, udp.local_addr().unwrap(), &[]);
+        let found = finder.find(Kind::Udp, udp.local_addr().unwrap(), &[], LONG);
         assert_eq!(found.map(|p| p.pid), Some(pid));
-        assert_eq!(finder.find(Kind::Tcp, "127.0.0.1:1".parse().unwrap(), &[]), None);
+        assert_eq!(finder.find(Kind::Tcp, "127.0.0.1:1".parse().unwrap(), &[], LONG), None);
     }
 }

@@ -8,12 +8,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::Name as Absolute;
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name as Absolute, RData, RecordType};
+use hickory_resolver::{Hosts, TokioResolver};
 use ringfence_policy::net::Name;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -55,6 +57,7 @@ impl std::fmt::Debug for Resolver {
 
 struct State {
     resolver: Arc<TokioResolver>,
+    hosts: Arc<Hosts>,
     search: Vec<String>,
     seen: Seen,
     checked: Instant,
@@ -94,20 +97,21 @@ impl Resolver {
                 let here = NameServerConfig::udp_and_tcp(IpAddr::from([127, 0, 0, 1]));
                 (ResolverConfig::from_parts(None, vec![], vec![here]), ResolverOpts::default())
             });
-        options.use_hosts_file = ResolveHosts::Always;
+        // Looked at by ourselves, see `Resolver::lookup`.
+        options.use_hosts_file = ResolveHosts::Never;
         (config, options)
     }
 
-    fn current(&self) -> Result<Arc<TokioResolver>, Unresolved> {
+    fn current(&self) -> Result<(Arc<TokioResolver>, Arc<Hosts>), Unresolved> {
         let mut state = lock(&self.state);
         let now = Instant::now();
         if let Some(known) = state.as_mut() {
             if self.fixed.is_some() || now.duration_since(known.checked) < RECHECK {
-                return Ok(Arc::clone(&known.resolver));
+                return Ok((Arc::clone(&known.resolver), Arc::clone(&known.hosts)));
             }
             known.checked = now;
             if known.seen == seen() {
-                return Ok(Arc::clone(&known.resolver));
+                return Ok((Arc::clone(&known.resolver), Arc::clone(&known.hosts)));
             }
         }
         let seen = seen();
@@ -121,8 +125,19 @@ impl Resolver {
         *builder.options_mut() = options;
         let resolver = builder.build().map_err(|e| Unresolved::Failed(e.to_string()))?;
         let resolver = Arc::new(resolver);
-        *state = Some(State { resolver: Arc::clone(&resolver), search, seen, checked: now });
-        Ok(resolver)
+        let hosts = match self.fixed {
+            Some(_) => Hosts::default(),
+            None => Hosts::from_system().unwrap_or_default(),
+        };
+        let hosts = Arc::new(hosts);
+        *state = Some(State {
+            resolver: Arc::clone(&resolver),
+            hosts: Arc::clone(&hosts),
+            search,
+            seen,
+            checked: now,
+        });
+        Ok((resolver, hosts))
     }
 
     /// The host's search domains, with which programs try names of others.
@@ -131,11 +146,22 @@ impl Resolver {
         lock(&self.state).as_ref().map(|s| s.search.clone()).unwrap_or_default()
     }
 
+    /// The names that the hosts file gives to an address, in alphabetical order. The sandbox reads that
+    /// file too, so its programs connect to what it says without a question.
+    pub(crate) fn names_of(&self, address: IpAddr) -> Vec<Name> {
+        let Ok((_, hosts)) = self.current() else { return Vec::new() };
+        hosts_names(&hosts, address)
+    }
+
     /// Every address of a name, in the order to try them.
     pub(crate) async fn lookup(&self, name: &Name) -> Result<Vec<IpAddr>, Unresolved> {
-        let resolver = self.current()?;
+        let (resolver, hosts) = self.current()?;
         let absolute = Absolute::from_ascii(format!("{name}."))
             .map_err(|e| Unresolved::Failed(e.to_string()))?;
+        let here = in_hosts(&hosts, &absolute);
+        if !here.is_empty() {
+            return Ok(interleave(&here));
+        }
         let answer = tokio::time::timeout(RESOLVE, resolver.lookup_ip(absolute)).await;
         match answer.map_err(|_| Unresolved::Timeout)? {
             Ok(found) => {
@@ -155,6 +181,36 @@ impl Resolver {
             Err(e) => Err(Unresolved::Failed(e.to_string())),
         }
     }
+}
+
+/// What the hosts file says of a name. As for the C library, it is then all there is: a name server
+/// is not asked for the family that the file does not have.
+fn in_hosts(hosts: &Hosts, name: &Absolute) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for kind in [RecordType::AAAA, RecordType::A] {
+        let found = hosts.lookup_static_host(&Query::query(name.clone(), kind));
+        let found = found.iter().flat_map(Lookup::answers);
+        for address in found.filter_map(|r| r.data.ip_addr()).map(|a| a.to_canonical()) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    addresses
+}
+
+fn hosts_names(hosts: &Hosts, address: IpAddr) -> Vec<Name> {
+    let found = hosts.lookup_static_host(&Query::query(address.into(), RecordType::PTR));
+    let mut names: Vec<Name> = found
+        .iter()
+        .flat_map(Lookup::answers)
+        .filter_map(|record| match &record.data {
+            RData::PTR(name) => Name::parse(name.0.to_ascii().as_bytes()).ok(),
+            _ => None,
+        })
+        .collect();
+    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    names
 }
 
 /// Families in turn, IPv6 first, so that one dead family costs one head start.
@@ -256,6 +312,27 @@ mod tests {
             interleave(&parse(&["192.0.2.1", "192.0.2.2", "2001:db8::1"])),
             parse(&["2001:db8::1", "192.0.2.1", "192.0.2.2"])
         );
+    }
+
+    #[test]
+    fn the_hosts_file_answers_for_both_families() {
+        let mut hosts = Hosts::default();
+        hosts
+            .read_hosts_conf(
+                &b"192.0.2.1 a.test b.test # c.test\n192.0.2.2 a.test\n::ffff:192.0.2.1 a.test\n"[..],
+            )
+            .unwrap();
+        let of = |name: &str| in_hosts(&hosts, &Absolute::from_ascii(name).unwrap());
+        let v4 = |last| IpAddr::from([192, 0, 2, last]);
+        assert_eq!(of("a.test."), [v4(1), v4(2)]);
+        assert_eq!(of("b.test."), [v4(1)]);
+        assert_eq!(of("c.test."), Vec::<IpAddr>::new());
+        let names = |address: IpAddr| -> Vec<String> {
+            hosts_names(&hosts, address).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(names(v4(1)), ["a.test", "b.test"]);
+        assert_eq!(names(v4(2)), ["a.test"]);
+        assert_eq!(names(v4(3)), Vec::<String>::new());
     }
 
     #[tokio::test]

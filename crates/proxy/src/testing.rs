@@ -71,6 +71,7 @@ impl Gate for Fake {
             Why::EncryptedHello => ("ech", String::new()),
             Why::Malformed(text) => ("malformed", text),
             Why::Limit(text) => ("limit", text),
+            Why::DeniedName(name) => ("denied", name.to_string()),
             Why::Request(found) => (found.reason, found.detail),
         };
         self.no(asked, reason, &detail)

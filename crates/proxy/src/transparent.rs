@@ -51,7 +51,7 @@ pub(crate) async fn serve(
     // Held until the end: the address must not come to stand for another name meanwhile.
     let (host, _hold) = match judge.pool.hold(original.ip()) {
         Some((name, hold)) => (Host::Name(name), Some(hold)),
-        None => (Host::Address(original.ip()), None),
+        None => (judge.host_at(original.ip(), original.port()), None),
     };
     let asked = Asked { host, port: original.port(), via: Via::Direct, client: peer };
     let answer = Box::pin(judge.open(&asked)).await;

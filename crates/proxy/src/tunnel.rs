@@ -114,7 +114,9 @@ async fn first<G: Gate>(
                     return Verdict::Refused(Answer::Reset);
                 }
                 First::Tls { server_name, encrypted } => {
-                    if let Err(why) = judge_hello(&asked.host, server_name.as_deref(), encrypted) {
+                    let judged = judge_hello(&asked.host, server_name.as_deref(), encrypted)
+                        .and_then(|()| judge_claim(gate, asked, server_name.as_deref()));
+                    if let Err(why) = judged {
                         gate.refuse(asked, why);
                         return Verdict::Refused(Answer::Alert);
                     }
@@ -232,6 +234,14 @@ fn judge_hello(host: &Host, server_name: Option<&[u8]>, encrypted: bool) -> Resu
         Host::Address(_) if encrypted => Err(Why::EncryptedHello),
         Host::Address(_) => Ok(()),
     }
+}
+
+/// An address that is allowed does not open a name that is denied.
+fn judge_claim<G: Gate>(gate: &G, asked: &Asked, server_name: Option<&[u8]>) -> Result<(), Why> {
+    let (Host::Address(_), Some(Ok(name))) = (&asked.host, server_name.map(Name::parse)) else {
+        return Ok(());
+    };
+    if gate.denies(&name, asked.port) { Err(Why::DeniedName(name)) } else { Ok(()) }
 }
 
 /// Refuses a connection for which nothing was opened, in the protocol that the client speaks.

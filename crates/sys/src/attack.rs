@@ -334,6 +334,8 @@ pub struct Refuse {
     pub mounts: bool,
     /// `clone3` alone answers ENOSYS.
     pub clone3: bool,
+    /// A kernel without netfilter's netlink.
+    pub nftables: bool,
 }
 
 /// Installs the filter for [`Refuse`] on the caller and what it starts.
@@ -344,6 +346,7 @@ pub fn refuse(what: Refuse) -> Result<()> {
     const JSET: u16 = 0x45;
     const RET: u16 = 0x06;
     const ARG0: u32 = 16;
+    const ARG2: u32 = 32;
     const ALLOW: u32 = 0x7FFF_0000;
     const ERRNO: u32 = 0x0005_0000;
     const NEW_ANY: u32 = 0x7E02_0000;
@@ -380,6 +383,15 @@ pub fn refuse(what: Refuse) -> Result<()> {
             program.push(jump(JSET, NEW_ANY, 0, 1));
             program.push(op(RET, ERRNO | libc::EPERM as u32));
         }
+    }
+    if what.nftables {
+        program.push(op(LD, 0));
+        program.push(jump(JEQ, libc::SYS_socket as u32, 0, 5));
+        program.push(op(LD, ARG0));
+        program.push(jump(JEQ, libc::AF_NETLINK as u32, 0, 3));
+        program.push(op(LD, ARG2));
+        program.push(jump(JEQ, libc::NETLINK_NETFILTER as u32, 0, 1));
+        program.push(op(RET, ERRNO | libc::EPROTONOSUPPORT as u32));
     }
     program.push(op(RET, ALLOW));
     raw::set_no_new_privs()?;

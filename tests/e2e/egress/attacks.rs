@@ -365,6 +365,25 @@ fn one_server_of_several_names() {
     });
 }
 
+/// An address may be listed, or everything: a name that is denied stays denied where the client says it.
+#[test]
+fn denied_names_at_addresses_that_are_allowed() {
+    let [good, bad] = FRONT;
+    let flags = ["--allow-host", "*", "--allow-host", "45.20.0.0/16", "--deny-host", bad];
+    let attempts = |name: &'static str| {
+        let mut all = Vec::new();
+        for way in ["direct", "connect", "socks"] {
+            let to = |port| Attempt::new(way, "45.20.0.1", port);
+            all.push(to(443).tls(name).sends(&[get(name, "@W@")]));
+            all.push(to(80).sends(&[get(name, "@W@")]));
+            all.push(to(80).sends(&[get(&name.to_uppercase(), "@W@")]));
+        }
+        all
+    };
+    refused(&flags, Must::NotArrive, || attempts(bad));
+    allowed(&flags, || attempts(good));
+}
+
 #[test]
 fn requests_hidden_in_others() {
     let [good, other] = FRONT;

@@ -5,7 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use super::clients::NO_PROXIES;
-use super::probe::{Attempt, Must, PROBE, allowed, bare, fenced, filtered_places, places, refused};
+use super::probe::{
+    Attempt, Must, PROBE, allowed, bare, fenced, filtered_places, furnish, outcomes, places,
+    refused,
+};
 use super::world::{World, filtered_world, fresh_address, name_of, token, world};
 use crate::harness::{Ran, binary, has};
 
@@ -267,7 +270,7 @@ fn the_proxy_of_another_sandbox() {
         let mut first = world
             .command(&p, binary())
             .args(["run", "--allow-host", "good.example.com", "--", "/bin/sh", "-c"])
-            .arg("echo $http_proxy; read _")
+            .arg("echo $http_proxy; read _ || true")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -295,6 +298,60 @@ fn the_proxy_of_another_sandbox() {
         }
         drop(first.stdin.take());
         assert!(first.wait().unwrap().success());
+    }
+}
+
+/// A kernel without nftables: listed hosts on listed ports, nothing else, and never the host's network.
+#[test]
+fn without_nftables_nothing_more_is_reached() {
+    for (world, p) in filtered_places() {
+        let good = [
+            Attempt::each_way("good.example.com", 80),
+            vec![
+                Attempt::new("direct", "good.example.com", 443).tls("good.example.com"),
+                Attempt::new("direct", "45.30.1.2", 8080),
+                Attempt::new("direct", "localhost", 7001),
+            ],
+        ]
+        .concat();
+        let bad = [
+            Attempt::each_way("@.example.org", 80),
+            Attempt::each_way("45.66.6.6", 80),
+            Attempt::each_way("2606:66::6", 80),
+            Attempt::each_way("127.0.0.1", 7002),
+            Attempt::each_way("169.254.169.254", 80),
+            Attempt::each_way("good.example.com", 8080),
+            vec![
+                Attempt::new("mapped", "45.66.6.6", 80),
+                Attempt::new("mapped", "45.30.1.2", 5432),
+                Attempt::new("direct", "45.30.1.2", 5432),
+                Attempt::new("udp", "45.66.6.6", 443),
+                Attempt::new("udp", "45.10.0.1", 7),
+                Attempt::new("ping", "45.66.6.6", 0),
+            ],
+            questions("@W@.exfil.example.org", &[1, 16]),
+        ]
+        .concat();
+        let (goods, list) = (good.len(), [good, bad].concat());
+        furnish(&p, &list);
+        let mut command = world.command(&p, "timeout");
+        command.args(["-k1", "90"]).arg(binary()).args(["__attack", "under", "nftables"]);
+        command.arg(binary()).args(["run", "-m"]);
+        for host in ["good.example.com:80", "good.example.com:443", "45.30.0.0/16:8080"] {
+            command.args(["--allow-host", host]);
+        }
+        command.args(["--allow-host", "localhost:7001", "--", "/bin/sh", "-c", PROBE]);
+        let ran = Ran::of(&mut command).ok().says("no nftables");
+        let all = outcomes(&ran, list);
+        for o in &all[..goods] {
+            assert!(o.reached(), "{o:#?}\n{}", ran.err);
+        }
+        for o in &all[goods..] {
+            let arrived = [world.reached(&o.attempt.word), world.asked(&o.attempt.word)].concat();
+            assert!(arrived.is_empty(), "{arrived:#?} {o:#?}\n{}", ran.err);
+            let answered = o.attempt.value()["way"].as_str().unwrap().starts_with("dns");
+            assert!(answered || !o.reached(), "{o:#?}");
+        }
     }
 }
 

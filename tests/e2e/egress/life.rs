@@ -22,10 +22,10 @@ with open('namespace', 'w') as f:
     f.write(os.readlink('/proc/self/ns/net'))
 held = socket.create_connection(('good.example.com', 6379), 10)
 while True:
-    held.sendall(f'{word}held'.encode())
+    held.sendall(f'{word}held\\n'.encode())
     held.recv(100)
     s = socket.create_connection(('good.example.com', 6379), 10)
-    s.sendall(f'{word}new'.encode())
+    s.sendall(f'{word}new\\n'.encode())
     s.recv(100)
     s.close()
     time.sleep(0.02)
@@ -147,7 +147,7 @@ fn ports_inward_beside_a_filter() {
             )
         };
         let fetch = |at: &str| {
-            world.bare(&p, &format!("curl -sS --max-time 5 --retry 20 --retry-delay 1 --retry-connrefused --retry-max-time 15 http://{at}/served"))
+            world.bare(&p, &format!("curl -sS --max-time 5 --retry 20 --retry-delay 1 --retry-all-errors --retry-max-time 15 http://{at}/served"))
         };
         // The control: on the host the port is open as it is.
         let mut bare = world
@@ -202,5 +202,54 @@ fn ports_inward_beside_a_filter() {
         child.wait().unwrap();
         world.nothing_of(&bad, &inward);
         no_process_of(p.root());
+    }
+}
+
+/// What would expose the filter, or the host's own loopback, to whoever reaches the port outside.
+#[test]
+fn ports_of_the_filter_are_not_exposed() {
+    for (world, p) in filtered_places() {
+        for (port, allowed) in [
+            ("9198:808", "good.example.com"),
+            ("9198:53", "good.example.com"),
+            ("7001", "localhost:7001"),
+            ("9198:7001", "localhost:7000-7002"),
+        ] {
+            let ran = world.fenced(&p, &["--allow-host", allowed, "-p", port], "echo ran");
+            assert!(ran.code != Some(0) && ran.out.is_empty(), "{port}: {ran:#?}");
+            ran.says("--port: port ");
+        }
+    }
+}
+
+/// However many connections a sandbox opens and however few descriptors the supervisor may have:
+/// they wait, and the run goes on and ends in order.
+#[test]
+fn more_connections_than_descriptors() {
+    const HOLD: &str = "
+import socket, time
+held = []
+for n in range(150):
+    s = socket.socket()
+    s.setblocking(False)
+    s.connect_ex(('45.10.0.1', 6379))
+    held.append(s)
+time.sleep(0.5)
+for s in held:
+    s.close()
+s = socket.create_connection(('good.example.com', 6379), 20)
+s.settimeout(20)
+s.sendall(b'WORD\\n')
+print(s.recv(100).decode())
+";
+    for (world, p) in filtered_places() {
+        let word = token();
+        p.write("hold.py", HOLD.replace("WORD", &word));
+        let mut command = world.command(&p, "/bin/sh");
+        command.args(["-c", "ulimit -n 300; exec \"$@\"", "sh", "timeout", "-k1", "60"]);
+        command.arg(binary()).args(["run", "--allow-host", "good.example.com:6379"]);
+        command.args(["--allow-host", "45.10.0.1:6379", "--", "python3", "hold.py"]);
+        let ran = crate::harness::Ran::of(&mut command).ok();
+        assert!(ran.out.contains(&format!("reached {word}")), "{ran:#?}");
     }
 }

@@ -107,7 +107,7 @@ impl Attempt {
     }
 }
 
-fn outcomes(ran: &Ran, attempts: Vec<Attempt>) -> Vec<Outcome> {
+pub fn outcomes(ran: &Ran, attempts: Vec<Attempt>) -> Vec<Outcome> {
     let line = ran.out.lines().last().unwrap_or_default();
     let answers: Vec<Value> =
         serde_json::from_str(line).unwrap_or_else(|e| panic!("no answers: {e}: {ran:#?}"));
@@ -120,7 +120,7 @@ fn outcomes(ran: &Ran, attempts: Vec<Attempt>) -> Vec<Outcome> {
         .collect()
 }
 
-fn furnish(p: &Place, attempts: &[Attempt]) {
+pub fn furnish(p: &Place, attempts: &[Attempt]) {
     p.write("probe.py", include_str!("probe.py"));
     let values: Vec<_> = attempts.iter().map(|a| &a.value).collect();
     p.write("attempts.json", serde_json::to_vec(&values).unwrap());

@@ -2,7 +2,7 @@
 
 use crate::exit::ExitCode;
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -237,14 +237,19 @@ fn attempt(
         None => Vec::new(),
     };
     let filter = plan.filter.clone();
+    let announced = plan.status.degraded.len();
     let mut running = run::start(plan, policy, &command, early)?;
+    if typed.has(Id::Monitor) || typed.has(Id::Debug) {
+        // What only the attempt showed.
+        degraded(&running.status, announced);
+    }
     let egress = match (filter, running.network.take()) {
         (Some(filter), Some(made)) => {
             let ears = Ears {
                 log: log.share(),
                 monitor: typed.has(Id::Monitor) || typed.has(Id::Debug),
                 debug: typed.has(Id::Debug),
-                raw: io.wants_pty(),
+                raw: io.wants_pty() && std::io::stderr().is_terminal(),
             };
             let started = Egress::start(&filter, policy, made, running.jailed.pid(), ears);
             Some(started.map_err(fatal)?)
@@ -284,7 +289,16 @@ type Channel = (Option<OwnedFd>, Option<Arc<OwnedFd>>);
 fn connector(ports: &[Port], plan: &Plan) -> Result<Channel, RunError> {
     let Some(first) = ports.first() else { return Ok((None, None)) };
     match &plan.network {
-        NetworkPlan::Loopback | NetworkPlan::Filtered { .. } => {}
+        NetworkPlan::Loopback => {}
+        NetworkPlan::Filtered { .. } => {
+            let loopback = plan.filter.as_ref().map(|f| f.rules.host_loopback_ports());
+            if let Some(problem) = ports
+                .iter()
+                .find_map(|p| ports::taken(p.inside, loopback.as_deref().unwrap_or(&[])))
+            {
+                return Err(RunError::Port(problem));
+            }
+        }
         // The command listens on the host itself.
         NetworkPlan::Host if ports.iter().all(|p| p.inside == p.host.port()) => {
             return Ok((None, None));
@@ -351,9 +365,14 @@ fn announce(typed: &Typed, plan: &Plan) {
             output::say(format_args!("withheld variables: {}", withheld.join(" ")));
         }
     } else if typed.has(Id::Monitor) {
-        for d in &plan.status.degraded {
-            output::say(format_args!("degraded: {}: {}", d.name, printable(&d.detail)));
-        }
+        degraded(&plan.status, 0);
+    }
+}
+
+/// Says what is weaker than it should be, from the one after the first `known`.
+fn degraded(status: &Status, known: usize) {
+    for d in status.degraded.iter().skip(known) {
+        output::say(format_args!("degraded: {}: {}", d.name, printable(&d.detail)));
     }
 }
 

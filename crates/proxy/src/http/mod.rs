@@ -191,6 +191,13 @@ async fn talk<G: Gate>(gate: &G, stream: &mut TcpStream, prefix: Vec<u8>, mode: 
                 };
             }
             Route::Forward(forward) => {
+                if let Some(name) =
+                    forward.claimed.as_ref().filter(|n| gate.denies(n, forward.asked.port))
+                {
+                    let refusal = gate.refuse(&forward.asked, Why::DeniedName(name.clone()));
+                    let text = answer::refusal(&refusal, Some(&request), true);
+                    return last_word(&mut client, &text).await;
+                }
                 if let Some(inspector) = gate.inspector()
                     && let Err(why) = in_the_clear(&inspector, &forward.asked, &request)
                 {

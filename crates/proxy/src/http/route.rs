@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use ringfence_policy::net::Host;
+use ringfence_policy::net::{Host, Name};
 
 use super::head::{self, Length, Problem, Request, put};
 use crate::gate::Why;
@@ -25,6 +25,8 @@ pub(crate) struct Forward {
     pub head: Vec<u8>,
     /// The client asks for another protocol, and may have it.
     pub upgrade: bool,
+    /// What the Host field says of a host that was judged by its address.
+    pub claimed: Option<Name>,
 }
 
 /// A request that is refused before anybody is asked.
@@ -117,11 +119,15 @@ pub(crate) fn route(
         };
         let header = header.ok_or("a request without a host field")?;
         let (host, port) = known(header)?;
+        let mut claimed = None;
         let named = match &origin.host {
             // Judged by address: the name is the server's affair.
             Host::Address(_) => {
                 if header.is_empty() {
                     return Err("an empty host field".into());
+                }
+                if let Host::Name(name) = &host {
+                    claimed = Some(name.clone());
                 }
                 written(&host, port.unwrap_or(80))
             }
@@ -130,7 +136,8 @@ pub(crate) fn route(
             }
             Host::Name(_) => return Err(other_host(origin.clone(), header)),
         };
-        return forward(request, origin.clone(), &named, target);
+        let forward = forward(request, origin.clone(), &named, target)?;
+        return Ok(Route::Forward(Forward { claimed, ..forward }));
     }
     let Some((scheme, rest)) = target.split_once("://") else {
         return Err("a request target that is neither a path nor a url".into());
@@ -163,7 +170,7 @@ pub(crate) fn route(
         path => format!("/{path}"),
     };
     let named = written(&asked.host, asked.port);
-    forward(request, asked, &named, &path)
+    forward(request, asked, &named, &path).map(Route::Forward)
 }
 
 fn other_host(asked: Asked, header: &[u8]) -> Fault {
@@ -189,7 +196,7 @@ fn connect(request: &Request, header: Option<&[u8]>, client: SocketAddr) -> Resu
 }
 
 /// The head for the server.
-fn forward(request: &Request, asked: Asked, host: &str, path: &str) -> Result<Route, Fault> {
+fn forward(request: &Request, asked: Asked, host: &str, path: &str) -> Result<Forward, Fault> {
     let mut out = Vec::with_capacity(512);
     out.extend_from_slice(request.method.as_bytes());
     out.push(b' ');
@@ -219,7 +226,7 @@ fn forward(request: &Request, asked: Asked, host: &str, path: &str) -> Result<Ro
         }
     }
     out.extend_from_slice(b"\r\n");
-    Ok(Route::Forward(Forward { asked, head: out, upgrade }))
+    Ok(Forward { asked, head: out, upgrade, claimed: None })
 }
 
 /// Whether the client asks for a protocol that is not HTTP again: in HTTP/2 or within TLS it could
@@ -269,6 +276,23 @@ mod tests {
             Err(fault) => fault.why,
             other => panic!("{text}: {other:?}"),
         }
+    }
+
+    #[test]
+    fn what_is_claimed_of_an_address_is_known() {
+        let claimed = |host: &str, origin: &Asked| match of(
+            &format!("GET / HTTP/1.1\nHost: {host}"),
+            Some(origin),
+        ) {
+            Ok(Route::Forward(f)) => f.claimed.map(|name| name.to_string()),
+            other => panic!("{other:?}"),
+        };
+        let address = origin("1.2.3.4", 80);
+        assert_eq!(claimed("A.Example.", &address).as_deref(), Some("a.example"));
+        assert_eq!(claimed("a.example:99", &address).as_deref(), Some("a.example"));
+        assert_eq!(claimed("1.2.3.4", &address), None);
+        // Judged by name: nothing else got this far.
+        assert_eq!(claimed("a.example", &origin("a.example", 80)), None);
     }
 
     #[test]

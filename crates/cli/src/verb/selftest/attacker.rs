@@ -137,6 +137,7 @@ fn under(args: Args<'_>) -> ExitCode {
             "landlock" => refuse.landlock = true,
             "mounts" => refuse.mounts = true,
             "clone3" => refuse.clone3 = true,
+            "nftables" => refuse.nftables = true,
             _ => return ExitCode::from(code::UNKNOWN),
         }
     }
