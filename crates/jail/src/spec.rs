@@ -75,6 +75,13 @@ pub enum Step {
         expect: Option<FileId>,
         directory: bool,
     },
+    /// Puts a private file that was made before over the file at `path`, read-only.
+    Cover {
+        file: CString,
+        /// Resolved without symlinks.
+        path: CString,
+        expect: Option<FileId>,
+    },
     /// Puts a link to a private copy over the file at `path`, see [`Copy`].
     Copy(Copy),
     /// Makes the mount at `path` (`.` for the root) read-only, not what is mounted below it.
@@ -95,7 +102,9 @@ impl Step {
         match self {
             Self::Mask { directory, .. } => !directory,
             Self::Copy(copy) => copy.expect.is_some_and(|object| !object.is_dir),
-            Self::Rebind { expect, .. } => expect.is_some_and(|object| !object.is_dir),
+            Self::Cover { expect, .. } | Self::Rebind { expect, .. } => {
+                expect.is_some_and(|object| !object.is_dir)
+            }
             _ => false,
         }
     }

@@ -86,6 +86,8 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         devices: Vec::new(),
         resolver: None,
         filter: crate::network::Filter::of(&policy.network).unwrap(),
+        inspection: None,
+        covers: Vec::new(),
         cwd: WORKSPACE.into(),
         environment: Vec::new(),
         withheld: vec!["AWS_SECRET_ACCESS_KEY".into()],
