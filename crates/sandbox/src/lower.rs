@@ -208,10 +208,10 @@ fn view(plan: &Plan, demoted: bool, parent: &mut jail::Parent) -> Result<jail::V
         .sum();
     Ok(jail::View {
         scaffold: c(scaffold(plan).as_os_str())?,
-        root_options: c(OsStr::new(&format!(
-            "mode=755,size={},nr_inodes=65536",
-            ROOT_BYTES + given
-        )))?,
+        root_options: match given {
+            0 => c"mode=755,size=16m,nr_inodes=65536".to_owned(),
+            _ => c(OsStr::new(&format!("mode=755,size={},nr_inodes=65536", ROOT_BYTES + given)))?,
+        },
         steps,
         copies: plan
             .steps

@@ -842,16 +842,23 @@ impl<'a> Builder<'a> {
         if let Some(base) = copies.filter(|_| self.copies > 0) {
             self.push(base, Action::Writable, "private copies");
         }
-        self.authorities(&around);
-        Ok(())
+        self.authorities(&around)
     }
 
     /// The authority of inspection, in files of our own and over those of the host that can be read
     /// inside. What the command may write stays as it is: it could keep what it sees there.
-    fn authorities(&mut self, around: &HashMap<&OsStr, Permission>) {
+    fn authorities(&mut self, around: &HashMap<&OsStr, Permission>) -> Result<(), PlanError> {
         let survey = self.survey;
-        let Some(inspection) = &survey.inspection else { return };
+        let Some(inspection) = &survey.inspection else { return Ok(()) };
         let own = Path::new(OWN);
+        // Never a file in a directory of the host.
+        if self.bound.iter().any(|bound| lies_in(own, bound)) {
+            return Err(PlanError::CannotHold {
+                path: PathBuf2(own.to_owned()),
+                problem: "is shown, but inspection needs this name for itself".into(),
+                rule: "network.inspect".into(),
+            });
+        }
         self.directory(own);
         self.allow(own, Access::Read);
         let why = "authorities of inspection";
@@ -874,6 +881,7 @@ impl<'a> Builder<'a> {
             );
             self.push(&object.path, Action::Cover { object: object.clone(), file }, why);
         }
+        Ok(())
     }
 
     /// Where copies can lie: neither in a host object nor around one.
