@@ -325,7 +325,7 @@ fn lower_step(
             out.push(jail::Step::File { path, mode: 0o444, content: content.to_vec() });
         }
         Action::Cover { object, file } => {
-            out.push(jail::Step::Cover { file: inside(file)?, path, expect: Some(object.id) })
+            out.push(jail::Step::Cover { file: inside(file)?, path, expect: Some(object.id) });
         }
         Action::Writable => {
             out.push(jail::Step::Rebind { path, expect: None, attributes: 0 });

@@ -1,11 +1,13 @@
 //! Hosts whose TLS ends outside: programs trust the run's authority by themselves, requests are judged,
 //! credentials are put in where the sandbox cannot see them, and nothing of it is left.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
+use super::clients::NO_PROXIES;
 use super::probe::filtered_places;
 use super::world::{World, token};
 use crate::harness::{Place, Ran, User, as_each_user, binary, has, mode};
@@ -127,28 +129,27 @@ fn present(p: &Place, name: &str) -> bool {
 fn programs_trust_the_authority_of_the_run_by_themselves() {
     for (world, p) in filtered_places() {
         let clients: Vec<_> = CLIENTS.iter().filter(|(name, ..)| present(&p, name)).collect();
-        let ways: [(&str, fn(&World, &Place, &str) -> Ran); 3] = [
-            ("on the host", |w, p, s| w.bare(p, &format!("{TRUST}{s}"))),
-            ("passed on", |w, p, s| passed_on(w, p, &format!("{TRUST}{s}"))),
-            ("inspected", |w, p, s| inspected(w, p, &[], s)),
-        ];
-        for (way, run) in ways {
+        for way in ["on the host", "passed on", "inspected", "inspected without proxies"] {
             let words: Vec<String> = clients.iter().map(|_| token()).collect();
-            let script: String = clients
-                .iter()
-                .zip(&words)
-                .map(|((name, body, _), word)| {
-                    format!("f() {{\n{body}\n}}\n(f {word}) </dev/null; echo \"{name}=$?\"\n")
-                })
-                .collect();
-            let ran = run(world, &p, &script);
+            let mut script = String::new();
+            for ((name, body, _), word) in clients.iter().zip(&words) {
+                let _ = writeln!(script, "f() {{\n{body}\n}}");
+                let _ = writeln!(script, "(f {word}) </dev/null; echo \"{name}=$?\"");
+            }
+            let ran = match way {
+                "on the host" => world.bare(&p, &format!("{TRUST}{script}")),
+                "passed on" => passed_on(world, &p, &format!("{TRUST}{script}")),
+                "inspected" => inspected(world, &p, &[], &script),
+                _ => inspected(world, &p, &[], &format!("{NO_PROXIES}{script}")),
+            };
             for ((name, _, says), word) in clients.iter().zip(&words) {
                 assert!(ran.out.contains(&format!("\n{name}=0\n")), "{way}, {name}: {ran:#?}");
                 assert!(ran.out.contains(says), "{way}, {name}: {ran:#?}");
                 // Who adds the credential has seen the request.
-                let expected = match way {
-                    "inspected" => Value::from(format!("Bearer {SECRET}")),
-                    _ => Value::Null,
+                let expected = if way.starts_with("inspected") {
+                    Value::from(format!("Bearer {SECRET}"))
+                } else {
+                    Value::Null
                 };
                 let all = requests(world, word);
                 assert!(!all.is_empty(), "{way}, {name}: {ran:#?}");
