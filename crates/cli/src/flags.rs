@@ -86,6 +86,7 @@ flags! {
     Inspect, "inspect", None, &[], Some("HOST"), "Network", "End TLS to an allowed host outside, so that requests are judged and recorded; repeatable (rules and secrets: policy file)";
     UpstreamProxy, "upstream-proxy", None, &[], Some("URL"), "Network", "Send what is allowed through a proxy outside: http://[user:password@]host[:port]";
     Port, "port", Some('p'), &["publish"], Some("PORT"), "Network", "Expose a port of the sandbox on the host's loopback: PORT, ADDR:PORT or HOST:SANDBOX; repeatable";
+    SshAgent, "ssh-agent", None, &[], Some("KEY"), "Network", "Let the command log in with this key of your ssh agent (SHA256:..., its comment, a .pub file, or *); repeatable";
 
     Memory, "memory", None, &[], Some("SIZE"), "Limits", "Memory of the whole sandbox (512m, 2g)";
     Cpu, "cpu", None, &["cpus"], Some("N"), "Limits", "CPUs of the whole sandbox (1.5)";

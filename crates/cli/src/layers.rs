@@ -340,6 +340,20 @@ fn typed_path(id: &str, value: &OsStr) -> Result<Entry, LayerError> {
     Ok(entry(format!("{}/{text}", literally(cwd.trim_end_matches('/')))))
 }
 
+/// A public key file typed on the command line is relative to where it was typed.
+fn typed_key(value: &OsStr) -> Result<Entry, LayerError> {
+    let text = text("ssh-agent", value)?;
+    let is_file = Path::new(&text).extension() == Some(OsStr::new("pub"));
+    if is_file && !text.starts_with(['/', '~']) {
+        let cwd = std::env::current_dir()
+            .map_err(|e| LayerError::Flag(format!("--ssh-agent: current directory: {e}")))?;
+        if let Some(path) = cwd.join(&text).to_str() {
+            return Ok(entry(path.to_owned()));
+        }
+    }
+    Ok(entry(text))
+}
+
 /// A path as a pattern that matches only itself.
 fn literally(path: &str) -> String {
     if !ringfence_policy::pattern::has_meta(path) {
@@ -392,6 +406,7 @@ fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
                     }
                 });
             }
+            Id::SshAgent => f.ssh.agent.push(typed_key(value)?),
             Id::AllowHost => {
                 f.network.allow.push(host("allow-host", value, net::List::Allow)?);
             }
