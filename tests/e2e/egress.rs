@@ -5,6 +5,7 @@
 mod attacks;
 mod channels;
 mod clients;
+mod inspect;
 mod life;
 mod probe;
 mod said;

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ringfence_policy::{Network, Policy};
+use ringfence_proxy::inspect::Inspector;
 use ringfence_proxy::{Config, Record, Sink, Sockets, Way};
 use ringfence_sandbox::network::{self, Filter};
 use ringfence_sandbox::run::RunError;
@@ -48,6 +49,7 @@ impl Egress {
     pub fn start(
         filter: &Filter,
         policy: &Policy,
+        inspector: Option<Arc<Inspector>>,
         made: Made,
         init: i32,
         ears: Ears,
@@ -72,7 +74,7 @@ impl Egress {
                 },
             },
             rules: Arc::clone(&filter.rules),
-            inspector: None,
+            inspector,
             sink: sink(ears, Arc::clone(&refused)),
             upstream: chosen.upstream_proxy.clone(),
             proxy_port: network::PROXY_PORT,

@@ -83,6 +83,7 @@ flags! {
     Network, "network", None, &["net"], Some("none|filtered|host"), "Network", "none: private loopback only (default); filtered: the hosts that are allowed; host: the host's network";
     AllowHost, "allow-host", None, &["allow-domain", "allow-net"], Some("HOST[:PORTS]"), "Network", "Let the command reach a host: example.com, *.example.com, 192.0.2.0/24, a group such as npm, localhost:PORT; repeatable";
     DenyHost, "deny-host", None, &["deny-domain"], Some("HOST[:PORTS]"), "Network", "Refuse a host whatever allows it; repeatable";
+    Inspect, "inspect", None, &[], Some("HOST"), "Network", "End TLS to an allowed host outside, so that requests are judged and recorded; repeatable (rules and secrets: policy file)";
     UpstreamProxy, "upstream-proxy", None, &[], Some("URL"), "Network", "Send what is allowed through a proxy outside: http://[user:password@]host[:port]";
     Port, "port", Some('p'), &["publish"], Some("PORT"), "Network", "Expose a port of the sandbox on the host's loopback: PORT, ADDR:PORT or HOST:SANDBOX; repeatable";
     SshAgent, "ssh-agent", None, &[], Some("KEY"), "Network", "Let the command log in with this key of your ssh agent (SHA256:..., its comment, a .pub file, or *); repeatable";

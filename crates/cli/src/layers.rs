@@ -411,6 +411,11 @@ fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
                 f.network.allow.push(host("allow-host", value, net::List::Allow)?);
             }
             Id::DenyHost => f.network.deny.push(host("deny-host", value, net::List::Deny)?),
+            Id::Inspect => {
+                let text = text("inspect", value)?;
+                ringfence_policy::check_inspected(&text).map_err(bad("inspect"))?;
+                f.network.inspect.push(entry(text));
+            }
             Id::UpstreamProxy => {
                 let text = text("upstream-proxy", value)?;
                 if text != "none" {
@@ -471,9 +476,10 @@ fn host(id: &str, value: &OsStr, list: net::List) -> Result<Entry, LayerError> {
 }
 
 /// Flags that only the filter can hold.
-const OF_THE_FILTER: [(Id, &str); 3] = [
+const OF_THE_FILTER: [(Id, &str); 4] = [
     (Id::AllowHost, "allow-host"),
     (Id::DenyHost, "deny-host"),
+    (Id::Inspect, "inspect"),
     (Id::UpstreamProxy, "upstream-proxy"),
 ];
 

@@ -12,6 +12,7 @@ mod flags;
 mod help;
 #[cfg(test)]
 mod help_tests;
+mod inspect;
 mod layers;
 mod output;
 mod ports;

@@ -347,6 +347,16 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             place.close_soon(target);
             r
         }
+        Step::Cover { file, path, expect } => {
+            let target = place.open_inside(path, *expect)?;
+            let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC;
+            let tree = raw::open_tree(root, file, flags)?;
+            let r = set_attributes(tree, 0, mnt::ATTR_RDONLY | mnt::ATTR_NOEXEC)
+                .and_then(|()| attach(tree, target));
+            place.close_soon(tree);
+            place.close_soon(target);
+            r
+        }
         Step::Listen { path, channel } => hand_out_listener(path, *channel),
         Step::Copy(copy) => mount_copy(place, copy),
         Step::ReadOnly { path } => raw::mount_setattr(root, path, 0, mnt::ATTR_RDONLY, 0, -1),

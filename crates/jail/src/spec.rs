@@ -75,6 +75,13 @@ pub enum Step {
         expect: Option<FileId>,
         directory: bool,
     },
+    /// Puts a private file that was made before over the file at `path`, read-only.
+    Cover {
+        file: CString,
+        /// Resolved without symlinks.
+        path: CString,
+        expect: Option<FileId>,
+    },
     /// A stream socket of the private root, for its owner alone, handed out over `channel`
     /// (`SOCK_SEQPACKET`, one byte and the descriptor): whoever has it accepts outside what connects
     /// inside.
@@ -102,7 +109,9 @@ impl Step {
         match self {
             Self::Mask { directory, .. } => !directory,
             Self::Copy(copy) => copy.expect.is_some_and(|object| !object.is_dir),
-            Self::Rebind { expect, .. } => expect.is_some_and(|object| !object.is_dir),
+            Self::Cover { expect, .. } | Self::Rebind { expect, .. } => {
+                expect.is_some_and(|object| !object.is_dir)
+            }
             _ => false,
         }
     }

@@ -126,7 +126,7 @@ impl NetworkFragment {
                 .map_err(|m| invalid(entry, "network.upstream_proxy", m))?;
         }
         for entry in &self.inspect {
-            check_name(&entry.value).map_err(|m| invalid(entry, "network.inspect", m))?;
+            check_inspected(&entry.value).map_err(|m| invalid(entry, "network.inspect", m))?;
         }
         for rule in &self.rules {
             rule.value.check().map_err(|(key, message)| PolicyError::Invalid {
@@ -400,11 +400,11 @@ fn check_names(hosts: &[String]) -> Result<(), Wrong> {
     if hosts.is_empty() {
         return Err(("hosts", "no host is named".to_owned()));
     }
-    hosts.iter().try_for_each(|host| check_name(host)).map_err(|m| ("hosts", m))
+    hosts.iter().try_for_each(|host| check_inspected(host)).map_err(|m| ("hosts", m))
 }
 
 /// Inspection is of names: an address has no certificate to speak for.
-fn check_name(text: &str) -> Result<(), String> {
+pub fn check_inspected(text: &str) -> Result<(), String> {
     let patterns = net::patterns(text).map_err(|m| format!("{text:?}: {m}"))?;
     if patterns.iter().any(|p| matches!(p, HostPattern::Network(_) | HostPattern::HostLoopback)) {
         return Err(format!("{text:?}: only hosts with a name can be inspected"));

@@ -147,6 +147,13 @@ pub enum Network {
     Host,
 }
 
+impl Network {
+    /// Whether TLS to some hosts is to be terminated. Rules for requests and secrets need it.
+    pub fn inspects(&self) -> bool {
+        matches!(self, Self::Filtered { egress, .. } if !egress.inspect.is_empty())
+    }
+}
+
 /// What the egress filter does besides deciding by host, name and port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Egress {

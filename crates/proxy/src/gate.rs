@@ -27,6 +27,12 @@ pub(crate) trait Gate: Send + Sync + 'static {
         false
     }
 
+    /// Records a request of an inspected connection that was answered: method and path, what the server
+    /// said, and since when.
+    fn passed(&self, asked: &Asked, what: &str, since: Instant) {
+        let _ = (asked, what, since);
+    }
+
     /// What looks into connections of chosen hosts, if anything does.
     fn inspector(&self) -> Option<Arc<Inspector>> {
         None

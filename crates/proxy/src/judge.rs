@@ -383,6 +383,13 @@ impl Gate for Judge {
         self.edition.load(Ordering::SeqCst)
     }
 
+    fn passed(&self, asked: &Asked, what: &str, since: Instant) {
+        let mut record = Record::new(asked, true, "request", what);
+        record.duration_ms = since.elapsed().as_millis() as u64;
+        record.process = self.connections.process(asked.client).flatten();
+        (self.sink)(&record);
+    }
+
     fn refuse(&self, asked: &Asked, why: Why) -> Refusal {
         let judged = match &asked.host {
             Host::Name(name) => name.as_str(),

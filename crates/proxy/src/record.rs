@@ -32,7 +32,7 @@ pub struct Record {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     pub port: u16,
-    /// Stable word for programs: `allowed`, `not-listed`, `denied`, `port`, `special-address`,
+    /// Stable word for programs: `allowed`, `request` (one of an inspected connection), `not-listed`, `denied`, `port`, `special-address`,
     /// `resolved-special`, `sni-mismatch`, `host-mismatch`, `ech`, `unresolvable`, `unreachable`,
     /// `upstream`, `malformed`, `limit`, `udp`.
     pub reason: &'static str,
@@ -160,7 +160,9 @@ impl fmt::Display for Record {
         if let Some(origin) = &self.origin {
             write!(f, " ({origin})")?;
         }
-        if self.allowed {
+        if self.allowed && self.reason == "request" {
+            write!(f, "; {} ms", self.duration_ms)?;
+        } else if self.allowed {
             let (out, back) = (self.bytes_out, self.bytes_in);
             write!(f, "; {out} bytes out, {back} bytes in, {} ms", self.duration_ms)?;
         }

@@ -165,6 +165,17 @@ fn problems_are_typed() {
 }
 
 #[test]
+fn what_only_the_command_line_can_do_is_refused() {
+    let dir = place();
+    let layer = "[network]\nallow = [\"a.example\"]\ninspect = [\"a.example\"]\n";
+    let layer = ringfence::Fragment::parse("layer", layer.as_bytes()).unwrap();
+    let sandbox = Sandbox::builder().workspace(dir.path()).layer(layer).build().unwrap();
+    let error = sandbox.command("touch").arg("ran").status().unwrap_err().to_string();
+    assert!(error.contains("network.inspect: "), "{error}");
+    assert!(!dir.path().join("ran").exists());
+}
+
+#[test]
 fn many_threads_may_run_commands_at_once() {
     let dir = place();
     let sandbox = sandbox(&dir);

@@ -8,6 +8,8 @@ mod copies;
 #[cfg(unix)]
 pub mod discover;
 #[cfg(target_os = "linux")]
+pub mod inspection;
+#[cfg(target_os = "linux")]
 pub mod lower;
 #[cfg(target_os = "linux")]
 pub mod network;

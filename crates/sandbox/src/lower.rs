@@ -176,6 +176,9 @@ fn exec(plan: &Plan, command: &Command) -> Result<jail::Exec, Nul> {
     })
 }
 
+/// The private root without what inspection puts there.
+const ROOT_BYTES: usize = 16 * 1024 * 1024;
+
 const PLAIN: u64 = mnt::ATTR_NOSUID | mnt::ATTR_NODEV;
 
 fn attributes(permission: Permission) -> u64 {
@@ -203,9 +206,21 @@ fn view(
         steps.push(jail::Step::Remove { path: jail::MASK_DIR.to_owned(), directory: true });
     }
     steps.push(jail::Step::ReadOnly { path: c".".to_owned() });
+    let given: usize = plan
+        .steps
+        .iter()
+        .map(|s| match &s.action {
+            // Rounded up to pages.
+            Action::File { content } => content.len() + 4096,
+            _ => 0,
+        })
+        .sum();
     Ok(jail::View {
         scaffold: c(scaffold(plan).as_os_str())?,
-        root_options: c"mode=755,size=16m,nr_inodes=65536".to_owned(),
+        root_options: match given {
+            0 => c"mode=755,size=16m,nr_inodes=65536".to_owned(),
+            _ => c(OsStr::new(&format!("mode=755,size={},nr_inodes=65536", ROOT_BYTES + given)))?,
+        },
         steps,
         copies: plan
             .steps
@@ -315,6 +330,12 @@ fn lower_step(
                 link: inside(&directory.join("link"))?,
                 target: c(file.as_os_str())?,
             }));
+        }
+        Action::File { content } => {
+            out.push(jail::Step::File { path, mode: 0o444, content: content.to_vec() });
+        }
+        Action::Cover { object, file } => {
+            out.push(jail::Step::Cover { file: inside(file)?, path, expect: Some(object.id) });
         }
         Action::Agent => out.push(jail::Step::Listen { path, channel: agent }),
         Action::Writable => {

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::agent::Granted;
 use crate::discover::ConfigFile;
+use crate::inspection::{Inspection, OWN};
 use crate::network::Filter;
 use crate::status::{Rung, Status};
 use crate::survey::{Caller, Object, SystemEntry, above, lies_in};
@@ -62,6 +63,10 @@ pub struct Survey {
     pub agent: Option<Result<Granted, String>>,
     /// The egress filter that the policy's host rules ask for.
     pub filter: Option<Filter>,
+    /// What the inspection of hosts needs inside.
+    pub inspection: Option<Arc<Inspection>>,
+    /// What of [`Inspection::covers`] exists.
+    pub covers: Vec<Object>,
     pub cwd: PathBuf,
     pub environment: Vec<(OsString, OsString)>,
     pub withheld: Vec<String>,
@@ -131,6 +136,17 @@ pub enum Action {
         /// Where the copy lies, with nothing else beside it.
         directory: PathBuf,
     },
+    /// A private file, read-only.
+    File {
+        #[serde(skip)]
+        content: Arc<[u8]>,
+    },
+    /// A private file is seen instead of what lies here.
+    Cover {
+        #[serde(skip)]
+        object: Object,
+        file: PathBuf,
+    },
     /// A socket that leads to the ssh agent, through the filter.
     Agent,
     /// Of the private root, which is read-only else.
@@ -175,6 +191,9 @@ pub struct Plan {
     /// With [`NetworkPlan::Filtered`].
     #[serde(skip)]
     pub filter: Option<Filter>,
+    /// Hosts are inspected, and the sandbox has what that needs.
+    #[serde(skip)]
+    pub(crate) inspected: bool,
     pub steps: Vec<Step>,
     pub landlock: Vec<LandlockRule>,
     pub landlock_abi: u32,
@@ -375,6 +394,12 @@ impl Plan {
             // rung, and landlock does not hold a connection to one by its path.
             unix: rung == Rung::Namespaces,
         };
+        if let (Some(inspection), NetworkPlan::Filtered { .. }) = (&survey.inspection, &network) {
+            status.enforce("inspection", inspection.detail());
+        }
+        if let Some(secrets) = survey.inspection.as_ref().and_then(|i| i.secrets()) {
+            status.enforce("secrets", secrets);
+        }
         report(policy, &survey, &mut status);
         let plan = Self {
             rung,
@@ -385,6 +410,7 @@ impl Plan {
                 _ => None,
             },
             network,
+            inspected: survey.inspection.is_some(),
             steps,
             landlock,
             landlock_abi: survey.landlock_abi,
@@ -878,6 +904,45 @@ impl<'a> Builder<'a> {
         if let Some(base) = copies.filter(|_| self.copies > 0) {
             self.push(base, Action::Writable, "private copies");
         }
+        self.authorities(&around)
+    }
+
+    /// The authority of inspection, in files of our own and over those of the host that can be read
+    /// inside. What the command may write stays as it is: it could keep what it sees there.
+    fn authorities(&mut self, around: &HashMap<&OsStr, Permission>) -> Result<(), PlanError> {
+        let survey = self.survey;
+        let Some(inspection) = &survey.inspection else { return Ok(()) };
+        let own = Path::new(OWN);
+        // Never a file in a directory of the host.
+        if self.bound.iter().any(|bound| lies_in(own, bound)) {
+            return Err(PlanError::CannotHold {
+                path: PathBuf2(own.to_owned()),
+                problem: "is shown, but inspection needs this name for itself".into(),
+                rule: "network.inspect".into(),
+            });
+        }
+        self.directory(own);
+        self.allow(own, Access::Read);
+        let why = "authorities of inspection";
+        for (path, content) in &inspection.files {
+            self.push(path, Action::File { content: content.clone() }, why);
+        }
+        for (n, object) in survey.covers.iter().enumerate() {
+            let place = object.path.as_os_str();
+            let here = std::iter::once(place).chain(above(&object.path));
+            let shown = here.into_iter().find_map(|p| around.get(p).copied());
+            let content = inspection.covers.get(&object.path);
+            let (Some(content), Some(Permission::Read)) = (content, shown) else { continue };
+            let file = inspection.file_with(content).map_or_else(
+                || {
+                    let file = own.join(format!("store-{n}"));
+                    self.push(&file, Action::File { content: content.clone() }, why);
+                    file
+                },
+                Path::to_owned,
+            );
+            self.push(&object.path, Action::Cover { object: object.clone(), file }, why);
+        }
         Ok(())
     }
 
@@ -1025,6 +1090,11 @@ impl fmt::Display for Plan {
             NetworkPlan::Host => writeln!(f, "network     the host's")?,
             NetworkPlan::NoSockets => writeln!(f, "network     none (sockets refused)")?,
         }
+        for p in
+            self.status.enforced.iter().filter(|p| matches!(&*p.name, "inspection" | "secrets"))
+        {
+            writeln!(f, "{:<11} {}", p.name, p.detail)?;
+        }
         if let Some(agent) = &self.ssh_agent {
             writeln!(f, "ssh agent   {}", agent.in_words())?;
             for key in &agent.keys {
@@ -1052,6 +1122,8 @@ impl fmt::Display for Plan {
                 Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
                 Action::Seal { .. } => "read-only".into(),
                 Action::Copy { .. } => "a private copy, written inside only".into(),
+                Action::File { .. } => "private, read-only".into(),
+                Action::Cover { file, .. } => format!("covered by {}", shown(file)),
                 Action::Agent => "socket to the ssh agent".into(),
                 Action::Writable => "private, read-write".into(),
                 Action::Pin { .. } => "pinned in place".into(),

@@ -10,6 +10,7 @@ use ringfence_policy::{
 use ringfence_sys::raw::FileId;
 
 use crate::discover::ConfigFile;
+use crate::inspection::{Inspection, OWN};
 use crate::plan::{Access, Action, Plan, PlanError, Point, Survey, describe};
 use crate::status::Rung;
 use crate::survey::{Caller, Object, SystemEntry};
@@ -87,6 +88,8 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         resolver: None,
         agent: None,
         filter: crate::network::Filter::of(&policy.network).unwrap(),
+        inspection: None,
+        covers: Vec::new(),
         cwd: WORKSPACE.into(),
         environment: Vec::new(),
         withheld: vec!["AWS_SECRET_ACCESS_KEY".into()],
@@ -268,6 +271,75 @@ fn configuration_of_git_is_a_private_copy_where_its_surroundings_are_writable() 
     let config = Path::new("/home/user/project/.git/config");
     let held = made.steps.iter().find(|s| s.path == config).unwrap();
     assert!(matches!(held.action, Action::Seal { .. }));
+}
+
+/// A plan with inspection: what the host has, and what else is shown.
+fn inspected(host: &[&str], more: &[&str]) -> Result<Plan, PlanError> {
+    let policy =
+        policy("workspace", "[network]\nallow = [\"a.example\"]\ninspect = [\"a.example\"]\n");
+    let mut survey = survey(&policy, &["/home/user/project/.env"]);
+    survey.points.extend(more.iter().map(|path| toolchain(path)));
+    let whole = Path::new(OWN).join("authorities.pem");
+    let content: Arc<[u8]> = b"authorities"[..].into();
+    let other: Arc<[u8]> = b"other"[..].into();
+    survey.covers = host.iter().map(|path| object(path)).collect();
+    survey.inspection = Some(Arc::new(Inspection {
+        hosts: 1,
+        files: [(whole, content.clone())].into(),
+        covers: host
+            .iter()
+            .map(|path| {
+                let content = if path.contains("java") { &other } else { &content };
+                (PathBuf::from(path), content.clone())
+            })
+            .collect(),
+        ..Inspection::default()
+    }));
+    Plan::new(&policy, survey)
+}
+
+#[test]
+fn authorities_are_covered_where_they_can_be_read_and_not_written() {
+    let made = inspected(
+        &[
+            "/etc/ssl/bundle.crt",
+            "/etc/java/cacerts",
+            "/home/user/.tool/cacerts",
+            "/home/user/corp.pem",
+            "/home/user/project/corp.pem",
+            "/home/user/project/.env",
+        ],
+        &["/home/user/.tool/"],
+    )
+    .unwrap();
+    let covers: Vec<_> = made
+        .steps
+        .iter()
+        .filter_map(|s| match &s.action {
+            Action::Cover { file, .. } => Some((s.path.to_str().unwrap(), file.to_str().unwrap())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        covers,
+        [
+            ("/etc/ssl/bundle.crt", "/.ringfence-trust/authorities.pem"),
+            ("/etc/java/cacerts", "/.ringfence-trust/store-1"),
+            ("/home/user/.tool/cacerts", "/.ringfence-trust/authorities.pem"),
+        ]
+    );
+    let files = made.steps.iter().filter(|s| matches!(s.action, Action::File { .. }));
+    assert_eq!(files.count(), 2);
+    assert!(made.landlock.iter().any(|r| r.path == Path::new(OWN) && r.access == Access::Read));
+    assert!(made.status.enforced.iter().any(|p| p.name == "inspection"));
+}
+
+#[test]
+fn authorities_are_never_put_into_a_directory_of_the_host() {
+    let error = inspected(&[], &["/.ringfence-trust/"]).unwrap_err();
+    assert!(error.to_string().contains("inspection needs this name"), "{error}");
+    let made = inspected(&[], &["/run/"]).unwrap();
+    assert!(made.steps.iter().any(|s| matches!(s.action, Action::File { .. })));
 }
 
 #[test]

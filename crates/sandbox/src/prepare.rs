@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ringfence_policy::{
     CompiledRules, Effect, GlobRule, Network, Permission, Places, Policy, Rule, priority,
@@ -15,6 +16,7 @@ use crate::discover::{
     self, GitOptions, Matcher, PRIVATE_CACHES, RepositoryHint, Shape, TOOL_ENVIRONMENT, Verdict,
     WalkOptions,
 };
+use crate::inspection::Inspection;
 use crate::network::{self, Filter, Keep};
 use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
@@ -35,6 +37,8 @@ pub struct Request {
     pub cache: bool,
     /// Where the caller has made it already ([`Filter::of`]) to prepare it early; `None`: made here.
     pub filter: Option<Filter>,
+    /// For a policy that inspects hosts ([`Network::inspects`]): what that needs inside.
+    pub inspection: Option<Arc<Inspection>>,
 }
 
 impl Request {
@@ -47,6 +51,7 @@ impl Request {
             rung: Rung::Namespaces,
             cache: true,
             filter: None,
+            inspection: None,
         }
     }
 
@@ -193,6 +198,13 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let foreign_id =
         if caller.maps_ids { survey::foreign_id(std::process::id()) } else { caller.uid };
     let devices = devices(policy)?;
+    let mut covers = Vec::new();
+    if let Some(inspection) = &request.inspection {
+        notes.extend(inspection.notes.iter().cloned());
+        for path in inspection.covers.keys() {
+            covers.extend(found.identify(path)?.filter(|object| object.path == *path));
+        }
+    }
     let workspace_permission = match &workspace {
         Some(w) => rules.decide(&w.path).permission,
         None => Permission::None,
@@ -234,6 +246,8 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         resolver,
         agent,
         filter,
+        inspection: request.inspection.clone(),
+        covers,
         cwd,
         environment,
         withheld,
@@ -869,6 +883,17 @@ fn environment(
             if keep == Keep::Ours || !passed.iter().any(|(k, _)| k == name) {
                 put(&mut passed, name, Some(value.into()));
             }
+        }
+    }
+    if let Some(inspection) = &request.inspection {
+        // Without a private view those files are not there.
+        if request.rung == Rung::Namespaces {
+            for (name, path) in &inspection.environment {
+                put(&mut passed, name, Some(path.into()));
+            }
+        }
+        for (name, placeholder) in &inspection.placeholders {
+            put(&mut passed, name, Some(placeholder.into()));
         }
     }
     (passed, withheld)

@@ -123,6 +123,10 @@ pub fn start(
 ) -> Result<Running, Failed> {
     let started = Instant::now();
     let limits = &policy.limits;
+    if policy.network.inspects() && !plan.inspected {
+        let problem = "network.inspect: only the command line can inspect";
+        return Err(RunError::from(PlanError::Unsupported(problem.into())).into());
+    }
     let (scope, nproc) = limit(limits, &mut plan.status);
     plan.refuse_what_is_missing(policy).map_err(RunError::from)?;
     let scratch = match plan.rung {
@@ -239,6 +243,7 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
         jail::Step::Listen { path, .. } => (cpath(path), "listen at"),
         jail::Step::Mask { path, .. } => (cpath(path), "hide"),
+        jail::Step::Cover { path, .. } => (cpath(path), "put authorities over"),
         jail::Step::ReadOnly { path } => (cpath(path), "make read-only"),
         jail::Step::Remove { path, .. } => (cpath(path), "tidy"),
     })

@@ -351,7 +351,7 @@ class Http:
             method, target, *_ = line.split(" ")
             host = headers.get("host", "")
             self.log("http", method=method, host=host, path=target, dst=dst, port=port, tls=bool(tls),
-                     sni=getattr(tls, "asked", None))
+                     sni=getattr(tls, "asked", None), authorization=headers.get("authorization"))
             body = await body_of(reader, headers)
             target = target if target.startswith("/") else "/" + target.split("/", 3)[-1]
             path, _, query = target.partition("?")
@@ -363,6 +363,8 @@ class Http:
                 status, kind, content = await self.git(method, "/" + rest, query, headers, body)
             elif found:
                 kind, content = found
+            elif first == "echo":
+                kind, content = "application/json", json.dumps(headers).encode()
             else:
                 content = f"reached {host} {path} at {dst}:{port}\n".encode()
                 if size := headers.get("x-size"):

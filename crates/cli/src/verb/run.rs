@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfence_policy::{Base, Effect, Permission, Policy, Rule, priority};
+use ringfence_proxy::inspect::Inspector;
 use ringfence_sandbox::lower::Command;
 use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
@@ -23,7 +24,7 @@ use crate::flags::{self, Id, Problem, Typed};
 use crate::layers::{self, Layered};
 use crate::output::printable;
 use crate::ports::{self, Port};
-use crate::{help, output};
+use crate::{help, inspect, output};
 
 pub fn main(args: &[OsString]) -> ExitCode {
     // Before anything else: namespaces are being made while arguments, policy and project are read.
@@ -66,6 +67,7 @@ struct Meant {
     layered: Layered,
     request: Request,
     argv: Vec<OsString>,
+    inspector: Option<Arc<Inspector>>,
 }
 
 fn meant(typed: &Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
@@ -96,8 +98,9 @@ fn meant(typed: &Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     if let (Some(filter), Some(early)) = (&request.filter, early) {
         filter.prepare(early);
     }
+    let inspector = inspect::prepare(&mut layered.policy, &mut request).map_err(output::fail)?;
     protect_policy_files(&mut layered, &request).map_err(output::fail)?;
-    Ok(Meant { layered, request, argv })
+    Ok(Meant { layered, request, argv, inspector })
 }
 
 /// Layer name of the rules that guard the policy in use; they are not lifted by id.
@@ -138,7 +141,7 @@ fn guard(path: &Path, workspace: Option<&Path>) -> Option<Rule> {
 }
 
 fn go(typed: &Typed, meant: &Meant, mut early: Option<Early>) -> ExitCode {
-    let Meant { layered, request, argv } = meant;
+    let Meant { layered, request, argv, inspector } = meant;
     let loud = typed.has(Id::Debug) || typed.has(Id::Monitor);
     if loud || !layered.notes.is_empty() {
         for note in &layered.notes {
@@ -158,7 +161,8 @@ fn go(typed: &Typed, meant: &Meant, mut early: Option<Early>) -> ExitCode {
     };
     let signals = Signals::take();
     let policy = &layered.policy;
-    let given = Given { typed, policy, argv, signals: &signals, ports: &exposed };
+    let inspector = inspector.as_ref();
+    let given = Given { typed, policy, argv, signals: &signals, ports: &exposed, inspector };
     let outcome =
         run::with_ladder(policy, request, |plan| attempt(&given, &mut log, early.take(), plan));
     match outcome {
@@ -202,6 +206,7 @@ struct Given<'a> {
     argv: &'a [OsString],
     signals: &'a Signals,
     ports: &'a [Port],
+    inspector: Option<&'a Arc<Inspector>>,
 }
 
 /// One plan, from start to end.
@@ -211,7 +216,7 @@ fn attempt(
     early: Option<Early>,
     plan: Plan,
 ) -> Result<(i32, Status), Failed> {
-    let Given { typed, policy, argv, signals, ports } = *given;
+    let Given { typed, policy, argv, signals, ports, inspector } = *given;
     let fatal = |error: RunError| Failed { error, refusal: None };
     let io = Io::new(policy.pty);
     let (ours, theirs) = connector(ports, &plan).map_err(fatal)?;
@@ -251,7 +256,9 @@ fn attempt(
                 debug: typed.has(Id::Debug),
                 raw: io.wants_pty() && std::io::stderr().is_terminal(),
             };
-            let started = Egress::start(&filter, policy, made, running.jailed.pid(), ears);
+            let init = running.jailed.pid();
+            let inspector = inspector.map(Arc::clone);
+            let started = Egress::start(&filter, policy, inspector, made, init, ears);
             Some(started.map_err(fatal)?)
         }
         _ => None,

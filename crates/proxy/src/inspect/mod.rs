@@ -109,6 +109,15 @@ impl Inspector {
         self.settings.secrets.iter().map(|secret| (secret.name(), secret.placeholder()))
     }
 
+    /// `text` with placeholders instead of the secrets in it; `None` if there are none.
+    pub fn hide(&self, text: &[u8]) -> Option<Vec<u8>> {
+        let mut hidden: Option<Vec<u8>> = None;
+        for secret in &self.settings.secrets {
+            hidden = secret.hide(hidden.as_deref().unwrap_or(text)).or(hidden);
+        }
+        hidden
+    }
+
     /// Whether connections to `host` are inspected: listed, or named by a rule or a secret.
     pub fn inspects(&self, host: &Host) -> bool {
         rules::any_covers(&self.settings.hosts, host)

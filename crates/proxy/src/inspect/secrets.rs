@@ -112,6 +112,15 @@ impl Secret {
         self.placeholder.clone_from(&other.placeholder);
     }
 
+    /// `text` with the placeholder where the value stands; `None` where it does not. Short values would
+    /// be found by chance.
+    pub(super) fn hide(&self, text: &[u8]) -> Option<Vec<u8>> {
+        if self.value.len() < SHORTEST_SEARCHED {
+            return None;
+        }
+        replace(text, &self.value, self.placeholder.as_bytes()).map(|text| text.to_vec())
+    }
+
     pub(super) fn is_for(&self, host: &Host) -> bool {
         any_covers(&self.hosts, host)
     }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Incoming};
@@ -311,7 +311,8 @@ impl<G: Gate> Requests<G> {
             headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         }
-        Ok(Judged { injected, upgrade, head: method == Method::HEAD })
+        let since = Instant::now();
+        Ok(Judged { injected, upgrade, head: method == Method::HEAD, shown, since })
     }
 
     async fn forward(
@@ -319,10 +320,13 @@ impl<G: Gate> Requests<G> {
         request: Request<Incoming>,
         judged: Judged,
     ) -> Result<Response<Answer>, Box<Refused>> {
-        let Judged { injected, upgrade, head } = judged;
+        let Judged { injected, upgrade, head, shown, since } = judged;
         let mut response = self.upstream.send(request).await.map_err(|failure| {
             Refused::new(StatusCode::BAD_GATEWAY, self.session.failed(failure))
         })?;
+        let with = if injected.any { ", with a secret" } else { "" };
+        let said = format!("{shown}: answered {}{with}", response.status().as_u16());
+        self.session.gate.passed(&self.session.asked, &said, since);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(response, upgrade, &injected.needles);
         }
@@ -381,6 +385,9 @@ struct Judged {
     injected: secrets::Injected,
     upgrade: Option<OnUpgrade>,
     head: bool,
+    /// Method and path, for the record.
+    shown: String,
+    since: Instant,
 }
 
 /// How a refused request is answered.

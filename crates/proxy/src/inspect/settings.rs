@@ -26,7 +26,7 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     #[error("{origin}: {key}: {problem}")]
-    Entry { origin: String, key: &'static str, problem: String },
+    Entry { origin: String, key: String, problem: String },
     #[error("{origin}: {source}")]
     Secret { origin: String, source: SecretError },
 }
@@ -42,7 +42,7 @@ impl Settings {
             for text in texts {
                 let found = patterns(text).map_err(|problem| SettingsError::Entry {
                     origin: origin.to_string(),
-                    key,
+                    key: key.to_owned(),
                     problem: format!("{text}: {problem}"),
                 })?;
                 all.extend(found);
@@ -61,7 +61,7 @@ impl Settings {
                 methods: rule.methods.clone(),
                 paths: paths.collect::<Result<_, _>>().map_err(|problem| SettingsError::Entry {
                     origin: rule.origin.to_string(),
-                    key: "network.rules.paths",
+                    key: "network.rules.paths".to_owned(),
                     problem: problem.to_string(),
                 })?,
                 origin: Some(rule.origin.to_string()),
@@ -71,8 +71,8 @@ impl Settings {
             let origin = secret.origin.to_string();
             let value = read(&secret.from).map_err(|problem| SettingsError::Entry {
                 origin: origin.clone(),
-                key: "network.secrets",
-                problem: format!("{}: {problem}", secret.name),
+                key: format!("network.secrets.{}.from", secret.name),
+                problem,
             })?;
             let hosts = hosts(&secret.hosts, "network.secrets.hosts", &secret.origin)?;
             let (header, format) = (Some(secret.header.as_str()), Some(secret.format.as_str()));
@@ -99,7 +99,11 @@ pub fn read_secret(
                 Ok(rest) => PathBuf::from(variable("HOME").ok_or("HOME is not set")?).join(rest),
                 Err(_) => path.clone(),
             };
-            let told = |e: std::io::Error| format!("{}: {e}", path.display());
+            let told = |e: std::io::Error| {
+                let text = e.to_string().to_lowercase();
+                let text = text.split_once(" (os error").map_or(&*text, |(text, _)| text);
+                format!("{}: {text}", path.display())
+            };
             let metadata = path.metadata().map_err(told)?;
             if !metadata.is_file() || metadata.len() > LARGEST_SECRET {
                 return Err(format!("{}: not a file of at most 64 KiB", path.display()));
@@ -153,7 +157,9 @@ mod tests {
         assert_eq!((settings.hosts.len(), settings.rules.len(), settings.secrets.len()), (1, 1, 1));
         let error = Settings::compile(&egress(), |from| read_secret(from, &|_| None)).unwrap_err();
         assert!(
-            error.to_string().ends_with("TOKEN: the variable REAL_TOKEN is not set"),
+            error
+                .to_string()
+                .ends_with("network.secrets.TOKEN.from: the variable REAL_TOKEN is not set"),
             "{error}"
         );
         let mut bad = egress();

@@ -199,6 +199,10 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
             Permission::Read,
             "a private copy is read and written, and gone afterwards; the file itself stays as it is",
         ),
+        Action::Cover { .. } => {
+            (Permission::Read, "covered by the same with the authority of inspection, read-only")
+        }
+        Action::File { .. } => (Permission::Read, "the sandbox's own, for inspection"),
         Action::System { .. } => (Permission::Read, "part of the system, mounted read-only"),
         Action::Bind { permission, .. } | Action::Over { permission, .. } => (
             *permission,
