@@ -15,6 +15,7 @@ mod help_tests;
 mod layers;
 mod output;
 mod ports;
+mod reload;
 mod trust;
 mod verb;
 
