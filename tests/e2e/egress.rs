@@ -7,5 +7,6 @@ mod channels;
 mod clients;
 mod life;
 mod probe;
+mod reload;
 mod said;
 mod world;

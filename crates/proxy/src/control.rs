@@ -144,11 +144,15 @@ pub fn ask(id: Id) -> io::Result<Answer> {
     }
     stream.set_read_timeout(Some(2 * LONGEST))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(RELOAD)?;
+    // Who is refused is answered without being listened to; then this fails, and so does the end of
+    // what can be read.
+    let asked = stream.write_all(RELOAD);
     let mut text = Vec::new();
-    stream.take(MOST_BYTES).read_to_end(&mut text)?;
-    serde_json::from_slice(&text)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it ended without an answer"))
+    let read = stream.take(MOST_BYTES).read_to_end(&mut text);
+    serde_json::from_slice(&text).map_err(|_| {
+        let ended = || io::Error::new(io::ErrorKind::InvalidData, "it ended without an answer");
+        asked.err().or(read.err()).unwrap_or_else(ended)
+    })
 }
 
 /// Hears until the filter ends. One caller at a time: two replacements must not cross.
@@ -216,7 +220,7 @@ fn may(stream: &tokio::net::UnixStream) -> Result<(), String> {
     let asks = namespace(&peer.pid.as_raw_nonzero().to_string());
     match (asks, namespace("self")) {
         (Ok(asks), Ok(own)) if asks == own => Ok(()),
-        // Root's processes are not for others to look at, and no sandbox has that id.
+        // Root's processes are not for others to look at. Its sandboxes have another id.
         (Err(_), _) if peer.uid.is_root() && !own.is_root() => Ok(()),
         _ => Err("the rules of a run are not changed from inside a sandbox".to_owned()),
     }
