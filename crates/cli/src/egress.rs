@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ringfence_policy::{Network, Policy};
+use ringfence_policy::Policy;
 use ringfence_proxy::control::Control;
 use ringfence_proxy::{Config, Record, Sink};
-use ringfence_sandbox::network::{self, Filter};
+use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::run::RunError;
 use ringfence_sys::egress::Made;
 
@@ -56,23 +56,13 @@ impl Egress {
         ears: Ears,
         control: Control,
     ) -> Result<Self, RunError> {
-        let Network::Filtered { egress: chosen, .. } = &policy.network else {
-            return Err(failed("the policy has no filter"));
-        };
         let refused = Arc::new(Mutex::new(Refused::default()));
         let watched = ears.monitor;
         let all = ears.log.is_some() || ears.debug;
-        let started = ringfence_proxy::Filter::start(Config {
-            sockets: made.into(),
-            rules: Arc::clone(&filter.rules),
-            inspector: None,
-            sink: sink(ears, Arc::clone(&refused)),
-            upstream: chosen.upstream_proxy.clone(),
-            proxy_port: network::PROXY_PORT,
-            init: Some(init),
-            control: Some(control),
-        });
-        let filter = started.map_err(|e| failed(&e.to_string()))?;
+        let rules = Arc::clone(&filter.rules);
+        let config = Config::of(&policy.network, rules, made, sink(ears, Arc::clone(&refused)));
+        let config = Config { init: Some(init), control: Some(control), ..config };
+        let filter = ringfence_proxy::Filter::start(config).map_err(|e| failed(&e))?;
         filter.name_processes(all);
         Ok(Self { filter, refused, watched })
     }
@@ -94,7 +84,7 @@ impl Egress {
     }
 }
 
-fn failed(problem: &str) -> RunError {
+fn failed(problem: &std::io::Error) -> RunError {
     RunError::Supervise(format!("the egress filter cannot start: {problem}"))
 }
 

@@ -39,8 +39,9 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ringfence_policy::Network;
 use ringfence_policy::net::Rules;
-use ringfence_sys::egress::Made;
+use ringfence_sys::egress::{Made, PORT};
 
 pub use filter::Filter;
 pub use record::{Process, Record, Sink};
@@ -80,6 +81,26 @@ pub struct Config {
     pub init: Option<i32>,
     /// Lets the rules be replaced from outside.
     pub control: Option<control::Control>,
+}
+
+impl Config {
+    /// As a policy has it, on what was made in the sandbox.
+    pub fn of(network: &Network, rules: Arc<Rules>, made: Made, sink: Sink) -> Self {
+        let upstream = match network {
+            Network::Filtered { egress, .. } => egress.upstream_proxy.clone(),
+            Network::None | Network::Host => None,
+        };
+        Self {
+            sockets: made.into(),
+            rules,
+            inspector: None,
+            sink,
+            upstream,
+            proxy_port: PORT,
+            init: None,
+            control: None,
+        }
+    }
 }
 
 impl std::fmt::Debug for Config {

@@ -128,7 +128,10 @@ except OSError as e:
             ("[network]\nallow = [", "rules.toml"),
             ("[network]\nallow = [\"bad host\"]\n", "bad host"),
             ("[network]\nmode = \"host\"\n", "the host's network"),
-            ("extends = \"./new.toml\"\n[network]\nallow = [\"good.example.com\"]\n", "not part of"),
+            (
+                "extends = \"./new.toml\"\n[network]\nallow = [\"good.example.com\"]\n",
+                "not part of",
+            ),
         ] {
             p.write(&rules, wrong);
             p.write("../outside/new.toml", START);
@@ -154,8 +157,10 @@ except OSError as e:
         let log = std::fs::read_to_string(log).unwrap();
         let events: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         let reloads: Vec<_> = events.iter().filter(|e| e["event"] == "reload").collect();
-        assert_eq!(reloads.len(), 9, "{reloads:#?}");
-        assert_eq!(reloads[1]["detail"]["closed"], 1, "{reloads:#?}");
+        // Another case may have asked this run, too.
+        assert!(reloads.len() >= 9, "{reloads:#?}");
+        let closing = |e: &&&Value| e["detail"]["closed"] == 1;
+        assert_eq!(reloads.iter().filter(closing).count(), 1, "{reloads:#?}");
         reload(world, &p, &[&pid]).failed_with(125).says("no run");
     }
 }
