@@ -110,7 +110,7 @@ pub fn command() -> Command {
                 )
                 .args(context())
                 .arg(json())
-                .after_help("Examples:\n  ringfence policy explain .env\n  ringfence policy explain ~/.ssh/id_rsa\n  ringfence policy explain api.github.com:443"),
+                .after_help("What is said of a path is for hosts with namespaces; where a host refuses them, landlock\nholds less, and `run` says what.\n\nExamples:\n  ringfence policy explain .env\n  ringfence policy explain ~/.ssh/id_rsa\n  ringfence policy explain api.github.com:443"),
         )
         .subcommand(
             Command::new("reload")

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ringfence_policy::{
     Bytes, Count, Cpu, Entry, Fragment, Loader, Millis, Network, NetworkMode, NoFiles, Origin,
-    Policy, PolicyError, Pty, import, net, profiles, resolve, resolve_layers,
+    Policy, PolicyError, Pty, import, net, pattern, profiles, resolve, resolve_layers,
 };
 
 use crate::flags::{Id, Typed};
@@ -361,16 +361,7 @@ fn typed_path(id: &str, value: &OsStr) -> Result<Entry, LayerError> {
         ))
     })?;
     // Only what was typed is a pattern, not the name of the directory it was typed in.
-    Ok(entry(format!("{}/{text}", literally(cwd.trim_end_matches('/')))))
-}
-
-/// A path as a pattern that matches only itself.
-fn literally(path: &str) -> String {
-    if !ringfence_policy::pattern::has_meta(path) {
-        return path.to_owned();
-    }
-    let special = |c: char| matches!(c, '*' | '?' | '[' | ']' | '{' | '}' | '\\' | '!' | ',');
-    path.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+    Ok(entry(format!("{}/{text}", pattern::literally(cwd.trim_end_matches('/')))))
 }
 
 /// The flags as a layer of their own.
