@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod agent;
 mod attacks;
 mod basics;
 mod egress;

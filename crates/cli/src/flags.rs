@@ -85,6 +85,7 @@ flags! {
     DenyHost, "deny-host", None, &["deny-domain"], Some("HOST[:PORTS]"), "Network", "Refuse a host whatever allows it; repeatable";
     UpstreamProxy, "upstream-proxy", None, &[], Some("URL"), "Network", "Send what is allowed through a proxy outside: http://[user:password@]host[:port]";
     Port, "port", Some('p'), &["publish"], Some("PORT"), "Network", "Expose a port of the sandbox on the host's loopback: PORT, ADDR:PORT or HOST:SANDBOX; repeatable";
+    SshAgent, "ssh-agent", None, &[], Some("KEY"), "Network", "Let the command log in with this key of your ssh agent (SHA256:..., its comment, a .pub file, or *); repeatable";
 
     Memory, "memory", None, &[], Some("SIZE"), "Limits", "Memory of the whole sandbox (512m, 2g)";
     Cpu, "cpu", None, &["cpus"], Some("N"), "Limits", "CPUs of the whole sandbox (1.5)";

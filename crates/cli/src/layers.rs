@@ -364,6 +364,20 @@ fn typed_path(id: &str, value: &OsStr) -> Result<Entry, LayerError> {
     Ok(entry(format!("{}/{text}", pattern::literally(cwd.trim_end_matches('/')))))
 }
 
+/// A public key file typed on the command line is relative to where it was typed.
+fn typed_key(value: &OsStr) -> Result<Entry, LayerError> {
+    let text = text("ssh-agent", value)?;
+    let is_file = Path::new(&text).extension() == Some(OsStr::new("pub"));
+    if is_file && !text.starts_with(['/', '~']) {
+        let cwd = std::env::current_dir()
+            .map_err(|e| LayerError::Flag(format!("--ssh-agent: current directory: {e}")))?;
+        if let Some(path) = cwd.join(&text).to_str() {
+            return Ok(entry(path.to_owned()));
+        }
+    }
+    Ok(entry(text))
+}
+
 /// The flags as a layer of their own.
 fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
     let mut f = Fragment::named(COMMAND_LINE);
@@ -407,6 +421,7 @@ fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
                     }
                 });
             }
+            Id::SshAgent => f.ssh.agent.push(typed_key(value)?),
             Id::AllowHost => {
                 f.network.allow.push(host("allow-host", value, net::List::Allow)?);
             }

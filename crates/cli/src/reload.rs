@@ -212,6 +212,11 @@ fn unchanged(before: &Policy, now: &Policy) -> Option<String> {
         files.rules.iter_mut().for_each(plain);
         files
     };
+    let ssh = |policy: &Policy| {
+        let mut ssh = policy.ssh.clone();
+        ssh.agent.iter_mut().for_each(|key| key.origin = Origin::default());
+        ssh
+    };
     let proxies = |policy: &Policy| match &policy.network {
         Network::Filtered { egress, .. } => egress.proxies,
         _ => true,
@@ -222,6 +227,7 @@ fn unchanged(before: &Policy, now: &Policy) -> Option<String> {
         ("limits", before.limits != now.limits),
         ("processes", before.processes != now.processes),
         ("terminal", before.pty != now.pty),
+        ("ssh", ssh(before) != ssh(now)),
     ]
     .into_iter()
     .filter_map(|(what, differs)| differs.then_some(what))

@@ -347,12 +347,23 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             place.close_soon(target);
             r
         }
+        Step::Listen { path, channel } => hand_out_listener(path, *channel),
         Step::Copy(copy) => mount_copy(place, copy),
         Step::ReadOnly { path } => raw::mount_setattr(root, path, 0, mnt::ATTR_RDONLY, 0, -1),
         Step::Remove { path, directory } => {
             raw::unlinkat(root, path, if *directory { libc::AT_REMOVEDIR } else { 0 })
         }
     }
+}
+
+/// The current directory is the new root while steps are carried out; a bind knows no other.
+fn hand_out_listener(path: &CStr, channel: i32) -> raw::Result<()> {
+    /// Connections that wait to be accepted.
+    const BACKLOG: i32 = 64;
+    let listener = raw::listen_unix(path, 0o600, BACKLOG)?;
+    let sent = raw::send_with_fd(channel, &[1], listener);
+    raw::close(listener);
+    sent
 }
 
 fn write_new(root: i32, path: &CStr, mode: u32, content: &[u8]) -> raw::Result<()> {

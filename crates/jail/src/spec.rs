@@ -75,6 +75,13 @@ pub enum Step {
         expect: Option<FileId>,
         directory: bool,
     },
+    /// A stream socket of the private root, for its owner alone, handed out over `channel`
+    /// (`SOCK_SEQPACKET`, one byte and the descriptor): whoever has it accepts outside what connects
+    /// inside.
+    Listen {
+        path: CString,
+        channel: i32,
+    },
     /// Puts a link to a private copy over the file at `path`, see [`Copy`].
     Copy(Copy),
     /// Makes the mount at `path` (`.` for the root) read-only, not what is mounted below it.

@@ -22,7 +22,7 @@ use crate::node::{self, Format, LOCATED, NodeDeserializer};
 use crate::quantity::{Bytes, Count, Cpu, Millis};
 use crate::{
     Base, Effect, Environment, Files, Kind, Limits, Origin, Permission, Policy, Processes, Pty,
-    Rule, builtin, pattern,
+    Rule, SshFragment, builtin, pattern,
 };
 
 /// Smallest accepted memory limit: below it not even a shell starts.
@@ -224,6 +224,8 @@ pub struct Fragment {
     pub processes: ProcessesFragment,
     #[serde(skip_serializing_if = "is_default")]
     pub terminal: TerminalFragment,
+    #[serde(skip_serializing_if = "is_default")]
+    pub ssh: SshFragment,
     /// Names of the layers merged into this one, lowest first.
     #[serde(skip)]
     pub layers: Vec<String>,
@@ -511,6 +513,8 @@ impl Fragment {
             &mut self.network.inspect,
             &mut self.environment.pass,
             &mut self.environment.deny,
+            &mut self.ssh.agent,
+            &mut self.ssh.sign,
         ] {
             fill(list, name);
         }
@@ -557,6 +561,8 @@ impl Fragment {
             io_uring: theirs.io_uring.or(mine.io_uring),
         };
         self.terminal.pty = over.terminal.pty.or(self.terminal.pty);
+        append(&mut self.ssh.agent, over.ssh.agent);
+        append(&mut self.ssh.sign, over.ssh.sign);
         self.schema = over.schema.or(self.schema);
         self
     }
@@ -573,6 +579,7 @@ impl Fragment {
                 check_variable(&entry.value).map_err(|m| invalid(entry, key, m))?;
             }
         }
+        self.ssh.check().map_err(|(key, entry, message)| invalid(entry, key, message))?;
         for (name, value) in &self.environment.set {
             let refuse = |message: &str| PolicyError::Invalid {
                 at: self.last_layer(),
@@ -638,6 +645,8 @@ impl Fragment {
         lists("files.view", &self.files.view);
         lists("files.devices", &self.files.devices);
         lists("environment.pass", &self.environment.pass);
+        lists("ssh.agent", &self.ssh.agent);
+        lists("ssh.sign", &self.ssh.sign);
         for rule in &self.files.rules {
             // `Set` raises as well as lowers.
             if rule.value.permission != Permission::None {
@@ -725,6 +734,8 @@ impl Fragment {
         known(&mut rest.files.devices, &below.files.devices);
         rest.network.forget(&below.network);
         known(&mut rest.environment.pass, &below.environment.pass);
+        known(&mut rest.ssh.agent, &below.ssh.agent);
+        known(&mut rest.ssh.sign, &below.ssh.sign);
         if rest.files.system == below.files.system {
             rest.files.system = None;
         }
@@ -763,7 +774,7 @@ impl Fragment {
         };
         let mut rules: Vec<Rule> = Vec::with_capacity(256);
         builtin::add_rules(&mut rules, &is_lifted);
-        let Self { files, network, environment, limits, processes, terminal, .. } = self;
+        let Self { files, network, environment, limits, processes, terminal, ssh, .. } = self;
         let guard_git = files.git != Some(Git::Open) && !is_lifted("guard.git");
         for (list, effect, permission) in [
             (files.write, Effect::Grant, Permission::Write),
@@ -840,6 +851,7 @@ impl Fragment {
                 io_uring: processes.io_uring.unwrap_or(false),
             },
             pty: terminal.pty.unwrap_or_default(),
+            ssh: ssh.finish(),
             accept_missing: texts(self.accept_missing),
         })
     }

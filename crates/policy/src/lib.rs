@@ -25,6 +25,7 @@ mod quantity;
 mod resolve;
 mod schema;
 pub mod search;
+mod ssh;
 
 pub use builtin::*;
 pub use decide::*;
@@ -39,6 +40,7 @@ pub use problems::problems;
 pub use quantity::*;
 pub use resolve::*;
 pub use schema::schema;
+pub use ssh::*;
 
 /// Largest policy file, bytes. The largest real one known is a few kilobytes.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;

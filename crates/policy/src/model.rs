@@ -287,6 +287,8 @@ pub struct Policy {
     pub limits: Limits,
     pub processes: Processes,
     pub pty: Pty,
+    #[serde(default)]
+    pub ssh: crate::Ssh,
     /// Protections that may be missing without refusing to run (see `Status`): `namespaces`,
     /// `landlock`, `seccomp`, `cgroup`, `guards`, ... Empty means all that the policy needs are
     /// required.

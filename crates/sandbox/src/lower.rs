@@ -39,6 +39,8 @@ pub struct Command {
     pub die_with_parent: bool,
     /// Init's end of the channel for connections to the sandbox's ports.
     pub connector: Option<std::sync::Arc<std::os::fd::OwnedFd>>,
+    /// Who is told what the ssh agent was asked for, where the policy grants one.
+    pub agent_events: Option<crate::agent::Sink>,
 }
 
 /// The caller's own standard descriptors, those marked replaced by a terminal of the sandbox.
@@ -46,18 +48,20 @@ pub fn stdio(pty: [bool; 3]) -> jail::Stdio {
     jail::Stdio { pty, ..jail::Stdio::default() }
 }
 
-/// Lowers a plan. The second part is what the parent must hold open for it.
+/// Lowers a plan. The second part is what the parent must hold open for it. `agent`: init's end of the
+/// channel for the agent's socket.
 pub fn lower(
     plan: &Plan,
     limits: &Limits,
     nproc_fallback: bool,
     command: &Command,
     cgroup_procs: Vec<i32>,
+    agent: i32,
 ) -> Result<(jail::JailSpec, jail::Parent), Nul> {
     let mut parent = jail::Parent::default();
     let demoted = plan.identity.demoted;
     let view = match plan.rung {
-        Rung::Namespaces => Some(view(plan, demoted, &mut parent)?),
+        Rung::Namespaces => Some(view(plan, demoted, agent, &mut parent)?),
         Rung::Landlock => None,
     };
     let mut namespaces = 0;
@@ -178,7 +182,12 @@ fn attributes(permission: Permission) -> u64 {
     if permission == Permission::Write { PLAIN } else { PLAIN | mnt::ATTR_RDONLY }
 }
 
-fn view(plan: &Plan, demoted: bool, parent: &mut jail::Parent) -> Result<jail::View, Nul> {
+fn view(
+    plan: &Plan,
+    demoted: bool,
+    agent: i32,
+    parent: &mut jail::Parent,
+) -> Result<jail::View, Nul> {
     let mut steps = Vec::with_capacity(plan.steps.len() + 8);
     let masks = plan.steps.iter().any(|s| matches!(s.action, Action::Mask { .. }));
     if masks {
@@ -187,7 +196,7 @@ fn view(plan: &Plan, demoted: bool, parent: &mut jail::Parent) -> Result<jail::V
         steps.push(jail::Step::Dir { path: jail::MASK_DIR.to_owned(), mode: 0 });
     }
     for step in &plan.steps {
-        lower_step(step, demoted, parent, &mut steps)?;
+        lower_step(step, demoted, agent, parent, &mut steps)?;
     }
     if masks {
         steps.push(jail::Step::Remove { path: jail::MASK_FILE.to_owned(), directory: false });
@@ -237,6 +246,7 @@ fn source(object: &Object, demoted: bool, parent: &mut jail::Parent) -> Result<j
 fn lower_step(
     step: &Step,
     demoted: bool,
+    agent: i32,
     parent: &mut jail::Parent,
     out: &mut Vec<jail::Step>,
 ) -> Result<(), Nul> {
@@ -306,6 +316,7 @@ fn lower_step(
                 target: c(file.as_os_str())?,
             }));
         }
+        Action::Agent => out.push(jail::Step::Listen { path, channel: agent }),
         Action::Writable => {
             out.push(jail::Step::Rebind { path, expect: None, attributes: 0 });
         }

@@ -11,6 +11,7 @@ use ringfence_policy::{Network, Permission, Places, Policy, Rule};
 use ringfence_sys::seccomp;
 use serde::Serialize;
 
+use crate::agent::Granted;
 use crate::discover::ConfigFile;
 use crate::network::Filter;
 use crate::status::{Rung, Status};
@@ -56,6 +57,9 @@ pub struct Survey {
     pub devices: Vec<PathBuf>,
     /// The host's `/etc/resolv.conf` when it leads out of `/etc` and hosts can be reached.
     pub resolver: Option<Object>,
+    /// The ssh agent with the keys that the policy grants, or why there is none; `None` where the
+    /// policy grants none.
+    pub agent: Option<Result<Granted, String>>,
     /// The egress filter that the policy's host rules ask for.
     pub filter: Option<Filter>,
     pub cwd: PathBuf,
@@ -127,6 +131,8 @@ pub enum Action {
         /// Where the copy lies, with nothing else beside it.
         directory: PathBuf,
     },
+    /// A socket that leads to the ssh agent, through the filter.
+    Agent,
     /// Of the private root, which is read-only else.
     Writable,
     /// Cannot be renamed or removed.
@@ -178,6 +184,9 @@ pub struct Plan {
     pub workspace: PathBuf,
     #[serde(skip)]
     pub environment: Vec<(OsString, OsString)>,
+    /// The ssh agent as granted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_agent: Option<Granted>,
     pub status: Status,
     pub notes: Vec<String>,
     /// As notes, but of no interest unless something is looked for: shown when asked.
@@ -290,20 +299,69 @@ const MOST_TOLD: usize = 8;
 /// to a copy that was itself copied must not come to lead to what somebody else puts there.
 const COPIES: [&str; 2] = ["/run/ringfence", "/.ringfence"];
 
+/// Where the agent's socket lies, the first that is free; not with the copies, since that directory
+/// can be written.
+const AGENT: [&str; 2] = ["/run/ringfence-agent", "/.ringfence-agent"];
+const SOCKET: &str = "agent.sock";
+
+/// Neither in a host object nor around one.
+fn free_place(survey: &Survey, places: &[&'static str]) -> Option<&'static Path> {
+    let apart = |place: &Path, other: &Path| !lies_in(place, other) && !lies_in(other, place);
+    places.iter().map(|p| Path::new(*p)).find(|place| {
+        let home = &survey.places.home;
+        (home == Path::new("/") || apart(place, home))
+            && survey.workspace.iter().all(|w| apart(place, &w.path))
+            && survey.points.iter().all(|p| apart(place, &p.object.path))
+    })
+}
+
+fn agent_place(survey: &Survey) -> Option<&'static Path> {
+    free_place(survey, &AGENT)
+}
+
+/// The agent, where it can be had; the command is told where.
+fn ssh_agent(survey: &mut Survey, status: &mut Status) -> Result<Option<Granted>, PlanError> {
+    match survey.agent.take() {
+        None => Ok(None),
+        // Stricter than asked for, and said so.
+        Some(Err(problem)) => {
+            survey.notes.push(format!("ssh.agent: {problem}; the command gets no agent"));
+            status.degrade("ssh-agent", format!("not granted: {problem}"));
+            Ok(None)
+        }
+        Some(Ok(_)) if survey.rung == Rung::Landlock => Err(PlanError::Unsupported(
+            "ssh.agent: needs namespaces, which this host refuses\n  remedy: run `ringfence doctor`; or take ssh.agent out of the policy"
+                .into(),
+        )),
+        Some(Ok(granted)) => {
+            status.enforce("ssh-agent", granted.in_words());
+            if let Some(place) = agent_place(survey) {
+                const NAME: &str = "SSH_AUTH_SOCK";
+                survey.environment.retain(|(name, _)| name != NAME);
+                survey.environment.push((NAME.into(), place.join(SOCKET).into()));
+                survey.withheld.retain(|name| name != NAME);
+                status.withheld_environment.retain(|name| name != NAME);
+            }
+            Ok(Some(granted))
+        }
+    }
+}
+
 /// Top-level names of the private root that are ours.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 impl Plan {
     /// Lowers a policy. Everything is decided here; a plan that exists can be carried out.
-    pub fn new(policy: &Policy, survey: Survey) -> Result<Self, PlanError> {
+    pub fn new(policy: &Policy, mut survey: Survey) -> Result<Self, PlanError> {
         let rung = survey.rung;
         let mut status = Status::new(rung, policy.layers.clone());
         status.withheld_environment.clone_from(&survey.withheld);
         let identity = identity(&survey, &mut status);
         let network = network(policy, rung, survey.filter.as_ref(), &mut status);
+        let ssh_agent = ssh_agent(&mut survey, &mut status)?;
         let mut builder = Builder::new(policy, &survey);
         match rung {
-            Rung::Namespaces => builder.private_root()?,
+            Rung::Namespaces => builder.private_root(ssh_agent.is_some())?,
             Rung::Landlock => builder.landlock_only(&mut status)?,
         }
         let Builder { steps, landlock, .. } = builder;
@@ -334,6 +392,7 @@ impl Plan {
             cwd: survey.cwd,
             workspace: survey.places.workspace,
             environment: survey.environment,
+            ssh_agent,
             status,
             notes: survey.notes,
             hints: Vec::new(),
@@ -575,12 +634,15 @@ impl<'a> Builder<'a> {
                 .any(|p| p.permission > Permission::None && p.object.path.starts_with(directory))
     }
 
-    fn private_root(&mut self) -> Result<(), PlanError> {
+    fn private_root(&mut self, agent: bool) -> Result<(), PlanError> {
         self.allow("/", Access::List);
         self.system();
         self.basics();
         self.home();
         self.places()?;
+        if agent {
+            self.agent()?;
+        }
         for (place, target) in &self.survey.links {
             // Only where the directory around it is ours.
             let ours = place.parent().is_some_and(|p| !self.bound.iter().any(|b| p.starts_with(b)));
@@ -812,16 +874,22 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// Where copies can lie: neither in a host object nor around one.
+    /// Where copies can lie.
     fn copies_place(&self) -> Option<&'static Path> {
-        let survey = self.survey;
-        let apart = |place: &Path, other: &Path| !lies_in(place, other) && !lies_in(other, place);
-        COPIES.map(Path::new).into_iter().find(|place| {
-            let home = &survey.places.home;
-            (home == Path::new("/") || apart(place, home))
-                && survey.workspace.iter().all(|w| apart(place, &w.path))
-                && survey.points.iter().all(|p| apart(place, &p.object.path))
-        })
+        free_place(self.survey, &COPIES)
+    }
+
+    /// The socket of the agent, in a directory of its own that cannot be written.
+    fn agent(&mut self) -> Result<(), PlanError> {
+        let Some(place) = agent_place(self.survey) else {
+            return Err(PlanError::Unsupported(
+                "ssh.agent: there is no place for its socket: the workspace, home or a grant covers /run and /"
+                    .into(),
+            ));
+        };
+        self.directory(place);
+        self.push(place.join(SOCKET), Action::Agent, "chosen keys, sign only");
+        Ok(())
     }
 
     fn copy(
@@ -957,6 +1025,12 @@ impl fmt::Display for Plan {
             NetworkPlan::Host => writeln!(f, "network     the host's")?,
             NetworkPlan::NoSockets => writeln!(f, "network     none (sockets refused)")?,
         }
+        if let Some(agent) = &self.ssh_agent {
+            writeln!(f, "ssh agent   {}", agent.in_words())?;
+            for key in &agent.keys {
+                writeln!(f, "  {}  {}", key.fingerprint, shown(Path::new(&key.comment)))?;
+            }
+        }
         writeln!(f, "directory   {}", shown(&self.cwd))?;
         if !self.steps.is_empty() {
             writeln!(f, "view")?;
@@ -978,6 +1052,7 @@ impl fmt::Display for Plan {
                 Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
                 Action::Seal { .. } => "read-only".into(),
                 Action::Copy { .. } => "a private copy, written inside only".into(),
+                Action::Agent => "socket to the ssh agent".into(),
                 Action::Writable => "private, read-write".into(),
                 Action::Pin { .. } => "pinned in place".into(),
                 Action::Mask { .. } => "hidden".into(),

@@ -85,6 +85,7 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         home_directories: vec![".cache".into(), ".config".into()],
         devices: Vec::new(),
         resolver: None,
+        agent: None,
         filter: crate::network::Filter::of(&policy.network).unwrap(),
         cwd: WORKSPACE.into(),
         environment: Vec::new(),
@@ -281,4 +282,52 @@ fn every_mount_point_is_made_before_it_is_used() {
             assert!(covered, "{profile}: {} has no parent", step.path.display());
         }
     }
+}
+
+fn granted() -> crate::agent::Granted {
+    let key =
+        crate::agent::Key { blob: vec![1], fingerprint: "SHA256:x".into(), comment: "mine".into() };
+    crate::agent::Granted { agent: "/tmp/agent".into(), keys: vec![key], sign: Vec::new() }
+}
+
+#[test]
+fn the_agents_socket_lies_in_the_private_root_and_is_told_inside() {
+    let policy = policy("workspace", "");
+    let place = |points: &[&str]| {
+        let mut survey = survey(&policy, points);
+        survey.agent = Some(Ok(granted()));
+        survey.environment.push(("SSH_AUTH_SOCK".into(), "/tmp/agent".into()));
+        let plan = Plan::new(&policy, survey)?;
+        let step = plan.steps.iter().find(|s| matches!(s.action, Action::Agent));
+        let path = step.map(|s| s.path.clone()).unwrap_or_default();
+        let told: Vec<_> =
+            plan.environment.iter().filter(|(name, _)| name == "SSH_AUTH_SOCK").collect();
+        assert_eq!(told, [&("SSH_AUTH_SOCK".into(), path.clone().into_os_string())]);
+        let enforced = plan.status.enforced.iter().find(|p| p.name == "ssh-agent");
+        assert_eq!(enforced.map(|p| p.detail.as_str()), Some("1 key, sign only"));
+        Ok::<_, PlanError>(path)
+    };
+    assert_eq!(place(USUAL).unwrap(), Path::new("/run/ringfence-agent/agent.sock"));
+    // Nothing is made in what is the host's.
+    assert_eq!(place(&["/run/"]).unwrap(), Path::new("/.ringfence-agent/agent.sock"));
+    assert!(place(&["/run/", "/.ringfence-agent/"]).is_err());
+}
+
+#[test]
+fn an_agent_that_cannot_be_had_is_said_and_without_namespaces_refused() {
+    let policy = policy("workspace", "");
+    let mut without = survey(&policy, USUAL);
+    without.agent = Some(Err("there is no ssh agent here".into()));
+    let plan = Plan::new(&policy, without).unwrap();
+    assert!(plan.ssh_agent.is_none());
+    assert!(plan.status.degraded.iter().any(|p| p.name == "ssh-agent"));
+    assert!(plan.notes.iter().any(|n| n.contains("the command gets no agent")));
+    assert!(!plan.environment.iter().any(|(name, _)| name == "SSH_AUTH_SOCK"));
+    let mut lower = survey(&policy, &[]);
+    lower.agent = Some(Ok(granted()));
+    lower.rung = Rung::Landlock;
+    let Err(PlanError::Unsupported(why)) = Plan::new(&policy, lower) else {
+        panic!("should be refused");
+    };
+    assert!(why.contains("ssh.agent"), "{why}");
 }

@@ -12,6 +12,7 @@ use ringfence_policy::{
 };
 use ringfence_sys::raw::Errno;
 
+use crate::agent;
 use crate::discover::{
     self, GitOptions, Matcher, PRIVATE_CACHES, RepositoryHint, Shape, TOOL_ENVIRONMENT, Verdict,
     WalkOptions,
@@ -192,6 +193,8 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let online = policy.network == Network::Host || filter.is_some();
     let (environment, withheld) = environment(policy, request, &places, &cwd, online);
     let resolver = resolver(policy, filter.as_ref());
+    let agent = (!policy.ssh.agent.is_empty())
+        .then(|| agent::choose(policy, &places, request.variable("SSH_AUTH_SOCK"), &mut notes));
     let foreign_id =
         if caller.maps_ids { survey::foreign_id(std::process::id()) } else { caller.uid };
     let devices = devices(policy)?;
@@ -234,6 +237,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         home_directories: home_directories(lists_only),
         devices,
         resolver,
+        agent,
         filter,
         cwd,
         environment,

@@ -15,6 +15,7 @@ use ringfence_policy::{Limits, Policy};
 use ringfence_sys::cgroup;
 use ringfence_sys::raw::Errno;
 
+use crate::agent::{Agent, Channel};
 use crate::copies::After;
 use crate::lower::{self, Command};
 use crate::plan::{Plan, PlanError};
@@ -107,6 +108,8 @@ pub struct Running {
     spec: jail::JailSpec,
     rung: Rung,
     scratch: Option<sweep::Scratch>,
+    /// The ssh agent's filter; ends with the run.
+    agent: Option<Agent>,
     /// What [`Running::look_for_leavings`] found.
     held: Option<Vec<String>>,
 }
@@ -134,17 +137,25 @@ pub fn start(
         .flat_map(|s| s.procs_fds(false).map(|fd| fd.as_raw_fd()).collect::<Vec<_>>())
         .collect();
     let watch = sweep::Watch::new(&plan);
+    let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
+    let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
+    let agent_end = channel.as_ref().map_or(-1, Channel::number);
     let (spec, parent) =
-        lower::lower(&plan, limits, nproc, command, procs).map_err(RunError::from)?;
+        lower::lower(&plan, limits, nproc, command, procs, agent_end).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
     let mut jailed =
         jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &spec, plan.rung))?;
-    let Plan { mut status, rung, .. } = plan;
+    let Plan { mut status, rung, ssh_agent, .. } = plan;
     let network = jailed.network.take();
     if let Some(made) = &network {
         tell(made, &spec, &mut status);
     }
+    let agent = ssh_agent
+        .zip(channel)
+        .map(|(granted, channel)| Agent::start(granted, channel, command.agent_events.clone()))
+        .transpose()
+        .map_err(|e| setup("start the ssh agent's filter", &e))?;
     Ok(Running {
         jailed,
         status,
@@ -156,6 +167,7 @@ pub fn start(
         spec,
         rung,
         scratch,
+        agent,
         held: None,
     })
 }
@@ -225,6 +237,7 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => (cpath(path), "bind"),
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
         jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
+        jail::Step::Listen { path, .. } => (cpath(path), "listen at"),
         jail::Step::Mask { path, .. } => (cpath(path), "hide"),
         jail::Step::ReadOnly { path } => (cpath(path), "make read-only"),
         jail::Step::Remove { path, .. } => (cpath(path), "tidy"),
@@ -356,6 +369,7 @@ impl Running {
             self.sweep.finish(self.started.elapsed(), &after)
         };
         drop(self.scratch.take());
+        drop(self.agent.take());
         match waited {
             Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung)),
             Ok(status) => {

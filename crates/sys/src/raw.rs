@@ -663,6 +663,34 @@ pub fn connect_loopback(ipv6: bool, port: u16) -> Result<i32> {
     }
 }
 
+/// A socket that listens at `path`, a new name in the file system; it never blocks. `mode` is the
+/// name's.
+pub fn listen_unix(path: &CStr, mode: u32, backlog: i32) -> Result<i32> {
+    // SAFETY: an all-zero sockaddr_un is valid.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.to_bytes_with_nul();
+    if bytes.len() > address.sun_path.len() {
+        return Err(Errno(libc::ENAMETOOLONG));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let fd = call!(libc::SYS_socket, libc::AF_UNIX, kind, 0)? as i32;
+    let done = call!(libc::SYS_bind, fd, &raw const address, std::mem::size_of_val(&address))
+        // Before it listens, so that nobody connects who may not.
+        .and_then(|_| call!(libc::SYS_fchmodat, libc::AT_FDCWD, path.as_ptr(), mode))
+        .and_then(|_| call!(libc::SYS_listen, fd, backlog));
+    match done {
+        Ok(_) => Ok(fd),
+        Err(e) => {
+            close(fd);
+            Err(e)
+        }
+    }
+}
+
 /// As [`recv_with_fd`], owning what was received.
 pub fn recv_owned(
     socket: std::os::fd::BorrowedFd<'_>,

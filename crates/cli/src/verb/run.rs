@@ -6,11 +6,10 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfence_policy::{Base, Effect, Permission, Policy, Rule, priority};
-use ringfence_sandbox::Early;
 use ringfence_sandbox::lower::Command;
 use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
@@ -18,6 +17,7 @@ use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, Deadline, Failed, RunError, Running};
 use ringfence_sandbox::status::{Rung, Status};
 use ringfence_sandbox::terminal::{self, Io, Signals};
+use ringfence_sandbox::{Early, agent};
 
 use crate::egress::{Ears, Egress};
 use crate::flags::{self, Id, Problem, Typed};
@@ -225,6 +225,7 @@ fn attempt(
         stdio: ringfence_sandbox::lower::stdio(io.pty()),
         die_with_parent: true,
         connector: theirs,
+        agent_events: plan.ssh_agent.as_ref().map(|_| agent_events(typed, log)),
     };
     log.event("start", || {
         serde_json::json!({
@@ -274,6 +275,20 @@ fn attempt(
         output::say(printable(&line));
     }
     ended
+}
+
+/// Where the ssh agent's filter tells what it signed and what it refused.
+fn agent_events(typed: &Typed, log: &Log) -> agent::Sink {
+    let monitor = typed.has(Id::Debug) || typed.has(Id::Monitor);
+    let log = Mutex::new(Log { file: log.share() });
+    agent::Sink(Arc::new(move |event| {
+        if let Ok(mut log) = log.lock() {
+            log.event("ssh-agent", || serde_json::json!(event));
+        }
+        if monitor {
+            output::say(printable(&event.to_string()));
+        }
+    }))
 }
 
 type Channel = (Option<OwnedFd>, Option<Arc<OwnedFd>>);
@@ -392,7 +407,7 @@ impl Log {
         }
     }
 
-    /// For the egress filter, which writes from its own thread.
+    /// For filters, which write from threads of their own.
     fn share(&self) -> Option<File> {
         self.file.as_ref().and_then(|file| file.try_clone().ok())
     }

@@ -584,7 +584,7 @@ fn extends() {
         .unwrap_err()
         .to_string(),
         "/p/b.toml:3: unknown key `x`; known here: $schema, extends, lift, accept_missing, \
-         files, network, environment, limits, processes, terminal",
+         files, network, environment, limits, processes, terminal, ssh",
     );
     let fragment = resolved(
         "/p/a.toml",

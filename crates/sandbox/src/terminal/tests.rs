@@ -158,7 +158,11 @@ fn init() -> ! {
     let mut command = Command::new("env");
     command
         .arg(format!("--default-signal={BLOCK}"))
-        .args(["bash", "-c", &format!("while ! [ -e {gate} ]; do :; done\n{text}")])
+        .args([
+            "bash",
+            "-c",
+            &format!("while ! [ -e {gate} ]; do kill -0 $PPID || exit; done\n{text}"),
+        ])
         .stdin(stdio(0, stdin))
         .stdout(stdio(1, Stdio::inherit()))
         .stderr(stdio(2, Stdio::inherit()))

@@ -216,6 +216,9 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
         Action::Proc | Action::Pts => (Permission::Read, "the sandbox's own, not the host's"),
         Action::Device { .. } => (Permission::Write, "a device, usable"),
         Action::Link { .. } => (Permission::Read, "a link that the sandbox makes"),
+        Action::Agent => {
+            (Permission::Write, "the socket to your ssh agent: chosen keys, sign only")
+        }
         Action::Directory | Action::Pin { .. } => (Permission::View, ""),
     };
     let mut words = words.to_owned();

@@ -56,6 +56,7 @@ fn json(layered: &Layered) -> Value {
             "devices": p.files.devices.iter().map(|d| d.to_string_lossy()).collect::<Vec<_>>(),
         },
         "network": network_json(&p.network),
+        "ssh": p.ssh,
         "environment": p.environment,
         "limits": p.limits,
         "processes": p.processes,
@@ -165,6 +166,16 @@ fn text(p: &Policy) -> String {
         }
     }
     line("");
+    if !p.ssh.agent.is_empty() {
+        line("ssh agent     these keys, sign only");
+        for key in &p.ssh.agent {
+            line(&row("key", &printable(&key.key), &key.origin.to_string()));
+        }
+        if !p.ssh.sign.is_empty() {
+            line(&format!("  namespaces  {}", p.ssh.sign.join(" ")));
+        }
+        line("");
+    }
     line("environment");
     line(&format!("  pass        {}", p.environment.pass.join(" ")));
     if !p.environment.deny.is_empty() {
