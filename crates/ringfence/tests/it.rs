@@ -190,6 +190,11 @@ fn hosts_need_a_network_that_is_filtered() {
         (builder().allow_host("good.example").build().unwrap(), 1),
     ] {
         let mut child = sandbox.command("sleep").arg("1000").spawn().unwrap();
+        // A thread names itself.
+        let begin = Instant::now();
+        while filters() != expected && begin.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert_eq!(filters(), expected);
         child.kill();
         child.wait().unwrap();
