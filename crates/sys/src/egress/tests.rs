@@ -169,27 +169,29 @@ fn check_visit(net: &Net, target: &str, listener: &OwnedFd, expected: &str) {
     assert!(answer.starts_with("seen "), "{target}: {answer}");
 }
 
-/// Inodes of the sockets with the peer's address as their own, as the namespace's diagnosis tells.
+/// Inodes of the sockets with the peer's port as their own, as the namespace's diagnosis tells.
 fn sockets(diagnosis: &OwnedFd, stream: &TcpStream) -> Vec<u64> {
     const DUMP_OF_A_FAMILY: u32 = 0x0301_0014;
     let peer = stream.peer_addr().unwrap();
-    let family = if peer.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let mut question = vec![0u8; 72];
-    question[..4].copy_from_slice(&72u32.to_ne_bytes());
-    question[4..8].copy_from_slice(&DUMP_OF_A_FAMILY.to_ne_bytes());
-    question[16..18].copy_from_slice(&[family as u8, libc::IPPROTO_TCP as u8]);
-    question[20..24].copy_from_slice(&u32::MAX.to_ne_bytes());
-    question[24..26].copy_from_slice(&peer.port().to_be_bytes());
-    rustix::io::write(diagnosis, &question).unwrap();
-    let mut answer = vec![0u8; 32 << 10];
     let mut found = Vec::new();
-    while let Ok(n) = rustix::io::read(diagnosis, &mut *answer) {
-        // Each `inet_diag_msg` ends in the inode, behind 16 + 68 bytes; attributes follow.
-        let mut rest = &answer[..n];
-        while let Some(message) = rest.get(..88) {
-            let length = u32::from_ne_bytes(message[..4].try_into().unwrap()) as usize;
-            found.push(u64::from(u32::from_ne_bytes(message[84..].try_into().unwrap())));
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    // A socket of IPv6 that speaks IPv4 is listed under the former.
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut question = vec![0u8; 72];
+        question[..4].copy_from_slice(&72u32.to_ne_bytes());
+        question[4..8].copy_from_slice(&DUMP_OF_A_FAMILY.to_ne_bytes());
+        question[16..18].copy_from_slice(&[family as u8, libc::IPPROTO_TCP as u8]);
+        question[20..24].copy_from_slice(&u32::MAX.to_ne_bytes());
+        question[24..26].copy_from_slice(&peer.port().to_be_bytes());
+        rustix::io::write(diagnosis, &question).unwrap();
+        let mut answer = vec![0u8; 32 << 10];
+        while let Ok(n) = rustix::io::read(diagnosis, &mut *answer) {
+            // Each `inet_diag_msg` ends in the inode, behind 16 + 68 bytes; attributes follow.
+            let mut rest = &answer[..n];
+            while let Some(message) = rest.get(..88) {
+                let length = u32::from_ne_bytes(message[..4].try_into().unwrap()) as usize;
+                found.push(u64::from(u32::from_ne_bytes(message[84..].try_into().unwrap())));
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
         }
     }
     found
