@@ -32,6 +32,51 @@ fn repository(p: &Place) {
     }
 }
 
+/// Neither a rename of a directory nor a way through a link leads around them, in this run or the next.
+#[test]
+fn rules_with_wildcards_hold_their_place() {
+    as_each_user(by_place);
+}
+
+fn by_place(p: &Place) {
+    p.write("keys/deep/a.txt", "secret text\n");
+    p.write("conf/x.yml", "as it was\n");
+    let hide = ["--deny-read", "keys/**/*.txt"];
+    let hidden = |flags: &[&str]| {
+        let ran = p.shell(flags, "grep -r 'secret text' . && exit 3; true");
+        assert_ne!(ran.code, Some(3), "{ran:#?}");
+    };
+    hidden(&hide);
+    for attack in ["mv keys away", "mv keys/deep keys/other", "mv keys/deep/a.txt b"] {
+        p.shell(&hide, &format!("{attack}; grep -r 'secret text' . && exit 3; true")).ok();
+        hidden(&hide);
+        assert_eq!(read(p, "keys/deep/a.txt"), "secret text\n", "{attack}");
+    }
+    refused(p, &hide, "mv keys k && mv k keys");
+    refused(p, &hide, "mv keys/deep keys/k && mv keys/k keys/deep");
+    // Where the pattern is of a name alone, the directory may move, and the mask moves along.
+    let anywhere = ["--deny-read", "**/a.txt"];
+    p.shell(&anywhere, "mv keys moved && ! cat moved/deep/a.txt && mv moved keys").ok();
+    hidden(&anywhere);
+    let protect = ["--deny-write", "conf/*.yml"];
+    refused(
+        p,
+        &protect,
+        "mv conf c && mkdir conf && echo new >conf/x.yml; rm -r conf && mv c conf",
+    );
+    assert_eq!(read(p, "conf/x.yml"), "as it was\n");
+
+    // The same by a name that is a link.
+    p.bare("ln -s keys link; ln -s \"$PWD/keys\" ../outside/link").ok();
+    let outside = p.outside().join("link").join("**/*.txt");
+    for pattern in ["link/deep/*.txt", "link/**/a.txt", outside.to_str().unwrap()] {
+        refused(p, &["--deny-read", pattern], "cat link/deep/a.txt");
+        refused(p, &["--deny-read", pattern], "cat keys/deep/a.txt");
+        refused(p, &["--deny-read", pattern], "mv keys k && mv k keys");
+    }
+    p.bare("rm -r keys conf link ../outside/link").ok();
+}
+
 fn read(p: &Place, path: &str) -> String {
     std::fs::read_to_string(p.workspace().join(path)).unwrap()
 }

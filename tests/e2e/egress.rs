@@ -8,5 +8,6 @@ mod clients;
 mod inspect;
 mod life;
 mod probe;
+mod reload;
 mod said;
 mod world;

@@ -5,12 +5,15 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ringfence_policy::{Network, Policy};
+use ringfence_policy::Policy;
+use ringfence_proxy::control::Control;
 use ringfence_proxy::inspect::Inspector;
-use ringfence_proxy::{Config, Record, Sink, Sockets, Way};
-use ringfence_sandbox::network::{self, Filter};
+use ringfence_proxy::{Config, Record, Sink};
+use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::run::RunError;
-use ringfence_sys::egress::{self, Made};
+use ringfence_sys::egress::Made;
+
+use crate::verb::run::log_event;
 
 /// Refusals that are told at the end of a run that was not watched.
 const TOLD: usize = 3;
@@ -53,35 +56,15 @@ impl Egress {
         made: Made,
         init: i32,
         ears: Ears,
+        control: Control,
     ) -> Result<Self, RunError> {
-        let Network::Filtered { egress: chosen, .. } = &policy.network else {
-            return Err(failed("the policy has no filter"));
-        };
         let refused = Arc::new(Mutex::new(Refused::default()));
         let watched = ears.monitor;
         let all = ears.log.is_some() || ears.debug;
-        // Its thread must not take the signals that the supervisor waits for, nor end of a peer that
-        // closed.
-        let mask = ringfence_sys::raw::block_signals();
-        let started = ringfence_proxy::Filter::start(Config {
-            sockets: Sockets {
-                tcp: made.tcp,
-                udp: made.udp,
-                diagnosis: made.diagnosis,
-                way: match made.way {
-                    egress::Way::Redirect => Way::Redirect,
-                    egress::Way::Local => Way::Local,
-                },
-            },
-            rules: Arc::clone(&filter.rules),
-            inspector,
-            sink: sink(ears, Arc::clone(&refused)),
-            upstream: chosen.upstream_proxy.clone(),
-            proxy_port: network::PROXY_PORT,
-            init: Some(init),
-        });
-        ringfence_sys::raw::set_signal_mask(&mask);
-        let filter = started.map_err(|e| failed(&e.to_string()))?;
+        let rules = Arc::clone(&filter.rules);
+        let config = Config::of(&policy.network, rules, made, sink(ears, Arc::clone(&refused)));
+        let config = Config { init: Some(init), control: Some(control), inspector, ..config };
+        let filter = ringfence_proxy::Filter::start(config).map_err(|e| failed(&e))?;
         filter.name_processes(all);
         Ok(Self { filter, refused, watched })
     }
@@ -111,26 +94,25 @@ impl Egress {
     }
 }
 
-fn failed(problem: &str) -> RunError {
+fn failed(problem: &std::io::Error) -> RunError {
     RunError::Supervise(format!("the egress filter cannot start: {problem}"))
+}
+
+/// A line on the terminal from beside the run. `raw`: the terminal does not go back to the first column
+/// by itself.
+pub fn line(text: &str, raw: bool) {
+    let end = if raw { "\r\n" } else { "\n" };
+    let _ = std::io::stderr().write_all(format!("{text}{end}").as_bytes());
 }
 
 fn sink(ears: Ears, refused: Arc<Mutex<Refused>>) -> Sink {
     Arc::new(move |record: &Record| {
-        if let Some(mut log) = ears.log.as_ref() {
+        if let Some(log) = &ears.log {
             let event = if record.allowed { "connection" } else { "refusal" };
-            let line = serde_json::json!({
-                "time_ms": record.time_ms,
-                "pid": std::process::id(),
-                "event": event,
-                "detail": record,
-            });
-            // One write, so that lines of parallel runs do not mix.
-            let _ = log.write_all(format!("{line}\n").as_bytes());
+            log_event(log, event, || serde_json::json!(record));
         }
         if (ears.monitor && !record.allowed) || ears.debug {
-            let end = if ears.raw { "\r\n" } else { "\n" };
-            let _ = std::io::stderr().write_all(format!("{record}{end}").as_bytes());
+            line(&record.to_string(), ears.raw);
         }
         if !record.allowed {
             let mut refused = refused.lock().unwrap_or_else(PoisonError::into_inner);

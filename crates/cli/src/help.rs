@@ -110,7 +110,26 @@ pub fn command() -> Command {
                 )
                 .args(context())
                 .arg(json())
-                .after_help("Examples:\n  ringfence policy explain .env\n  ringfence policy explain ~/.ssh/id_rsa\n  ringfence policy explain api.github.com:443"),
+                .after_help("What is said of a path is for hosts with namespaces; where a host refuses them, landlock\nholds less, and `run` says what.\n\nExamples:\n  ringfence policy explain .env\n  ringfence policy explain ~/.ssh/id_rsa\n  ringfence policy explain api.github.com:443"),
+        )
+        .subcommand(
+            Command::new("reload")
+                .about("Have a running sandbox read its network rules again")
+                .arg(
+                    Arg::new("pid")
+                        .value_name("PID")
+                        .value_parser(clap::value_parser!(u32))
+                        .help("Of the `ringfence` that runs it (default: the only one that runs)"),
+                )
+                .arg(
+                    Arg::new("all")
+                        .long("all")
+                        .action(ArgAction::SetTrue)
+                        .conflicts_with("pid")
+                        .help("Every run of yours; of root's: everybody's"),
+                )
+                .arg(json())
+                .after_help("The policy is read as at the start: same flags, same files, same trust. Connections to\nhosts that are no longer allowed are closed. If anything is wrong, the old rules stay.\nFiles, environment and limits cannot change while a sandbox runs.\n\nExit codes:\n  0 reloaded; 126 refused, or wrong: the old rules stay; 125 no such run"),
         )
         .subcommand(Command::new("schema").about("Print the JSON Schema of policy files"))
         .subcommand(Command::new("profiles").about("List the built-in profiles and rules").arg(json()))

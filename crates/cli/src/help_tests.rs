@@ -32,6 +32,7 @@ fn help_of_the_verbs() {
         &["policy", "show"],
         &["policy", "check"],
         &["policy", "explain"],
+        &["policy", "reload"],
         &["init"],
         &["trust"],
         &["doctor"],

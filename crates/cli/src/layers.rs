@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ringfence_policy::{
     Bytes, Count, Cpu, Entry, Fragment, Loader, Millis, Network, NetworkMode, NoFiles, Origin,
-    Policy, PolicyError, Pty, import, net, profiles, resolve, resolve_layers,
+    Policy, PolicyError, Pty, import, net, pattern, profiles, resolve, resolve_layers,
 };
 
 use crate::flags::{Id, Typed};
@@ -31,12 +31,15 @@ pub enum LayerError {
         .wants.join("\n  ")
     )]
     Untrusted { file: String, why: &'static str, wants: Vec<String> },
+    /// Read while the run goes on, and not certain to be its user's.
+    #[error("{0}")]
+    Again(String),
 }
 
 impl LayerError {
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Untrusted { .. } => crate::exit::REFUSED,
+            Self::Untrusted { .. } | Self::Again(_) => crate::exit::REFUSED,
             _ => crate::exit::FAILED,
         }
     }
@@ -56,8 +59,19 @@ const COMMAND_LINE: &str = "command line";
 
 /// Lays everything over each other.
 pub fn layered(typed: &Typed) -> Result<Layered, LayerError> {
+    by(typed, Files::default())
+}
+
+/// The same once more, of files that `check` lets pass.
+pub fn again(
+    typed: &Typed,
+    check: impl Fn(&Path, &[u8]) -> Result<(), LayerError> + 'static,
+) -> Result<Layered, LayerError> {
+    by(typed, Files { check: Some(Box::new(check)), ..Files::default() })
+}
+
+fn by(typed: &Typed, loader: Files) -> Result<Layered, LayerError> {
     let mut notes = Vec::new();
-    let loader = Files::default();
     let flags = from_flags(typed)?;
     let mut profiles = Fragment::named("profiles");
     for value in typed.all(Id::Profile) {
@@ -89,6 +103,9 @@ fn command_line() -> Origin {
     Origin { layer: COMMAND_LINE.into(), line: None }
 }
 
+/// What else a file has to be for it to be read.
+type Check = Box<dyn Fn(&Path, &[u8]) -> Result<(), LayerError>>;
+
 /// A file and what it holds.
 type Content = (PathBuf, Vec<u8>);
 
@@ -103,6 +120,7 @@ pub struct Files {
     store: RefCell<Option<trust::Store>>,
     /// Why a file was not handed out, where it was for want of trust.
     refused: RefCell<Option<LayerError>>,
+    check: Option<Check>,
 }
 
 impl Files {
@@ -122,7 +140,12 @@ impl Files {
             .is_some_and(|folder| path.starts_with(folder))
     }
 
+    fn checked(&self, path: &Path, bytes: &[u8]) -> Result<(), LayerError> {
+        self.check.as_ref().map_or(Ok(()), |check| check(path, bytes))
+    }
+
     fn obeyed(&self, path: &Path, bytes: &[u8]) -> Result<(), LayerError> {
+        self.checked(path, bytes)?;
         let store = self.store.borrow();
         let Some(store) = store.as_ref() else { return Ok(()) };
         if self.users_own(path) || store.trusts(&trust::key_path(path), bytes) {
@@ -193,6 +216,7 @@ fn base(
         find_user()?.map(|(path, bytes)| (path, bytes, false))
     };
     let Some((path, bytes, came_with_the_checkout)) = found else { return Ok(None) };
+    loader.checked(&path, &bytes)?;
     let shown = path.display().to_string();
     let imported = import::load_with_notes(&shown, &bytes)?;
     notes.extend(imported.notes.iter().map(|n| format!("{}: {}: {}", n.at, n.key, n.note)));
@@ -337,7 +361,7 @@ fn typed_path(id: &str, value: &OsStr) -> Result<Entry, LayerError> {
         ))
     })?;
     // Only what was typed is a pattern, not the name of the directory it was typed in.
-    Ok(entry(format!("{}/{text}", literally(cwd.trim_end_matches('/')))))
+    Ok(entry(format!("{}/{text}", pattern::literally(cwd.trim_end_matches('/')))))
 }
 
 /// A public key file typed on the command line is relative to where it was typed.
@@ -352,15 +376,6 @@ fn typed_key(value: &OsStr) -> Result<Entry, LayerError> {
         }
     }
     Ok(entry(text))
-}
-
-/// A path as a pattern that matches only itself.
-fn literally(path: &str) -> String {
-    if !ringfence_policy::pattern::has_meta(path) {
-        return path.to_owned();
-    }
-    let special = |c: char| matches!(c, '*' | '?' | '[' | ']' | '{' | '}' | '\\' | '!' | ',');
-    path.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
 /// The flags as a layer of their own.

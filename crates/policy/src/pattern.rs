@@ -117,6 +117,15 @@ pub fn check_ordered(text: &str) -> Result<(), String> {
     compile(&ordered_clean(text), Grammar::Ordered).map(drop)
 }
 
+/// A path as a pattern that matches only itself.
+pub fn literally(path: &str) -> String {
+    if !has_meta(path) {
+        return path.to_owned();
+    }
+    let special = |c: char| matches!(c, '*' | '?' | '[' | ']' | '{' | '}' | '\\' | '!' | ',');
+    path.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
 fn check_text(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("empty pattern; write \".\" for the workspace itself".to_owned());

@@ -249,6 +249,7 @@ fn measure() -> Result<()> {
         upstream: None,
         proxy_port: 808,
         init: None,
+        control: None,
     };
     let started = Instant::now();
     let filter = Filter::start(config)?;

@@ -9,6 +9,7 @@ use ringfence_policy::net::Rules;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::control::Control;
 use crate::inspect::Inspector;
 use crate::judge::{Judge, Parts};
 use crate::limits::{
@@ -17,7 +18,7 @@ use crate::limits::{
 use crate::process::{Finder, plain};
 use crate::resolve::Resolver;
 use crate::upstream::Upstream;
-use crate::{Config, Sockets, Way, dns, lock, transparent};
+use crate::{Config, Sockets, Way, control, dns, lock, transparent};
 
 /// Threads for lookups in `/proc`; nothing else blocks.
 const BLOCKING_THREADS: usize = 2;
@@ -34,7 +35,8 @@ impl Filter {
     /// Starts the filter on a thread of its own. The caller only makes that thread; everything else
     /// happens there, and the host's resolver settings are read when a name is first looked up.
     pub fn start(config: Config) -> io::Result<Self> {
-        let Config { sockets, rules, inspector, sink, upstream, proxy_port, init } = config;
+        let Config { sockets, rules, inspector, sink, upstream, proxy_port, init, control } =
+            config;
         let Sockets { tcp, udp, diagnosis, way } = sockets;
         let upstream = upstream.as_deref().map(Upstream::parse).transpose()?;
         let tcp: Vec<TcpListener> = tcp.into_iter().map(TcpListener::from).collect();
@@ -51,19 +53,23 @@ impl Filter {
             six,
         }));
         let (stop, stopped) = oneshot::channel();
+        // Signals are for the program around it, whatever thread waits for them there; and a peer that
+        // closes must not end it.
+        let mask = ringfence_sys::raw::block_signals();
         let thread = {
             let judge = Arc::clone(&judge);
             std::thread::Builder::new()
                 .name("egress".to_owned())
-                .spawn(move || run(&judge, tcp, udp, way, stopped))?
+                .spawn(move || run(&judge, tcp, udp, way, control, stopped))
         };
-        Ok(Self { judge, stop: Mutex::new(Some(stop)), thread: Some(thread) })
+        ringfence_sys::raw::set_signal_mask(&mask);
+        Ok(Self { judge, stop: Mutex::new(Some(stop)), thread: Some(thread?) })
     }
 
     /// Other rules from now on, for open connections too: those that are no longer allowed are
-    /// closed. A [`Rules`] that lets nothing through closes all.
-    pub fn replace_rules(&self, rules: Arc<Rules>) {
-        self.judge.replace(rules);
+    /// closed, and counted. A [`Rules`] that lets nothing through closes all.
+    pub fn replace_rules(&self, rules: Arc<Rules>) -> usize {
+        self.judge.replace(rules)
     }
 
     /// Other request rules and secrets from now on ([`Inspector::renewed`]); they hold for the next
@@ -101,6 +107,7 @@ fn run(
     tcp: Vec<TcpListener>,
     udp: Vec<UdpSocket>,
     way: Way,
+    control: Option<Control>,
     stopped: oneshot::Receiver<()>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -126,6 +133,10 @@ fn run(
                 let places = (Arc::clone(&places), most);
                 tokio::spawn(accept(Arc::clone(judge), listener, way, places));
             }
+        }
+        // Last: nothing of the sandbox waits for it.
+        if let Some(control) = control {
+            tokio::spawn(control::serve(Arc::clone(judge), control));
         }
         let _ = stopped.await;
     });

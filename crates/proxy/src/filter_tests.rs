@@ -48,6 +48,7 @@ fn start(allow: &[String]) -> Running {
         upstream: None,
         proxy_port: tcp.port(),
         init: None,
+        control: None,
     })
     .unwrap();
     Running { filter, tcp, udp, records }
@@ -208,6 +209,7 @@ fn an_upstream_that_is_none_is_an_error() {
         upstream: Some("socks5://x".into()),
         proxy_port: 808,
         init: None,
+        control: None,
     };
     let error = Filter::start(config).unwrap_err();
     assert!(error.to_string().starts_with("network.upstream: "), "{error}");

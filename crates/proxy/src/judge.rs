@@ -162,12 +162,12 @@ impl Judge {
         Arc::clone(&lock(&self.book))
     }
 
-    /// Other rules from now on. Connections that they would not let through are closed.
-    pub(crate) fn replace(&self, book: Arc<dyn Book>) {
+    /// Other rules from now on. Connections that they would not let through are closed; how many.
+    pub(crate) fn replace(&self, book: Arc<dyn Book>) -> usize {
         *lock(&self.book) = book;
         self.edition.fetch_add(1, Ordering::SeqCst);
         lock(&self.refused_names).clear();
-        self.connections.close_unless(|asked, address| self.still(asked, address));
+        self.connections.close_unless(|asked, address| self.still(asked, address))
     }
 
     /// Other request rules and secrets from now on.
@@ -624,7 +624,8 @@ impl Connections {
         Entry { connection, number }
     }
 
-    fn close_unless(&self, allowed: impl Fn(&Asked, Option<IpAddr>) -> bool) {
+    fn close_unless(&self, allowed: impl Fn(&Asked, Option<IpAddr>) -> bool) -> usize {
+        let mut closed = 0;
         let served: Vec<_> = lock(&self.served).values().cloned().collect();
         for connection in served {
             let bad = lock(&connection.state)
@@ -633,8 +634,10 @@ impl Connections {
                 .any(|(_, asked, address)| !allowed(asked, *address));
             if bad {
                 connection.closed.notify_one();
+                closed += 1;
             }
         }
+        closed
     }
 }
 

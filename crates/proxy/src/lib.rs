@@ -12,6 +12,7 @@
 //! the supervisor, on one thread of its own, and needs no privilege.
 #![forbid(unsafe_code)]
 
+pub mod control;
 mod dns;
 mod filter;
 #[cfg(feature = "fuzzing")]
@@ -38,10 +39,13 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ringfence_policy::Network;
 use ringfence_policy::net::Rules;
+use ringfence_sys::egress::{Made, PORT};
 
 pub use filter::Filter;
 pub use record::{Process, Record, Sink};
+pub use ringfence_sys::egress::Way;
 
 /// Sockets that were made in the sandbox's network namespace.
 #[derive(Debug, Default)]
@@ -55,15 +59,10 @@ pub struct Sockets {
     pub way: Way,
 }
 
-/// How connections arrive at the listeners.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Way {
-    /// Redirected by nftables: the kernel remembers the original destination.
-    #[default]
-    Redirect,
-    /// Every address is local and listeners are wildcards, one for each port: the accepted socket's
-    /// own address is the original destination.
-    Local,
+impl From<Made> for Sockets {
+    fn from(made: Made) -> Self {
+        Self { tcp: made.tcp, udp: made.udp, diagnosis: made.diagnosis, way: made.way }
+    }
 }
 
 /// What a filter is made of.
@@ -80,6 +79,28 @@ pub struct Config {
     pub proxy_port: u16,
     /// Pid of the sandbox's PID 1 on the host: processes are looked for below it.
     pub init: Option<i32>,
+    /// Lets the rules be replaced from outside.
+    pub control: Option<control::Control>,
+}
+
+impl Config {
+    /// As a policy has it, on what was made in the sandbox.
+    pub fn of(network: &Network, rules: Arc<Rules>, made: Made, sink: Sink) -> Self {
+        let upstream = match network {
+            Network::Filtered { egress, .. } => egress.upstream_proxy.clone(),
+            Network::None | Network::Host => None,
+        };
+        Self {
+            sockets: made.into(),
+            rules,
+            inspector: None,
+            sink,
+            upstream,
+            proxy_port: PORT,
+            init: None,
+            control: None,
+        }
+    }
 }
 
 impl std::fmt::Debug for Config {

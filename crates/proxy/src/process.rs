@@ -242,6 +242,15 @@ mod tests {
         assert_eq!(found.pid, pid);
         assert!(found.program.contains("ringfence_proxy"), "{found:?}");
         assert!(!found.command.is_empty());
+        // By IPv6, and by IPv6 that speaks IPv4, which the kernel lists under the former.
+        for (at, to) in [("[::1]:0", "::1"), ("[::]:0", "::ffff:127.0.0.1")] {
+            let Ok(listener) = std::net::TcpListener::bind(at) else { continue };
+            let port = listener.local_addr().unwrap().port();
+            let target = SocketAddr::new(to.parse().unwrap(), port);
+            let client = std::net::TcpStream::connect(target).unwrap();
+            let found = finder.find(Kind::Tcp, plain(client.local_addr().unwrap()), &[port], LONG);
+            assert_eq!(found.map(|p| p.pid), Some(pid), "{to}");
+        }
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let found = finder.find(Kind::Udp, udp.local_addr().unwrap(), &[], LONG);
         assert_eq!(found.map(|p| p.pid), Some(pid));

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringfence_policy::net::Host;
+use rustix::io::Errno;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
@@ -30,7 +31,7 @@ pub(crate) fn original(stream: &TcpStream, way: Way) -> io::Result<SocketAddr> {
     match found {
         Ok(address) => Ok(plain(address)),
         // Not tracked, so not redirected: it came to the listener itself.
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOPROTOOPT) => Ok(plain(own)),
+        Err(Errno::NOENT | Errno::NOPROTOOPT | Errno::OPNOTSUPP) => Ok(plain(own)),
         Err(e) => Err(e.into()),
     }
 }

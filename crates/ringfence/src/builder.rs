@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ringfence_policy::{
-    Bytes, Count, Cpu, Entry, Fragment, Millis, NetworkMode, NoFiles, Origin, Permission, Policy,
-    Rule, resolve_layers,
+    Bytes, Count, Cpu, Entry, Fragment, Millis, Network, NetworkMode, NoFiles, Origin, Permission,
+    Policy, Rule, resolve_layers,
 };
+use ringfence_proxy::{Record, Sink};
 use ringfence_sandbox::plan::Plan;
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::RunError;
@@ -24,6 +25,17 @@ pub struct Sandbox {
     policy: Policy,
     workspace: Option<PathBuf>,
     cache: bool,
+    pub(crate) ear: Ear,
+}
+
+/// Who hears of what leaves.
+#[derive(Clone, Default)]
+pub(crate) struct Ear(pub(crate) Option<Sink>);
+
+impl std::fmt::Debug for Ear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Ear" } else { "None" })
+    }
 }
 
 impl Sandbox {
@@ -70,6 +82,7 @@ pub struct Builder {
     own: Fragment,
     policy: Option<Policy>,
     cache: bool,
+    ear: Ear,
     problem: Option<Error>,
 }
 
@@ -82,6 +95,7 @@ impl Default for Builder {
             own: Fragment::named(LAYER),
             policy: None,
             cache: true,
+            ear: Ear::default(),
             problem: None,
         }
     }
@@ -184,7 +198,41 @@ impl Builder {
         self
     }
 
-    /// Refuses a host, whatever allows it.
+    /// Hears of every connection that was refused, and of every one that was let through when it has
+    /// ended. Called on the filter's thread, one after the other: until it returns nothing else leaves
+    /// any sandbox of that command. No call comes after the command was waited for.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use std::sync::mpsc;
+    /// # let dir = tempfile::tempdir()?;
+    /// # if !ringfence::Sandbox::builder().workspace(dir.path()).build()?.command("bash").arg("-c").arg(":").status().is_ok_and(|s| s.success()) { return Ok(()); }
+    /// let server = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let port = server.local_addr()?.port();
+    /// std::thread::spawn(move || server.accept().map(|(mut client, _)| client.write_all(b"hello")));
+    ///
+    /// let (records, heard) = mpsc::channel();
+    /// let sandbox = ringfence::Sandbox::builder()
+    ///     .workspace(dir.path())
+    ///     .allow_host(format!("localhost:{port}"))
+    ///     .on_network(move |record| drop(records.send(record.clone())))
+    ///     .build()?;
+    /// let script = format!("cat </dev/tcp/127.0.0.1/{port}; : </dev/tcp/192.0.2.1/80");
+    /// let output = sandbox.command("bash").arg("-c").arg(script).output()?;
+    /// assert_eq!(output.stdout, b"hello");
+    ///
+    /// let records: Vec<_> = heard.try_iter().collect();
+    /// assert!(records.iter().any(|r| r.allowed && r.port == port && r.bytes_in == 5));
+    /// assert!(records.iter().any(|r| !r.allowed && r.port == 80));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn on_network(mut self, hear: impl Fn(&Record) + Send + Sync + 'static) -> Self {
+        self.ear = Ear(Some(std::sync::Arc::new(hear)));
+        self
+    }
+
+    /// Refuses a host, whatever allows it. An error where the network is the host's, which has no
+    /// filter to refuse by.
     pub fn deny_host(mut self, host: impl Into<String>) -> Self {
         self.own.network.deny.push(entry(host));
         self
@@ -250,6 +298,8 @@ impl Builder {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
+        let (allows, denies) =
+            (!self.own.network.allow.is_empty(), !self.own.network.deny.is_empty());
         let policy = if let Some(mut policy) = self.policy {
             let rest =
                 Fragment { files: ringfence_policy::FilesFragment::default(), ..self.own.clone() };
@@ -269,6 +319,17 @@ impl Builder {
             layers.push((self.own, None));
             resolve_layers(layers, &NoFiles)?.finish()?
         };
+        match policy.network {
+            Network::Host if allows || denies => {
+                return Err(Error::Network(
+                    "hosts are allowed or denied, but the network is the host's, which is not filtered",
+                ));
+            }
+            Network::None if allows => {
+                return Err(Error::Network("hosts are allowed, but there is to be no network"));
+            }
+            _ => {}
+        }
         let workspace = match self.workspace {
             Some(dir) => Some(std::path::absolute(&dir).map_err(|e| Error::Path {
                 path: dir.display().to_string(),
@@ -276,7 +337,7 @@ impl Builder {
             })?),
             None => None,
         };
-        Ok(Sandbox { policy, workspace, cache: self.cache })
+        Ok(Sandbox { policy, workspace, cache: self.cache, ear: self.ear })
     }
 }
 

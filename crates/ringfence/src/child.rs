@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, ExitStatus};
 use std::time::Duration;
 
+use ringfence_proxy::Filter;
 use ringfence_sandbox::run::{Ended, RunError, Running};
 use ringfence_sandbox::status::Status;
 use ringfence_sandbox::terminal::{Child as _, Event};
@@ -35,6 +36,8 @@ pub struct Child {
     pub stdout: Option<ChildStdout>,
     pub stderr: Option<ChildStderr>,
     id: u32,
+    /// Ended before the end is told.
+    filter: Option<Filter>,
     watchdog: Option<Watchdog>,
     killed: bool,
     state: State,
@@ -49,13 +52,19 @@ enum State {
 }
 
 impl Child {
-    pub(crate) fn new(running: Running, watchdog: Option<Watchdog>, pipes: Pipes) -> Self {
+    pub(crate) fn new(
+        running: Running,
+        filter: Option<Filter>,
+        watchdog: Option<Watchdog>,
+        pipes: Pipes,
+    ) -> Self {
         let [stdin, stdout, stderr] = pipes;
         Self {
             stdin: stdin.map(ChildStdin::from),
             stdout: stdout.map(ChildStdout::from),
             stderr: stderr.map(ChildStderr::from),
             id: running.jailed.pid() as u32,
+            filter,
             watchdog,
             killed: false,
             state: State::Running(Box::new(running)),
@@ -138,6 +147,7 @@ impl Child {
             State::Failed => Err(lost()),
             State::Running(mut running) => {
                 let waited = running.jailed.wait();
+                drop(self.filter.take());
                 let timed_out = self.watchdog.take().is_some_and(Watchdog::timed_out);
                 let reason = match (timed_out, self.killed) {
                     (true, _) => Some("timeout"),

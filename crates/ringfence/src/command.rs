@@ -4,9 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_jail as jail;
+use ringfence_proxy::Config;
 use ringfence_sandbox::lower;
 use ringfence_sandbox::plan::Plan;
 use ringfence_sandbox::prepare::Request;
@@ -140,9 +142,10 @@ impl<'a> Command<'a> {
         };
         let request = Request { cwd: self.cwd.clone(), ..self.sandbox.request() };
         let policy = self.sandbox.policy();
-        let running = run::with_ladder(policy, &request, |mut plan| {
+        let (mut running, filter) = run::with_ladder(policy, &request, |mut plan| {
             self.change_environment(&mut plan);
-            set_up(run::start(plan, policy, &command, None)?)
+            let filter = plan.filter.clone();
+            Ok((set_up(run::start(plan, policy, &command, None)?)?, filter))
         })?;
         // Only now: until it leaves it, the child of a root caller shares our table of descriptors.
         let [stdin, stdout, stderr] = ends.each_mut().map(|end| end.ours.take());
@@ -151,7 +154,18 @@ impl<'a> Command<'a> {
             Some(deadline) => Some(Watchdog::start(&running.jailed, deadline)?),
             None => None,
         };
-        Ok(Child::new(running, watchdog, [stdin, stdout, stderr]))
+        // What leaves the sandbox has waited for it.
+        let filter = match (filter, running.network.take()) {
+            (Some(filter), Some(made)) => {
+                let sink = self.sandbox.ear.0.clone().unwrap_or_else(|| Arc::new(|_| {}));
+                let config = Config::of(&policy.network, filter.rules, made, sink);
+                let config = Config { init: Some(running.jailed.pid()), ..config };
+                let started = ringfence_proxy::Filter::start(config);
+                Some(started.map_err(|e| Error::io("start the egress filter", e))?)
+            }
+            _ => None,
+        };
+        Ok(Child::new(running, filter, watchdog, [stdin, stdout, stderr]))
     }
 
     fn change_environment(&self, plan: &mut Plan) {

@@ -25,6 +25,9 @@ pub enum Error {
          or use profile and layer instead of it"
     )]
     TwoPolicies,
+    /// Hosts were named for a network that no filter stands before, or that leads nowhere.
+    #[error("{0}")]
+    Network(&'static str),
     /// A pipe, a thread or a wait failed.
     #[error("cannot {what}: {source}")]
     Io { what: &'static str, source: io::Error },

@@ -78,6 +78,12 @@ pub use ringfence_sandbox::status::{End, Protection, Rung, Status};
 #[cfg(target_os = "linux")]
 pub use stdio::Stdio;
 
+/// What is told of connections that leave a sandbox, by [`Builder::on_network`].
+#[cfg(target_os = "linux")]
+pub mod network {
+    pub use ringfence_proxy::{Process, Record, Via};
+}
+
 /// The policy of a built-in profile.
 ///
 /// ```

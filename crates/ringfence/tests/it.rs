@@ -176,6 +176,44 @@ fn what_only_the_command_line_can_do_is_refused() {
 }
 
 #[test]
+fn hosts_need_a_network_that_is_filtered() {
+    let dir = place();
+    let builder = || Sandbox::builder().workspace(dir.path());
+    for wrong in [
+        builder().host_network().deny_host("evil.example"),
+        builder().deny_host("evil.example").host_network(),
+        builder().allow_host("good.example").host_network(),
+        builder().allow_host("good.example").no_network(),
+    ] {
+        assert!(matches!(wrong.build(), Err(Error::Network(_))));
+    }
+    builder().deny_host("evil.example").no_network().build().unwrap();
+    builder().deny_host("evil.example").build().unwrap();
+
+    // A filter is a thread; without a host that is allowed there is none, nor after the end.
+    let filters = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|t| std::fs::read_to_string(t.path().join("comm")).ok());
+        names.filter(|name| name == "egress\n").count()
+    };
+    for (sandbox, expected) in [
+        (builder().deny_host("evil.example").build().unwrap(), 0),
+        (builder().allow_host("good.example").build().unwrap(), 1),
+    ] {
+        let mut child = sandbox.command("sleep").arg("1000").spawn().unwrap();
+        // A thread names itself.
+        let begin = Instant::now();
+        while filters() != expected && begin.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(filters(), expected);
+        child.kill();
+        child.wait().unwrap();
+        assert_eq!(filters(), 0);
+    }
+}
+
+#[test]
 fn many_threads_may_run_commands_at_once() {
     let dir = place();
     let sandbox = sandbox(&dir);

@@ -822,14 +822,8 @@ impl<'a> Builder<'a> {
         if let Some(w) = &workspace {
             points.insert(w.object.path.as_os_str(), w);
         }
-        // What surrounds a path: the nearest point above it that was made visible or hidden.
-        let mut around: HashMap<&OsStr, Permission> = HashMap::new();
         let survey = self.survey;
-        for entry in &survey.system {
-            if let SystemEntry::Directory(path) = entry {
-                around.insert(path.as_os_str(), Permission::Read);
-            }
-        }
+        let mut around = Around::of(&survey.system);
         let pins: BTreeMap<&OsStr, &Object> =
             survey.pins.iter().map(|o| (o.path.as_os_str(), o)).collect();
         let ordered: BTreeSet<&OsStr> =
@@ -838,8 +832,7 @@ impl<'a> Builder<'a> {
             survey.points.iter().any(|p| p.copy.is_some()).then(|| self.copies_place()).flatten();
         for name in ordered {
             let path = Path::new(name);
-            let inherited =
-                above(path).find_map(|a| around.get(a).copied()).unwrap_or(Permission::None);
+            let inherited = around.inherited(path);
             if let Some(object) = pins.get(name)
                 && inherited == Permission::Write
                 && !points.contains_key(name)
@@ -852,7 +845,7 @@ impl<'a> Builder<'a> {
             let object = point.object.clone();
             match (inherited, wanted) {
                 (Permission::None, Permission::None) => {
-                    around.insert(name, wanted);
+                    around.0.insert(name, wanted);
                     continue;
                 }
                 (Permission::None, _) => {
@@ -899,7 +892,7 @@ impl<'a> Builder<'a> {
                 }
                 (_, Permission::Read | Permission::Write) => {}
             }
-            around.insert(name, wanted);
+            around.0.insert(name, wanted);
         }
         if let Some(base) = copies.filter(|_| self.copies > 0) {
             self.push(base, Action::Writable, "private copies");
@@ -909,7 +902,7 @@ impl<'a> Builder<'a> {
 
     /// The authority of inspection, in files of our own and over those of the host that can be read
     /// inside. What the command may write stays as it is: it could keep what it sees there.
-    fn authorities(&mut self, around: &HashMap<&OsStr, Permission>) -> Result<(), PlanError> {
+    fn authorities(&mut self, around: &Around<'_>) -> Result<(), PlanError> {
         let survey = self.survey;
         let Some(inspection) = &survey.inspection else { return Ok(()) };
         let own = Path::new(OWN);
@@ -930,7 +923,7 @@ impl<'a> Builder<'a> {
         for (n, object) in survey.covers.iter().enumerate() {
             let place = object.path.as_os_str();
             let here = std::iter::once(place).chain(above(&object.path));
-            let shown = here.into_iter().find_map(|p| around.get(p).copied());
+            let shown = here.into_iter().find_map(|p| around.0.get(p).copied());
             let content = inspection.covers.get(&object.path);
             let (Some(content), Some(Permission::Read)) = (content, shown) else { continue };
             let file = inspection.file_with(content).map_or_else(
@@ -1016,12 +1009,7 @@ impl<'a> Builder<'a> {
             "pid-namespace",
             "none: other processes are visible; signals and ptrace to them are refused by landlock",
         );
-        let mut granted: BTreeMap<PathBuf, Permission> = BTreeMap::new();
-        for entry in &self.survey.system {
-            if let SystemEntry::Directory(path) = entry {
-                granted.insert(path.clone(), Permission::Read);
-            }
-        }
+        let mut around = Around::of(&self.survey.system);
         let mut points: Vec<&Point> = self.survey.points.iter().collect();
         let workspace = self.survey.workspace.clone().map(|object| Point {
             object,
@@ -1034,12 +1022,7 @@ impl<'a> Builder<'a> {
         points.sort_by(|a, b| a.object.path.cmp(&b.object.path));
         for p in points {
             let path = &p.object.path;
-            let inherited = path
-                .ancestors()
-                .skip(1)
-                .find_map(|a| granted.get(a).copied())
-                .unwrap_or(Permission::None);
-            if p.permission < inherited {
+            if p.permission < around.inherited(path) {
                 let name = if p.guard { "guards" } else { "hidden-files" };
                 status.miss(
                     name,
@@ -1051,7 +1034,7 @@ impl<'a> Builder<'a> {
                 );
                 continue;
             }
-            granted.insert(path.clone(), p.permission);
+            around.0.insert(path.as_os_str(), p.permission);
             match p.permission {
                 Permission::None => {}
                 Permission::View => self.allow(path, Access::List),
@@ -1066,6 +1049,23 @@ impl<'a> Builder<'a> {
             );
         }
         Ok(())
+    }
+}
+
+/// What surrounds a path: the nearest point above it that was made visible or hidden.
+struct Around<'a>(HashMap<&'a OsStr, Permission>);
+
+impl<'a> Around<'a> {
+    fn of(system: &'a [SystemEntry]) -> Self {
+        let readable = system.iter().filter_map(|entry| match entry {
+            SystemEntry::Directory(path) => Some((path.as_os_str(), Permission::Read)),
+            SystemEntry::Link(..) => None,
+        });
+        Self(readable.collect())
+    }
+
+    fn inherited(&self, path: &Path) -> Permission {
+        above(path).find_map(|a| self.0.get(a).copied()).unwrap_or(Permission::None)
     }
 }
 

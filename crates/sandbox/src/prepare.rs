@@ -1,5 +1,6 @@
 //! From a policy and a request to a plan: the looks at the host that planning needs.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -7,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ringfence_policy::{
-    CompiledRules, Effect, GlobRule, Network, Permission, Places, Policy, Rule, priority,
+    Base, CompiledRules, Effect, GlobRule, Kind, Network, Permission, Places, Policy, Rule,
+    pattern, priority,
 };
 use ringfence_sys::raw::Errno;
 
@@ -160,11 +162,14 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let caller = Caller::current();
     let mut hints = Vec::new();
     let tools = tools(policy, request, &places, workspace.is_some(), &mut hints)?;
-    let extra: Vec<Rule> = tools
+    let mut extra: Vec<Rule> = tools
         .tools
         .iter()
         .filter_map(|t| Rule::grant_path(&t.path, Permission::Read, t.what))
         .collect();
+    for rule in &policy.files.rules {
+        extra.extend(behind_links(rule, &places)?);
+    }
     let rules = CompiledRules::with_extra(policy, &places, &extra);
     let listing = workspace.as_ref().and_then(Listing::of);
     let mut found = Findings::new(&rules, workspace.is_some(), listing);
@@ -269,6 +274,33 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     Ok(plan)
 }
 
+/// A deny with wildcards that begins behind a symlink, as it is said of the place where that leads: a
+/// walk finds files by where they lie. Built-in rules name places as they lie.
+fn behind_links(rule: &Rule, places: &Places) -> Result<Option<Rule>, PrepareError> {
+    let built_in = rule.id.is_some() && rule.origin.line.is_none();
+    if rule.effect != Effect::Cap || rule.kind != Kind::Path || built_in {
+        return Ok(None);
+    }
+    let parts: Vec<&str> = rule.pattern.split('/').collect();
+    let Some(plain @ 1..) = parts.iter().position(|part| pattern::has_meta(part)) else {
+        return Ok(None);
+    };
+    let (plain, rest) = (parts[..plain].join("/"), parts[plain..].join("/"));
+    let named = places.base(rule.base).join(plain);
+    let Ok(real) = std::fs::canonicalize(&named) else { return Ok(None) };
+    if real == named {
+        return Ok(None);
+    }
+    let Some(text) = real.to_str() else {
+        return Err(path_error(
+            &named,
+            "leads to a path that is not utf-8, which no pattern names",
+        ));
+    };
+    let pattern = format!("{}/{rest}", pattern::literally(text.trim_matches('/')));
+    Ok(Some(Rule { base: Base::Root, pattern, ..rule.clone() }))
+}
+
 /// Toolchains in home, where the policy wants them.
 fn tools(
     policy: &Policy,
@@ -364,6 +396,8 @@ struct Findings<'a> {
     visible: Vec<PathBuf>,
     points: Vec<Point>,
     pins: Vec<Object>,
+    /// Directories whose parents are pinned, and they.
+    pinned: HashSet<OsString>,
     absent: Vec<PathBuf>,
     listing: Option<Listing>,
     links: Vec<(PathBuf, PathBuf)>,
@@ -381,6 +415,7 @@ impl<'a> Findings<'a> {
             visible: Vec::with_capacity(16),
             points: Vec::with_capacity(16),
             pins: Vec::new(),
+            pinned: HashSet::new(),
             absent: Vec::new(),
             listing,
             links: Vec::new(),
@@ -463,7 +498,6 @@ impl<'a> Findings<'a> {
             let why = describe(rule);
             self.points.push(Point { object, permission, why, guard: false, copy: None });
         }
-        let mut pinned = std::collections::HashSet::new();
         for point in points.iter().filter(|p| p.rule.effect == Effect::Cap) {
             let (path, rule) = (&point.path, point.rule);
             let guard = rule.priority >= priority::GUARD;
@@ -503,18 +537,8 @@ impl<'a> Findings<'a> {
             let why = describe(rule);
             let stays =
                 rule.permission < Permission::Write && survey::lies_in(path, &places.workspace);
-            // What must not change must not be moved away with its parents and made anew either;
-            // and what is hidden by its path would be shown to the next run at another.
-            for parent in survey::above(path).filter(|_| stays).map(Path::new) {
-                let outside = parent.as_os_str() == places.workspace.as_os_str()
-                    || !survey::lies_in(parent, &places.workspace);
-                // Once pinned, so are all above it.
-                if outside || !pinned.insert(parent.as_os_str().to_owned()) {
-                    break;
-                }
-                if let Some(object) = self.identify(parent)? {
-                    self.pins.push(object);
-                }
+            if stays {
+                self.pin_parents(path, &places.workspace)?;
             }
             // A name that must not change and is a symlink: the link is held where it is, too.
             if stays
@@ -532,6 +556,23 @@ impl<'a> Findings<'a> {
                 });
             }
             self.points.push(Point { object, permission, why, guard, copy: None });
+        }
+        Ok(())
+    }
+
+    /// What must not change must not be moved away with its parents and made anew either; and what is
+    /// hidden by its path would be shown to the next run at another.
+    fn pin_parents(&mut self, path: &Path, workspace: &Path) -> Result<(), PrepareError> {
+        for parent in survey::above(path).map(Path::new) {
+            let outside =
+                parent.as_os_str() == workspace.as_os_str() || !survey::lies_in(parent, workspace);
+            // Once pinned, so are all above it.
+            if outside || !self.pinned.insert(parent.as_os_str().to_owned()) {
+                break;
+            }
+            if let Some(object) = self.identify(parent)? {
+                self.pins.push(object);
+            }
         }
         Ok(())
     }
@@ -644,7 +685,7 @@ impl<'a> Findings<'a> {
                 if f.in_git {
                     continue;
                 }
-                self.matched(&workspace.path.join(&f.path), f.is_symlink)?;
+                self.matched(&workspace.path, &workspace.path.join(&f.path), f.is_symlink)?;
                 for alias in &f.aliases {
                     let permission = rules.decide(&workspace.path.join(&f.path)).permission;
                     if let Some(object) = self.identify(&workspace.path.join(alias))? {
@@ -675,13 +716,23 @@ impl<'a> Findings<'a> {
             self.listing = listing;
         }
         if policy.files.guard_git {
-            self.git(policy, places, &workspace.path, &hints, notes)?;
+            self.git(places, &workspace.path, &hints, notes)?;
         }
         Ok(())
     }
 
-    fn matched(&mut self, path: &Path, is_symlink: bool) -> Result<(), PrepareError> {
+    fn matched(
+        &mut self,
+        workspace: &Path,
+        path: &Path,
+        is_symlink: bool,
+    ) -> Result<(), PrepareError> {
         let decision = self.rules.decide(path);
+        // Moved elsewhere with its directory, it is still covered, but the next run might not find it.
+        let by_place = decision.rule.is_some_and(|rule| !matches_anywhere(rule));
+        if by_place && decision.permission < Permission::Write {
+            self.pin_parents(path, workspace)?;
+        }
         let why = decision.rule.map_or_else(String::new, describe);
         let permission = decision.permission;
         // A link cannot be masked; what it leads to can, where it is visible at all.
@@ -695,7 +746,6 @@ impl<'a> Findings<'a> {
 
     fn git(
         &mut self,
-        policy: &Policy,
         places: &Places,
         workspace: &Path,
         hints: &[RepositoryHint],
@@ -765,10 +815,15 @@ impl<'a> Findings<'a> {
         for (path, why) in &git.refused {
             notes.push(format!("{}: not granted: {why}", path.display()));
         }
-        let _ = policy;
         self.git = git;
         Ok(())
     }
+}
+
+/// Whether a pattern speaks of a name alone, wherever in the workspace it is.
+fn matches_anywhere(rule: &Rule) -> bool {
+    rule.base == Base::Workspace
+        && rule.pattern.strip_prefix("**/").is_some_and(|name| !name.contains('/'))
 }
 
 /// Without a walk: the workspace itself and its direct subdirectories.

@@ -8,7 +8,7 @@
 //!
 //! | [`Way`] | steered by | original destination | limits |
 //! |---|---|---|---|
-//! | `Redirect` | one nftables chain | [`original_destination`] | none |
+//! | `Redirect` | one nftables chain | `SO_ORIGINAL_DST` | none |
 //! | `Local` | a route that makes every address local | the accepted socket's own address | one listener for each port, DNS on the listed servers only |
 //!
 //! The second is for kernels without nftables, or around whose netlink a filter stands. In both, other
@@ -19,7 +19,6 @@
 
 mod carry;
 mod netlink;
-mod peer;
 mod program;
 #[cfg(test)]
 mod tests;
@@ -28,17 +27,19 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 
 pub(crate) use carry::carry_out;
-pub use peer::{original_destination, socket_owner};
 pub use program::{Config, MOST_PORTS, OWN_V4, OWN_V6, PORT, Program};
 
 use crate::raw::Errno;
 
 /// How connections arrive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Way {
-    /// Redirected by nftables to one listener for each family.
+    /// Redirected by nftables to one listener for each family: the kernel remembers the original
+    /// destination.
+    #[default]
     Redirect,
-    /// Every address is local, wildcard listeners on the listed ports.
+    /// Every address is local, wildcard listeners on the listed ports: the accepted socket's own
+    /// address is the original destination.
     Local,
 }
 
@@ -49,7 +50,7 @@ pub struct Made {
     pub tcp: Vec<OwnedFd>,
     /// Bound; every one gets DNS queries.
     pub udp: Vec<OwnedFd>,
-    /// `NETLINK_SOCK_DIAG`, for [`socket_owner`].
+    /// `NETLINK_SOCK_DIAG`: whose connection is it?
     pub diagnosis: Option<OwnedFd>,
     pub way: Way,
     /// Why nftables could not be used, with [`Way::Local`].

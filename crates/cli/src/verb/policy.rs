@@ -2,6 +2,7 @@
 
 mod check;
 mod explain;
+mod reload;
 mod show;
 
 use crate::exit::ExitCode;
@@ -27,6 +28,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Some(("show", m)) => show::main(m),
         Some(("check", m)) => check::main(m),
         Some(("explain", m)) => explain::main(m),
+        Some(("reload", m)) => reload::main(m),
         Some(("schema", _)) => output::print_json(&ringfence_policy::schema()),
         Some(("profiles", m)) => list(m.get_flag("json")),
         Some(("groups", m)) => groups(m.get_flag("json")),

@@ -2,6 +2,7 @@
 
 use crate::exit::ExitCode;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::flags::{self, Id, Problem, Typed};
 use crate::layers::{self, Layered};
 use crate::output::printable;
 use crate::ports::{self, Port};
+use crate::reload::Again;
 use crate::{help, inspect, output};
 
 pub fn main(args: &[OsString]) -> ExitCode {
@@ -33,8 +35,9 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Ok(t) => t,
         Err(problem) => return usage(args, &problem),
     };
-    match meant(&typed, &mut early) {
-        Ok(meant) => go(&typed, &meant, early),
+    match meant(typed, &mut early) {
+        // Shared: the policy of a run with a filter can be read again while it runs.
+        Ok(meant) => go(&Arc::new(meant), early),
         Err(code) => code,
     }
 }
@@ -63,14 +66,15 @@ fn usage(args: &[OsString], problem: &Problem) -> ExitCode {
 }
 
 /// What the flags mean together.
-struct Meant {
-    layered: Layered,
-    request: Request,
+pub struct Meant {
+    pub typed: Typed,
+    pub layered: Layered,
+    pub request: Request,
     argv: Vec<OsString>,
     inspector: Option<Arc<Inspector>>,
 }
 
-fn meant(typed: &Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
+fn meant(typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     let argv = match (typed.last(Id::Shell), typed.command.is_empty()) {
         (Some(_), false) => {
             return Err(output::fail("-c and a command after -- exclude each other"));
@@ -86,7 +90,7 @@ fn meant(typed: &Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     if argv.first().is_some_and(|program| program.is_empty()) {
         return Err(output::fail("the command is empty"));
     }
-    let mut layered = layers::layered(typed).map_err(|e| {
+    let mut layered = layers::layered(&typed).map_err(|e| {
         output::say(&e);
         ExitCode::from(e.exit_code())
     })?;
@@ -100,7 +104,7 @@ fn meant(typed: &Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     }
     let inspector = inspect::prepare(&mut layered.policy, &mut request).map_err(output::fail)?;
     protect_policy_files(&mut layered, &request).map_err(output::fail)?;
-    Ok(Meant { layered, request, argv, inspector })
+    Ok(Meant { typed, layered, request, argv, inspector })
 }
 
 /// Layer name of the rules that guard the policy in use; they are not lifted by id.
@@ -140,8 +144,8 @@ fn guard(path: &Path, workspace: Option<&Path>) -> Option<Rule> {
     Some(Rule { effect: Effect::Cap, priority: priority::GUARD, id, ..rule })
 }
 
-fn go(typed: &Typed, meant: &Meant, mut early: Option<Early>) -> ExitCode {
-    let Meant { layered, request, argv, inspector } = meant;
+fn go(meant: &Arc<Meant>, mut early: Option<Early>) -> ExitCode {
+    let Meant { typed, layered, request, .. } = &**meant;
     let loud = typed.has(Id::Debug) || typed.has(Id::Monitor);
     if loud || !layered.notes.is_empty() {
         for note in &layered.notes {
@@ -160,11 +164,12 @@ fn go(typed: &Typed, meant: &Meant, mut early: Option<Early>) -> ExitCode {
         Err(e) => return output::fail(e),
     };
     let signals = Signals::take();
-    let policy = &layered.policy;
-    let inspector = inspector.as_ref();
-    let given = Given { typed, policy, argv, signals: &signals, ports: &exposed, inspector };
-    let outcome =
-        run::with_ladder(policy, request, |plan| attempt(&given, &mut log, early.take(), plan));
+    let given = Given { meant, signals: &signals, ports: &exposed };
+    let mut told = Vec::new();
+    let outcome = run::with_ladder(&layered.policy, request, |plan| {
+        announce(typed, &plan, &mut told);
+        attempt(&given, &mut log, early.take(), plan)
+    });
     match outcome {
         Ok((code, status)) => {
             let held = status.end.as_ref().map(|e| e.held.clone()).unwrap_or_default();
@@ -201,12 +206,9 @@ fn explain(typed: &Typed, policy: &Policy, request: &Request) -> ExitCode {
 
 /// What is the same on every rung of the ladder.
 struct Given<'a> {
-    typed: &'a Typed,
-    policy: &'a Policy,
-    argv: &'a [OsString],
+    meant: &'a Arc<Meant>,
     signals: &'a Signals,
     ports: &'a [Port],
-    inspector: Option<&'a Arc<Inspector>>,
 }
 
 /// One plan, from start to end.
@@ -216,18 +218,18 @@ fn attempt(
     early: Option<Early>,
     plan: Plan,
 ) -> Result<(i32, Status), Failed> {
-    let Given { typed, policy, argv, signals, ports, inspector } = *given;
+    let Given { meant, signals, ports } = *given;
+    let Meant { typed, layered: Layered { policy, .. }, argv, inspector, .. } = &**meant;
     let fatal = |error: RunError| Failed { error, refusal: None };
     let io = Io::new(policy.pty);
     let (ours, theirs) = connector(ports, &plan).map_err(fatal)?;
     let command = Command {
-        argv: argv.to_vec(),
+        argv: argv.clone(),
         stdio: ringfence_sandbox::lower::stdio(io.pty()),
         die_with_parent: true,
         connector: theirs,
         agent_events: plan.ssh_agent.as_ref().map(|_| agent_events(typed, log)),
     };
-    announce(typed, &plan);
     log.event("start", || {
         serde_json::json!({
             "command": argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>(),
@@ -256,9 +258,24 @@ fn attempt(
                 debug: typed.has(Id::Debug),
                 raw: io.wants_pty() && std::io::stderr().is_terminal(),
             };
+            let again = Again {
+                meant: Arc::clone(meant),
+                rules: Arc::clone(&filter.rules),
+                way: made.way,
+                log: log.share(),
+                told: ears.monitor,
+                raw: ears.raw,
+            };
             let init = running.jailed.pid();
-            let inspector = inspector.map(Arc::clone);
-            let started = Egress::start(&filter, policy, inspector, made, init, ears);
+            let started = Egress::start(
+                &filter,
+                policy,
+                inspector.clone(),
+                made,
+                init,
+                ears,
+                again.control(),
+            );
             Some(started.map_err(fatal)?)
         }
         _ => None,
@@ -351,7 +368,9 @@ fn finish(
     Ok((ended.code(), status))
 }
 
-fn announce(typed: &Typed, plan: &Plan) {
+/// What is to be known of a plan, before anything of the command can be seen. `told`: the notes that
+/// were said already, of a plan that this host refused.
+fn announce(typed: &Typed, plan: &Plan, told: &mut Vec<String>) {
     if plan.rung == Rung::Landlock {
         output::say(
             "this host refuses namespaces: landlock and the system call filter hold the policy",
@@ -361,7 +380,10 @@ fn announce(typed: &Typed, plan: &Plan) {
         output::say(format_args!("missing, as accepted: {}: {}", m.name, printable(&m.detail)));
     }
     for note in &plan.notes {
-        output::say(printable(note));
+        if !told.contains(note) {
+            output::say(printable(note));
+            told.push(note.clone());
+        }
     }
     if typed.has(Id::Debug) {
         for line in plan.to_string().lines() {
@@ -399,7 +421,7 @@ fn write_status(target: Option<&OsStr>, status: &Status) -> Result<(), String> {
 
 /// Events as JSON lines.
 struct Log {
-    file: Option<std::fs::File>,
+    file: Option<File>,
 }
 
 impl Log {
@@ -416,20 +438,26 @@ impl Log {
     }
 
     /// For filters, which write from threads of their own.
-    fn share(&self) -> Option<std::fs::File> {
+    fn share(&self) -> Option<File> {
         self.file.as_ref().and_then(|file| file.try_clone().ok())
     }
 
     fn event(&mut self, kind: &str, detail: impl FnOnce() -> serde_json::Value) {
-        let Some(file) = &mut self.file else { return };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        let line = serde_json::json!({
-            "time_ms": now,
-            "pid": std::process::id(),
-            "event": kind,
-            "detail": detail(),
-        });
-        // One write, so that lines of parallel runs do not mix.
-        let _ = file.write_all(format!("{line}\n").as_bytes());
+        if let Some(file) = &self.file {
+            log_event(file, kind, detail);
+        }
     }
+}
+
+/// One line of `--log`.
+pub fn log_event(mut file: &File, kind: &str, detail: impl FnOnce() -> serde_json::Value) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let line = serde_json::json!({
+        "time_ms": now,
+        "pid": std::process::id(),
+        "event": kind,
+        "detail": detail(),
+    });
+    // One write, so that lines of parallel runs do not mix.
+    let _ = file.write_all(format!("{line}\n").as_bytes());
 }
