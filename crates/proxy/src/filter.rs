@@ -15,7 +15,7 @@ use crate::limits::{ACCEPT_PAUSE, CONNECTIONS, DESCRIPTORS_EACH, DESCRIPTORS_SPA
 use crate::process::{Finder, plain};
 use crate::resolve::Resolver;
 use crate::upstream::Upstream;
-use crate::{Config, Sockets, Way, dns, lock, transparent};
+use crate::{Config, Sockets, Way, dns, lock, transparent, tunnel};
 
 /// Threads for lookups in `/proc`; nothing else blocks.
 const BLOCKING_THREADS: usize = 2;
@@ -76,6 +76,13 @@ impl Filter {
         self.judge.name_allowed.store(all, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// Tells the filter to end, without waiting for it as dropping does.
+    pub fn stop(&self) {
+        if let Some(stop) = lock(&self.stop).take() {
+            let _ = stop.send(());
+        }
+    }
+
     /// Whether the filter's thread is alive. If it is not, the sandbox has no network.
     pub fn is_running(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
@@ -84,9 +91,7 @@ impl Filter {
 
 impl Drop for Filter {
     fn drop(&mut self) {
-        if let Some(stop) = lock(&self.stop).take() {
-            let _ = stop.send(());
-        }
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -117,6 +122,7 @@ fn run(
             }
         }
         for listener in tcp {
+            tunnel::set_options(&listener);
             if listener.set_nonblocking(true).is_ok()
                 && let Ok(listener) = tokio::net::TcpListener::from_std(listener)
             {
@@ -137,11 +143,12 @@ async fn accept(
     places: Arc<Semaphore>,
 ) {
     let mut raised = false;
+    let soft = getrlimit(Resource::Nofile).current;
     loop {
         // Before accepting: whoever does not fit waits in the kernel.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let busy = CONNECTIONS - places.available_permits();
-        if !raised && needs_descriptors(busy) {
+        if !raised && soft.is_some_and(|soft| needs_descriptors(busy) > soft) {
             raised = true;
             raise_descriptors();
         }
@@ -156,7 +163,7 @@ async fn accept(
             // The client gave up before it was accepted.
             Err(_) => continue,
         };
-        let Ok(original) = transparent::original(&client, way) else {
+        let Ok(original) = transparent::original(&client, peer, way) else {
             let _ = client.set_zero_linger();
             continue;
         };
@@ -196,9 +203,8 @@ fn lasting(e: &io::Error) -> bool {
     })
 }
 
-fn needs_descriptors(busy: usize) -> bool {
-    let wanted = (busy as u64) * DESCRIPTORS_EACH + DESCRIPTORS_SPARE;
-    getrlimit(Resource::Nofile).current.is_some_and(|soft| wanted > soft)
+fn needs_descriptors(busy: usize) -> u64 {
+    (busy as u64) * DESCRIPTORS_EACH + DESCRIPTORS_SPARE
 }
 
 /// Raises this process's soft limit, not beyond what the filter can use. Only when it is needed.
