@@ -65,10 +65,15 @@ fn connect(port: u16, proxied: bool) -> io::Result<TcpStream> {
     let url = std::env::var("HTTPS_PROXY").or_else(|_| std::env::var("HTTP_PROXY"));
     let url = url.map_err(io::Error::other)?;
     let address = url.trim_start_matches("http://").trim_end_matches('/');
-    let address = address.rsplit('@').next().unwrap_or(address);
+    let (user, address) = address.rsplit_once('@').unwrap_or(("", address));
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
-    write!(stream, "CONNECT localhost:{port} HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n")?;
+    let proof = match user {
+        "" => String::new(),
+        user => format!("Proxy-Authorization: Basic {}\r\n", base64(&unescaped(user))),
+    };
+    let to = format!("localhost:{port}");
+    stream.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{proof}\r\n").as_bytes())?;
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") {
         stream.read_exact(&mut byte)?;
@@ -78,6 +83,31 @@ fn connect(port: u16, proxied: bool) -> io::Result<TcpStream> {
         return Err(io::Error::other(String::from_utf8_lossy(&head).into_owned()));
     }
     Ok(stream)
+}
+
+/// A part of a URL without its percent signs.
+fn unescaped(text: &str) -> Vec<u8> {
+    let mut parts = text.split('%');
+    let mut out = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2).unwrap_or((part, ""));
+        out.extend(u8::from_str_radix(code, 16).ok());
+        out.extend(rest.bytes());
+    }
+    out
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for three in bytes.chunks(3) {
+        let word = (0..3).fold(0, |w, i| w << 8 | three.get(i).copied().map_or(0, usize::from));
+        for i in 0..4 {
+            let digit = char::from(DIGITS[word >> (18 - 6 * i) & 63]);
+            out.push(if i <= three.len() { digit } else { '=' });
+        }
+    }
+    out
 }
 
 fn echo(stream: &mut TcpStream) -> io::Result<()> {
