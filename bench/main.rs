@@ -6,6 +6,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)] // a bench that cannot set up its place has nothing to say
 
+mod egress;
+
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::process::CommandExt;
@@ -27,10 +29,19 @@ fn main() {
     let value = |name: &str| {
         args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).map(String::as_str)
     };
+    if args.first().is_some_and(|a| a == "--server") {
+        return egress::server().unwrap();
+    }
+    if args.first().is_some_and(|a| a == "--client") {
+        let port = value("--client").unwrap().parse().unwrap();
+        return egress::client(port, args.iter().any(|a| a == "--proxied")).unwrap();
+    }
+    let srt = egress::path(value("--srt"));
+    let only = value("--only");
     let binary = PathBuf::from(value("--binary").expect("--binary RINGFENCE"));
     let rounds: usize = value("--rounds").map_or(400, |n| n.parse().unwrap());
     if args.iter().any(|a| a == "--part") {
-        println!("{}", Value::Array(measure(&binary, rounds)));
+        println!("{}", Value::Array(measure(&binary, rounds, srt.as_deref(), only)));
         return;
     }
     let mut results = vec![part(&args, None)];
@@ -157,9 +168,12 @@ fn has(program: &str) -> bool {
     ["/usr/local/bin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(program).is_file())
 }
 
-fn measure(binary: &Path, rounds: usize) -> Vec<Value> {
+fn measure(binary: &Path, rounds: usize, srt: Option<&Path>, only: Option<&str>) -> Vec<Value> {
     let place = Place::new(binary);
     let few = (rounds / 4).max(10);
+    if only == Some("egress") {
+        return network(&place, rounds, srt);
+    }
     let mut groups = Vec::new();
 
     let mut start = vec![
@@ -219,6 +233,22 @@ fn measure(binary: &Path, rounds: usize) -> Vec<Value> {
         groups.push(group("compile", &cases, few / 4 + 3));
     }
     groups.push(memory(&place));
+    groups.extend(network(&place, rounds, srt));
+    groups
+}
+
+/// With the egress filter.
+fn network(place: &Place, rounds: usize, srt: Option<&Path>) -> Vec<Value> {
+    let run = |name, flags: [&str; 2]| {
+        place.confined(name, "empty", &["run", flags[0], flags[1], "--", "true"])
+    };
+    let start = [
+        place.case("/bin/true", "empty", &["/bin/true"]),
+        run("ringfence run --network none -- true", ["--network", "none"]),
+        run("ringfence run --allow-host example.com -- true", ["--allow-host", "example.com"]),
+    ];
+    let mut groups = vec![group("start with the filter", &start, rounds)];
+    groups.extend(egress::groups(place, srt));
     groups
 }
 
@@ -385,7 +415,10 @@ fn markdown(report: &Value) -> String {
         let _ = writeln!(out, "|---|---|---|---|---|---|---|---|");
         for group in run["groups"].as_array().unwrap() {
             let rows = group["rows"].as_array().unwrap();
-            let _ = writeln!(out, "| **{}** | | | | | | | |", group["group"].as_str().unwrap());
+            let aim = group["aim"].as_str().filter(|aim| !aim.is_empty());
+            let aim = aim.map(|aim| format!(" (aim {aim})")).unwrap_or_default();
+            let name = group["group"].as_str().unwrap();
+            let _ = writeln!(out, "| **{name}**{aim} | | | | | | | |");
             for row in rows {
                 table_row(&mut out, row, &rows[0]);
             }
@@ -397,6 +430,19 @@ fn markdown(report: &Value) -> String {
 
 fn table_row(out: &mut String, row: &Value, first: &Value) {
     let name = row["case"].as_str().unwrap();
+    if let Some(why) = row["absent"].as_str() {
+        let _ = writeln!(out, "| {name} | | absent: {why} | | | | | |");
+        return;
+    }
+    if let Some(value) = row["value"].as_f64() {
+        let unit = row["unit"].as_str().unwrap_or_default();
+        let ratio = match first["value"].as_f64() {
+            Some(direct) if row["unit"] == first["unit"] => format!("{:.2}", value / direct),
+            _ => String::new(),
+        };
+        let _ = writeln!(out, "| {name} | | {value:.1} {unit} | | | {ratio} | | |");
+        return;
+    }
     if row.get("p50").is_none() {
         let pss = row["pss_kib"].as_u64().map_or("not readable".to_owned(), |k| format!("{k} KiB"));
         let _ = writeln!(out, "| {name} | | {pss} PSS | | | | | |");

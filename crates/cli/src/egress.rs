@@ -69,6 +69,11 @@ impl Egress {
         Ok(Self { filter, refused, watched })
     }
 
+    /// Tells the filter to end, while there is other work to do.
+    pub fn stop(&self) {
+        self.filter.stop();
+    }
+
     /// Ends the filter. What was refused, in words, if nobody watched.
     pub fn finish(self) -> Vec<String> {
         let Self { filter, refused, watched } = self;

@@ -18,7 +18,7 @@ use crate::limits::{
 use crate::process::{Finder, plain};
 use crate::resolve::Resolver;
 use crate::upstream::Upstream;
-use crate::{Config, Sockets, Way, control, dns, lock, transparent};
+use crate::{Config, Sockets, Way, control, dns, lock, transparent, tunnel};
 
 /// Threads for lookups in `/proc`; nothing else blocks.
 const BLOCKING_THREADS: usize = 2;
@@ -84,6 +84,13 @@ impl Filter {
         self.judge.name_allowed.store(all, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// Tells the filter to end, without waiting for it as dropping does.
+    pub fn stop(&self) {
+        if let Some(stop) = lock(&self.stop).take() {
+            let _ = stop.send(());
+        }
+    }
+
     /// Whether the filter's thread is alive. If it is not, the sandbox has no network.
     pub fn is_running(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
@@ -92,9 +99,7 @@ impl Filter {
 
 impl Drop for Filter {
     fn drop(&mut self) {
-        if let Some(stop) = lock(&self.stop).take() {
-            let _ = stop.send(());
-        }
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -127,6 +132,7 @@ fn run(
             }
         }
         for listener in tcp {
+            tunnel::set_options(&listener);
             if listener.set_nonblocking(true).is_ok()
                 && let Ok(listener) = tokio::net::TcpListener::from_std(listener)
             {
@@ -152,11 +158,12 @@ async fn accept(
     (places, most): (Arc<Semaphore>, usize),
 ) {
     let mut raised = false;
+    let soft = getrlimit(Resource::Nofile).current;
     loop {
         // Before accepting: whoever does not fit waits in the kernel.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let busy = most.saturating_sub(places.available_permits());
-        if !raised && needs_descriptors(busy) {
+        if !raised && soft.is_some_and(|soft| needs_descriptors(busy) > soft) {
             raised = true;
             raise_descriptors();
         }
@@ -171,7 +178,7 @@ async fn accept(
             // The client gave up before it was accepted.
             Err(_) => continue,
         };
-        let Ok(original) = transparent::original(&client, way) else {
+        let Ok(original) = transparent::original(&client, peer, way) else {
             let _ = client.set_zero_linger();
             continue;
         };
@@ -218,9 +225,8 @@ fn most_connections(descriptors: Option<u64>) -> usize {
     usize::try_from(room).unwrap_or(CONNECTIONS).clamp(LEAST_CONNECTIONS, CONNECTIONS)
 }
 
-fn needs_descriptors(busy: usize) -> bool {
-    let wanted = (busy as u64) * DESCRIPTORS_EACH + DESCRIPTORS_SPARE;
-    getrlimit(Resource::Nofile).current.is_some_and(|soft| wanted > soft)
+fn needs_descriptors(busy: usize) -> u64 {
+    (busy as u64) * DESCRIPTORS_EACH + DESCRIPTORS_SPARE
 }
 
 /// Raises this process's soft limit, not beyond what the filter can use. Only when it is needed.

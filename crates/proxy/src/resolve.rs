@@ -17,6 +17,7 @@ use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name as Absolute, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use ringfence_policy::net::Name;
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -231,7 +232,7 @@ fn interleave(addresses: &[IpAddr]) -> Vec<IpAddr> {
 pub(crate) async fn dial(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStream, IpAddr)> {
     if let [only] = addresses {
         let target = SocketAddr::new(*only, port);
-        let stream = tokio::time::timeout(DIAL, TcpStream::connect(target))
+        let stream = tokio::time::timeout(DIAL, connect(target))
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         return Ok((stream, *only));
@@ -241,11 +242,37 @@ pub(crate) async fn dial(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStre
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// Connects. On this machine that is done as soon as it was asked for, though a socket that must not
+/// block says otherwise; asking again saves the timers and a round of the event loop.
+async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    let mut asked = rustix::net::connect(&socket, &target);
+    if asked == Err(Errno::INPROGRESS) && target.ip().is_loopback() {
+        asked = rustix::net::connect(&socket, &target);
+    }
+    let connected = match asked {
+        Ok(()) | Err(Errno::ISCONN) => true,
+        Err(Errno::INPROGRESS | Errno::ALREADY) => false,
+        Err(e) => return Err(e.into()),
+    };
+    let stream = TcpStream::from_std(socket.into())?;
+    if !connected {
+        stream.writable().await?;
+        if let Some(e) = stream.take_error()? {
+            return Err(e);
+        }
+    }
+    Ok(stream)
+}
+
 async fn race(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStream, IpAddr)> {
     let mut waiting = addresses.iter().copied().take(DIAL_ADDRESSES);
     let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
     // Nearly always the first one answers: no task is made for it.
-    let mut connecting = std::pin::pin!(TcpStream::connect(SocketAddr::new(first, port)));
+    let mut connecting = std::pin::pin!(connect(SocketAddr::new(first, port)));
     match tokio::time::timeout(DIAL_STAGGER, &mut connecting).await {
         Ok(Ok(stream)) => Ok((stream, first)),
         Ok(Err(e)) => others(waiting, port, e).await,
@@ -279,7 +306,7 @@ async fn others(
             match waiting.next() {
                 Some(address) => {
                     let target = SocketAddr::new(address, port);
-                    tries.spawn(async move { (TcpStream::connect(target).await, address) });
+                    tries.spawn(async move { (connect(target).await, address) });
                 }
                 None => more = false,
             }

@@ -219,6 +219,17 @@ async fn copy(from: &TcpStream, to: &TcpStream, count: &impl Fn(u64)) -> Result<
 
 /// Writes all of it.
 pub(crate) async fn send(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    use rustix::io::Errno;
+    use rustix::net::SendFlags;
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    // Of a new socket the event loop does not know yet that it takes bytes.
+    match rustix::net::send(to, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+        Err(Errno::AGAIN | Errno::INTR) => {}
+        Err(e) => return Err(e.into()),
+    }
     while !bytes.is_empty() {
         match to.try_write(bytes) {
             Ok(n) => bytes = &bytes[n..],

@@ -19,19 +19,19 @@ const DNS_PORT: u16 = 53;
 const SOCKS5: u8 = 5;
 
 /// Where the connection was going before it was redirected.
-pub(crate) fn original(stream: &TcpStream, way: Way) -> io::Result<SocketAddr> {
-    let own = stream.local_addr()?;
+pub(crate) fn original(stream: &TcpStream, peer: SocketAddr, way: Way) -> io::Result<SocketAddr> {
     if way == Way::Local {
-        return Ok(plain(own));
+        return Ok(plain(stream.local_addr()?));
     }
-    let found = match own {
+    // Of the listener's family, as each listens for one only.
+    let found = match peer {
         SocketAddr::V4(_) => sockopt::ip_original_dst(stream).map(SocketAddr::V4),
         SocketAddr::V6(_) => sockopt::ipv6_original_dst(stream).map(SocketAddr::V6),
     };
     match found {
         Ok(address) => Ok(plain(address)),
         // Not tracked, so not redirected: it came to the listener itself.
-        Err(Errno::NOENT | Errno::NOPROTOOPT | Errno::OPNOTSUPP) => Ok(plain(own)),
+        Err(Errno::NOENT | Errno::NOPROTOOPT | Errno::OPNOTSUPP) => Ok(plain(stream.local_addr()?)),
         Err(e) => Err(e.into()),
     }
 }
@@ -69,7 +69,6 @@ async fn proxy(judge: Arc<Judge>, client: TcpStream, peer: SocketAddr) {
         Ok(Ok(1)) => {}
         _ => return,
     }
-    let _ = client.set_nodelay(true);
     if first[0] == SOCKS5 {
         Box::pin(socks::serve(judge, client, Vec::new(), peer)).await;
     } else {

@@ -58,10 +58,7 @@ pub(crate) async fn run<G: Gate>(
     asked: Asked,
     opened: Opened,
 ) {
-    // Small packets of either side are not for us to delay.
-    let _ = (client.set_nodelay(true), opened.stream.set_nodelay(true));
-    let keep = |stream: &TcpStream| rustix::net::sockopt::set_socket_keepalive(stream, true);
-    let _ = (keep(&client), keep(&opened.stream));
+    set_options(&opened.stream);
     // Boxed: what judging needs is given back before the long part of a connection's life.
     let verdict = Box::pin(first(&*gate, &client, prefix, &asked, &opened)).await;
     match verdict {
@@ -85,6 +82,14 @@ pub(crate) async fn run<G: Gate>(
             let _ = (client.set_zero_linger(), opened.stream.set_zero_linger());
         }
     }
+}
+
+/// For connections, and for listeners, whose connections inherit it: small packets are not for us to
+/// delay, and a peer that has vanished is to be noticed.
+pub(crate) fn set_options(socket: impl std::os::fd::AsFd) {
+    use rustix::net::sockopt;
+    let _ = sockopt::set_tcp_nodelay(&socket, true);
+    let _ = sockopt::set_socket_keepalive(&socket, true);
 }
 
 /// Holds the client's bytes until they can be judged; the server's flow.

@@ -285,12 +285,17 @@ fn attempt(
         Deadline::of(&policy.limits).and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
     drop(forwarder);
-    let refused = egress.map(Egress::finish).unwrap_or_default();
-    let ended = finish(running, supervised, log);
-    for line in refused {
+    // Nothing is left that it could serve; it ends while the sandbox is taken down.
+    if let Some(egress) = &egress {
+        egress.stop();
+    }
+    let ended = finish(running, supervised);
+    for line in egress.map(Egress::finish).unwrap_or_default() {
         output::say(printable(&line));
     }
-    ended
+    let (code, status) = ended?;
+    log.event("end", || serde_json::json!(status.end));
+    Ok((code, status))
 }
 
 /// Where the ssh agent's filter tells what it signed and what it refused.
@@ -345,7 +350,6 @@ fn connector(ports: &[Port], plan: &Plan) -> Result<Channel, RunError> {
 fn finish(
     mut running: Running,
     supervised: Result<terminal::Outcome, terminal::Error>,
-    log: &mut Log,
 ) -> Result<(i32, Status), Failed> {
     let outcome = match supervised {
         Ok(o) => o,
@@ -364,7 +368,6 @@ fn finish(
         _ => None,
     };
     let (ended, status) = running.finish(waited, reason)?;
-    log.event("end", || serde_json::json!(status.end));
     Ok((ended.code(), status))
 }
 
