@@ -251,6 +251,27 @@ fn what_is_missing_can_be_accepted_by_name_and_is_reported() {
     });
 }
 
+/// Without namespaces there is nothing to filter in: no network, and only where that was accepted.
+#[test]
+fn hosts_cannot_be_filtered_without_namespaces() {
+    if !has_scopes() {
+        return;
+    }
+    let connect = "echo x > marker; bash -c 'exec 3<>/dev/tcp/127.0.0.1/9' 2>&1 || true";
+    as_each_user(|p| {
+        let host = ["--allow-host", "localhost:9"];
+        let ran = Ran::of(&mut filtered(p, &shell(&host, connect))).failed_with(126);
+        assert!(!p.workspace().join("marker").exists(), "{ran:#?}");
+        ran.says("network-filter");
+        let flags = ["--allow-host", "localhost:9", "--accept-missing", "network-filter"];
+        let ran = Ran::of(&mut filtered(p, &shell(&flags, connect))).ok();
+        assert!(p.workspace().join("marker").exists());
+        // Not "connection refused", which a network would say.
+        assert!(!ran.out.contains("refused") && !ran.out.is_empty(), "{ran:#?}");
+        ran.says("missing, as accepted");
+    });
+}
+
 fn doctor(mut command: Command) -> (Ran, serde_json::Value) {
     let ran = Ran::of(&mut command);
     let report = serde_json::from_str(&ran.out).unwrap_or_else(|e| panic!("{e}: {ran:#?}"));

@@ -58,6 +58,8 @@ pub const PROTECTIONS: &[&str] = &[
     "cgroup",
     "memory-limit",
     "cpu-limit",
+    // The egress filter where namespaces are refused: the run then has no network at all.
+    "network-filter",
 ];
 
 /// A value and where it was written.
