@@ -10,6 +10,10 @@ fn output_and_exit_codes_are_the_commands_own() {
     as_each_user(|p| {
         let ran = p.shell(&[], "echo out; echo err >&2; exit 7").failed_with(7);
         assert_eq!((ran.out.as_str(), ran.err.as_str()), ("out\n", "err\n"));
+        // Beside a filter, too.
+        let ran = p.shell(&["--allow-host", "a.example"], "echo out; echo err >&2; exit 7");
+        let ran = ran.failed_with(7);
+        assert_eq!((ran.out.as_str(), ran.err.as_str()), ("out\n", "err\n"));
         p.shell(&[], "kill -TERM $$").failed_with(128 + 15);
         p.shell(&[], "kill -SEGV $$").failed_with(128 + 11);
         let ran = Ran::of(&mut p.ringfence(["--", "no-such-program"])).failed_with(127);

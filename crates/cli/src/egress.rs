@@ -25,6 +25,8 @@ pub struct Egress {
     filter: ringfence_proxy::Filter,
     refused: Arc<Mutex<Refused>>,
     watched: bool,
+    /// It was gone when the run ended.
+    ended_early: bool,
 }
 
 /// What was refused, each only once.
@@ -66,21 +68,21 @@ impl Egress {
         let config = Config { init: Some(init), control: Some(control), inspector, ..config };
         let filter = ringfence_proxy::Filter::start(config).map_err(|e| failed(&e))?;
         filter.name_processes(all);
-        Ok(Self { filter, refused, watched })
+        Ok(Self { filter, refused, watched, ended_early: false })
     }
 
     /// Tells the filter to end, while there is other work to do.
-    pub fn stop(&self) {
+    pub fn stop(&mut self) {
+        self.ended_early = !self.filter.is_running();
         self.filter.stop();
     }
 
     /// Ends the filter. What was refused, in words, if nobody watched.
     pub fn finish(self) -> Vec<String> {
-        let Self { filter, refused, watched } = self;
-        let ended = !filter.is_running();
+        let Self { filter, refused, watched, ended_early } = self;
         drop(filter);
         let mut lines = Vec::new();
-        if ended {
+        if ended_early {
             lines.push(
                 "the egress filter ended before the run did: since then nothing could leave it"
                     .into(),

@@ -250,7 +250,7 @@ fn attempt(
         // What only the attempt showed.
         degraded(&running.status, announced);
     }
-    let egress = match (filter, running.network.take()) {
+    let mut egress = match (filter, running.network.take()) {
         (Some(filter), Some(made)) => {
             let ears = Ears {
                 log: log.share(),
@@ -286,7 +286,7 @@ fn attempt(
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
     drop(forwarder);
     // Nothing is left that it could serve; it ends while the sandbox is taken down.
-    if let Some(egress) = &egress {
+    if let Some(egress) = &mut egress {
         egress.stop();
     }
     let ended = finish(running, supervised);
