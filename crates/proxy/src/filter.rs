@@ -23,6 +23,9 @@ use crate::{Config, Sockets, Way, control, dns, lock, transparent, tunnel};
 /// Threads for lookups in `/proc`; nothing else blocks.
 const BLOCKING_THREADS: usize = 2;
 
+/// Rounds of the event loop after the order to stop: accepting, beginning, judging, with some to spare.
+const LAST_ROUNDS: usize = 8;
+
 /// The running filter. Dropping it closes every connection of the sandbox.
 #[derive(Debug)]
 pub struct Filter {
@@ -145,6 +148,10 @@ fn run(
             tokio::spawn(control::serve(Arc::clone(judge), control));
         }
         let _ = stopped.await;
+        // What was asked just before the end is judged too, so that it is on record.
+        for _ in 0..LAST_ROUNDS {
+            tokio::task::yield_now().await;
+        }
     });
     // Drops every task, and with them all sockets; a lookup that still runs is not waited for.
     runtime.shutdown_background();

@@ -194,6 +194,21 @@ fn the_end_of_the_filter_is_the_end_of_the_network() {
 }
 
 #[test]
+fn what_is_asked_just_before_the_end_is_on_record() {
+    for _ in 0..50 {
+        let running = start(&["a.example".to_owned()]);
+        let mut client = TcpStream::connect(running.tcp).unwrap();
+        client.write_all(b"CONNECT b.example:443 HTTP/1.1\r\nHost: b.example:443\r\n\r\n").unwrap();
+        drop(running.filter);
+        let records = lock(&running.records);
+        assert!(
+            matches!(&**records, [one] if !one.allowed && one.reason == "not-listed"),
+            "{records:?}"
+        );
+    }
+}
+
+#[test]
 fn connections_beyond_the_limit_of_descriptors_do_not_spin() {
     assert!(lasting(&rustix::io::Errno::MFILE.into()));
     assert!(!lasting(&rustix::io::Errno::CONNABORTED.into()));

@@ -338,10 +338,11 @@ impl Judge {
     }
 
     async fn refused(&self, asked: &Asked, no: Box<No>) -> Refusal {
-        let mut record = Self::record(asked, *no);
-        record.process = self.process(asked).await;
-        (self.sink)(&record);
-        Refusal(record)
+        let mut unsaid =
+            Unsaid { record: Self::record(asked, *no), sink: Arc::clone(&self.sink), said: false };
+        unsaid.record.process = self.process(asked).await;
+        unsaid.say();
+        Refusal(unsaid.record.clone())
     }
 
     fn ports(&self, asked: &Asked) -> [u16; 2] {
@@ -362,6 +363,27 @@ impl Judge {
         let found = tokio::time::timeout(2 * ATTRIBUTION_ASIDE, find).await.ok()?.ok()?;
         self.connections.set_process(asked.client, found.clone());
         found
+    }
+}
+
+/// A refusal whose record waits for who asked. Where the run ends meanwhile it is said without.
+struct Unsaid {
+    record: Record,
+    sink: Sink,
+    said: bool,
+}
+
+impl Unsaid {
+    fn say(&mut self) {
+        if !std::mem::replace(&mut self.said, true) {
+            (self.sink)(&self.record);
+        }
+    }
+}
+
+impl Drop for Unsaid {
+    fn drop(&mut self) {
+        self.say();
     }
 }
 
