@@ -40,32 +40,10 @@ struct Fake {
     opened: std::sync::atomic::AtomicUsize,
 }
 
-impl Fake {
-    fn record(asked: &Asked, allowed: bool, reason: &'static str, detail: String) -> Record {
-        Record {
-            time_ms: 0,
-            allowed,
-            via: asked.via,
-            process: None,
-            name: Some(asked.host.to_string()),
-            address: None,
-            port: asked.port,
-            reason,
-            detail,
-            rule: None,
-            origin: None,
-            remedy: None,
-            bytes_out: 0,
-            bytes_in: 0,
-            duration_ms: 0,
-        }
-    }
-}
-
 impl Gate for Fake {
     async fn open(&self, asked: &Asked) -> Result<Opened, Refusal> {
         self.opened.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        let record = Self::record(asked, true, "allowed", String::new());
+        let record = Record::new(asked, true, "allowed", "");
         let records = Arc::clone(&self.records);
         let sink: crate::Sink = Arc::new(move |r: &Record| records.lock().unwrap().push(r.clone()));
         Ok(Opened {
@@ -81,7 +59,7 @@ impl Gate for Fake {
             Why::ServerName(name) => ("sni-mismatch", name.unwrap_or_default()),
             other => ("malformed", format!("{other:?}")),
         };
-        let record = Self::record(asked, false, reason, detail);
+        let record = Record::new(asked, false, reason, &detail);
         self.records.lock().unwrap().push(record.clone());
         Refusal(record)
     }
