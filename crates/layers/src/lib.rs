@@ -1,0 +1,4 @@
+//! Copy-on-write changes over real directories.
+#![forbid(unsafe_code)]
+
+pub mod copy;
