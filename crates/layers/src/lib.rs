@@ -9,6 +9,7 @@
 //! descriptor, beneath its root, never through a symbolic link.
 #![forbid(unsafe_code)]
 
+pub mod copy;
 mod error;
 mod lossless;
 mod store;

@@ -12,7 +12,7 @@
 //! A layer's lock is taken only while the store's is held, so a layer cannot vanish between.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -20,11 +20,11 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use ringfence_sys::fd;
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timestamps, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, Timestamps, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, lossless};
+use crate::{Error, copy, lossless};
 
 /// The format of everything in the store.
 pub const VERSION: u32 = 1;
@@ -829,43 +829,9 @@ fn sync(dir: &OwnedFd, path: &Path) -> Result<(), Error> {
 
 /// Removes a tree of the store. What a sandbox closed to its owner is opened first.
 pub(crate) fn remove(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), Error> {
-    let fail = |errno| Error::os("remove", path)(errno);
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(errno) => return Err(fail(errno)),
-    }
-    // One frame for each level: the directory, its names still to do.
-    let enter = |at: BorrowedFd<'_>, name: &OsStr| -> Result<(OwnedFd, Vec<OsString>), Errno> {
-        let fd = match rustix::fs::openat(at, name, DIRECTORY, Mode::empty()) {
-            Err(Errno::ACCESS) => {
-                rustix::fs::chmodat(at, name, PRIVATE, AtFlags::empty())?;
-                rustix::fs::openat(at, name, DIRECTORY, Mode::empty())?
-            }
-            other => other?,
-        };
-        if rustix::fs::fstat(&fd)?.st_mode & 0o700 != 0o700 {
-            rustix::fs::fchmod(&fd, PRIVATE)?;
-        }
-        let names = fd::list(fd.as_fd(), usize::MAX)?.0.into_iter().map(|(n, _)| n).collect();
-        Ok((fd, names))
-    };
-    let mut frames = vec![(name.to_owned(), enter(dir, name).map_err(fail)?)];
-    while let Some((_, (fd, names))) = frames.last_mut() {
-        if let Some(next) = names.pop() {
-            match rustix::fs::unlinkat(&*fd, &*next, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR | Errno::PERM) => {
-                    let inner = enter(fd.as_fd(), &next).map_err(fail)?;
-                    frames.push((next, inner));
-                }
-                Err(errno) => return Err(fail(errno)),
-            }
-            continue;
-        }
-        let Some((done, _)) = frames.pop() else { break };
-        let parent = frames.last().map_or(dir, |(_, (fd, _))| fd.as_fd());
-        rustix::fs::unlinkat(parent, &*done, AtFlags::REMOVEDIR).map_err(fail)?;
-    }
-    Ok(())
+    copy::remove_tree(dir, name).map_err(|e| Error::Os {
+        what: "remove",
+        path: path.into(),
+        errno: e.errno().unwrap_or(Errno::IO),
+    })
 }
