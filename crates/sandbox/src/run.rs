@@ -17,6 +17,7 @@ use ringfence_sys::raw::Errno;
 
 use crate::agent::{Agent, Channel};
 use crate::copies::After;
+use crate::layer::{InLayer, LayerError};
 use crate::lower::{self, Command};
 use crate::plan::{Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
@@ -33,7 +34,9 @@ pub enum RunError {
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]
-    Nul(#[from] lower::Nul),
+    Lower(#[from] lower::LowerError),
+    #[error(transparent)]
+    Layer(#[from] LayerError),
     /// A layer of the sandbox could not be set up.
     #[error("cannot {what}: {errno}{hint}")]
     Setup { what: String, errno: Errno, hint: String },
@@ -112,6 +115,7 @@ pub struct Running {
     agent: Option<Agent>,
     /// What [`Running::look_for_leavings`] found.
     held: Option<Vec<String>>,
+    layer: Option<InLayer>,
 }
 
 /// Starts a planned run.
@@ -143,9 +147,14 @@ pub fn start(
     let watch = sweep::Watch::new(&plan);
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
-    let agent_end = channel.as_ref().map_or(-1, Channel::number);
+    let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers));
+    let layer = layer.transpose().map_err(RunError::from)?;
+    let given = lower::Given {
+        agent: channel.as_ref().map_or(-1, Channel::number),
+        mounts: layer.as_ref().map_or(&[], InLayer::mounts),
+    };
     let (spec, parent) =
-        lower::lower(&plan, limits, nproc, command, procs, agent_end).map_err(RunError::from)?;
+        lower::lower(&plan, limits, nproc, command, procs, &given).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
     let mut jailed =
@@ -173,6 +182,7 @@ pub fn start(
         scratch,
         agent,
         held: None,
+        layer,
     })
 }
 
@@ -242,6 +252,10 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
         jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
         jail::Step::Listen { path, .. } => (cpath(path), "listen at"),
+        jail::Step::Overlay(overlay) => match &overlay.place {
+            jail::Place::Root { path, .. } => (cpath(path), "lay the layer over"),
+            jail::Place::Stage(_) => (PathBuf::from("/"), "lay the layer over a directory below"),
+        },
         jail::Step::Mask { path, .. } => (cpath(path), "hide"),
         jail::Step::Cover { path, .. } => (cpath(path), "put authorities over"),
         jail::Step::ReadOnly { path } => (cpath(path), "make read-only"),
@@ -375,6 +389,7 @@ impl Running {
         };
         drop(self.scratch.take());
         drop(self.agent.take());
+        let layer = self.layer.take().map(InLayer::finish);
         match waited {
             Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung)),
             Ok(status) => {
@@ -391,6 +406,7 @@ impl Running {
                     signal,
                     wall_ms: self.started.elapsed().as_millis() as u64,
                     held,
+                    layer,
                 });
                 Ok((ended, self.status))
             }
