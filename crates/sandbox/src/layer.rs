@@ -168,6 +168,10 @@ impl InLayer {
         Ok(Self { session, request: plan.request.clone(), policy: policy.to_vec() })
     }
 
+    pub fn name(&self) -> &str {
+        &self.request.name
+    }
+
     pub fn mounts(&self) -> &[ringfence_layers::Mount] {
         self.session.mounts()
     }

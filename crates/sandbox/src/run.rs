@@ -157,8 +157,8 @@ pub fn start(
         lower::lower(&plan, limits, nproc, command, procs, &given).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut jailed =
-        jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &spec, plan.rung))?;
+    let mut jailed = jail::spawn(&spec, &parent, early)
+        .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
     let Plan { mut status, rung, ssh_agent, .. } = plan;
     let network = jailed.network.take();
     if let Some(made) = &network {
@@ -268,7 +268,13 @@ fn cpath(path: &std::ffi::CStr) -> PathBuf {
 }
 
 /// Words for a set-up failure: which layer refused, what to do.
-fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> RunError {
+fn failure(
+    f: &Failure,
+    program: &str,
+    spec: &jail::JailSpec,
+    rung: Rung,
+    layer: Option<&InLayer>,
+) -> RunError {
     if f.stage == Stage::Exec {
         let not_found = f.errno.0 == libc::ENOENT;
         let problem = match f.errno.0 {
@@ -296,6 +302,15 @@ fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Run
         ),
         stage => stage.text().to_owned(),
     };
+    if let Some(layer) = layer
+        && is_covered_in_layer(f, spec)
+    {
+        let hint = format!(
+            "; layer {0} changed what is guarded there, nothing was run: apply or discard that change (`ringfence diff {0}` shows it), or use another layer",
+            layer.name()
+        );
+        return RunError::Setup { what, errno: f.errno, hint };
+    }
     let hint = if f.errno.0 == libc::ESTALE {
         "; it was replaced while the sandbox was being set up, nothing was run"
     } else if namespace_refusal(f, spec) && rung == Rung::Namespaces {
@@ -306,10 +321,30 @@ fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Run
     RunError::Setup { what, errno: f.errno, hint: hint.into() }
 }
 
+/// A guard has no place in the view: only an earlier run in the same layer, to which less was guarded,
+/// or the host since then can have made it so.
+fn is_covered_in_layer(f: &Failure, spec: &jail::JailSpec) -> bool {
+    let step = spec.view.as_ref().and_then(|view| view.steps.get(f.index as usize));
+    let guard = match step {
+        Some(jail::Step::Over { expect, .. }) => expect.is_none(),
+        Some(jail::Step::Copy(copy)) => copy.expect.is_none(),
+        _ => false,
+    };
+    const NO_PLACE: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EINVAL];
+    f.stage == Stage::Step && guard && NO_PLACE.contains(&f.errno.0)
+}
+
 /// A set-up failure, and whether the lower rung may be tried after it.
-fn failed(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Failed {
+fn failed(
+    f: &Failure,
+    program: &str,
+    spec: &jail::JailSpec,
+    rung: Rung,
+    layer: Option<&InLayer>,
+) -> Failed {
     let refusal = rung == Rung::Namespaces && namespace_refusal(f, spec);
-    Failed { error: failure(f, program, spec, rung), refusal: refusal.then(|| f.to_string()) }
+    let error = failure(f, program, spec, rung, layer);
+    Failed { error, refusal: refusal.then(|| f.to_string()) }
 }
 
 /// Whether the failure says that this host does not let us have namespaces (as opposed to a real
@@ -389,10 +424,11 @@ impl Running {
         };
         drop(self.scratch.take());
         drop(self.agent.take());
-        let layer = self.layer.take().map(InLayer::finish);
+        let layer = self.layer.take();
         match waited {
-            Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung)),
+            Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung, layer.as_ref())),
             Ok(status) => {
+                let layer = layer.map(InLayer::finish);
                 let ended = Ended::from_wait_status(status);
                 let (code, signal) = match ended {
                     Ended::Exited(code) => (Some(code), None),
