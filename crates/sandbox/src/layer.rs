@@ -1,6 +1,7 @@
 //! Runs in a layer: what the plan has to know of it, the session in the store, the words at the end.
 
 use std::ffi::OsString;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
@@ -176,19 +177,49 @@ impl InLayer {
         self.session.mounts()
     }
 
+    pub fn lock(&self) -> i32 {
+        self.session.lock().as_raw_fd()
+    }
+
     /// Ends the session. What goes wrong here loses nothing, and is told.
     pub fn finish(self) -> Changed {
-        let name = self.request.name.clone();
-        let problem = self.session.finish(&Outcome { policy: self.policy }).err();
+        let Self { session, request, policy } = self;
+        let untouched = request.auto && is_untouched(&session);
+        let ended = session.finish(&Outcome { policy });
+        let (ended, removed) = match ended {
+            Ok(()) if untouched => (discard(&request), true),
+            other => (other, false),
+        };
         Changed {
-            name,
+            name: request.name,
             added: 0,
             changed: 0,
             deleted: 0,
-            removed: false,
-            problem: problem.map(|e| e.to_string()),
+            removed: removed && ended.is_ok(),
+            problem: ended.err().map(|e| e.to_string()),
         }
     }
+
+    /// Nothing has run.
+    pub fn abandon(self) {
+        let Self { session, request, policy } = self;
+        let untouched = request.auto && is_untouched(&session);
+        if session.finish(&Outcome { policy }).is_ok() && untouched {
+            let _ = discard(&request);
+        }
+    }
+}
+
+fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
+    Store::open(&request.store)?.discard(&request.name)
+}
+
+/// Nothing was changed but perhaps the times of the roots.
+fn is_untouched(session: &Session) -> bool {
+    session.mounts().iter().all(|mount| {
+        mount.lower.len() == 1
+            && std::fs::read_dir(&mount.upper).is_ok_and(|mut names| names.next().is_none())
+    })
 }
 
 /// Mount points below directories, from `/proc/self/mountinfo`.
