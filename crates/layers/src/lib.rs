@@ -9,11 +9,23 @@
 //! descriptor, beneath its root, never through a symbolic link.
 #![forbid(unsafe_code)]
 
+pub mod apply;
+pub mod base;
 pub mod copy;
+mod crash;
+pub mod delta;
 mod error;
+pub mod executable;
+pub mod journal;
 mod lossless;
+pub mod object;
+pub mod review;
 mod store;
+pub mod text;
 
 pub use error::Error;
 pub use lossless::{bytes_of, shown};
 pub use store::*;
+
+#[cfg(test)]
+mod tests;
