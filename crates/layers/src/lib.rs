@@ -11,7 +11,11 @@
 
 pub mod copy;
 mod error;
+pub mod history;
 mod lossless;
+pub mod merge;
+pub mod pack;
+pub mod quota;
 mod store;
 
 pub use error::Error;

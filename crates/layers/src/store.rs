@@ -349,7 +349,7 @@ impl Store {
         self.hold_locked(&lock, name, None)
     }
 
-    fn hold_locked(
+    pub(crate) fn hold_locked(
         &self,
         _lock: &StoreLock,
         name: &str,
@@ -436,18 +436,48 @@ impl Store {
 
     /// Puts a new layer into the store; an error if the name is taken.
     pub fn create(&self, name: &str, record: &Record) -> Result<(), Error> {
+        let lock = self.lock()?;
+        self.create_locked(&lock, name, record)
+    }
+
+    pub(crate) fn create_locked(
+        &self,
+        _lock: &StoreLock,
+        name: &str,
+        record: &Record,
+    ) -> Result<(), Error> {
         check_name(name)?;
-        let _lock = self.lock()?;
+        self.free(name)?;
         let path = self.layer_path(name);
-        match self.layer(name) {
-            Err(Error::NoLayer(_)) => {}
-            Ok(_) => return Err(Error::Refused(format!("a layer called {name} exists already"))),
-            Err(e) => return Err(e),
-        }
         make_directory(self.layers.as_fd(), name.as_ref(), &path)?;
         let dir = rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
         write_record(dir.as_fd(), &path, record, true)
+    }
+
+    /// An error if the name is taken.
+    pub(crate) fn free(&self, name: &str) -> Result<(), Error> {
+        match self.layer(name) {
+            Err(Error::NoLayer(_)) => Ok(()),
+            Ok(_) => Err(Error::Refused(format!("a layer called {name} exists already"))),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a delta of a directory that was filled in the layer's own, where nothing collects it. A
+    /// record must name it before the lock is given back.
+    pub(crate) fn adopt(
+        &self,
+        _lock: &StoreLock,
+        layer: &Layer,
+        draft: &str,
+    ) -> Result<String, Error> {
+        let id = random_id()?;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(&layer.dir, draft, &self.deltas, &*id, flags)
+            .map_err(Error::os("keep", layer.path.join(draft)))?;
+        sync(&self.deltas, &self.path.join("deltas"))?;
+        Ok(id)
     }
 
     /// Removes a layer with everything that no other layer needs.
