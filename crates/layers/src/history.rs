@@ -333,3 +333,6 @@ pub(crate) fn open_trees(
     }
     Ok(trees)
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,3 +21,6 @@ mod store;
 pub use error::Error;
 pub use lossless::{bytes_of, shown};
 pub use store::*;
+
+#[cfg(test)]
+mod testing;

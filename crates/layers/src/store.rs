@@ -277,8 +277,7 @@ impl Store {
     /// Names of all layers.
     pub fn names(&self) -> Result<Vec<String>, Error> {
         let path = self.path.join("layers");
-        let (names, _) =
-            fd::list(self.layers.as_fd(), MAX_LISTED).map_err(Error::os("list", path))?;
+        let (names, _) = list_again(&self.layers).map_err(Error::os("list", path))?;
         Ok(names
             .into_iter()
             .filter_map(|(name, _)| name.into_string().ok())
@@ -520,7 +519,7 @@ impl Store {
             (&self.layers, self.path.join("layers"), false),
             (&self.deltas, self.path.join("deltas"), true),
         ] {
-            let (names, _) = fd::list(dir.as_fd(), MAX_LISTED).map_err(Error::os("list", &path))?;
+            let (names, _) = list_again(dir).map_err(Error::os("list", &path))?;
             for (name, _) in names {
                 let Some(text) = name.to_str() else { continue };
                 let unneeded = ids && is_id(text);
@@ -785,6 +784,15 @@ pub fn random_id() -> Result<String, Error> {
 
 fn is_id(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Names in a directory that is listed more than once: a descriptor remembers how far it was read, and
+/// a second listing of the layers that found none would collect every delta.
+fn list_again(
+    dir: &OwnedFd,
+) -> Result<(Vec<(std::ffi::OsString, rustix::fs::FileType)>, bool), Errno> {
+    let fresh = rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty())?;
+    fd::list(fresh.as_fd(), MAX_LISTED)
 }
 
 fn make_directory(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), Error> {

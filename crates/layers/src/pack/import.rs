@@ -15,7 +15,7 @@ use ringfence_sys::fd;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::tar::{self, Kind, Member, Reader};
+use super::tar::{Kind, Member, Reader};
 use super::{Error, GZIP_MAGIC, MANIFEST, MAX_MANIFEST, Manifest, OPAQUE, WHITEOUT, ZSTD_MAGIC};
 use crate::copy::through_proc;
 use crate::merge::{self, make_whiteout};
