@@ -299,7 +299,7 @@ fn unlock(tree: usize, place: &OwnedFd, frame: &mut Frame) -> Result<(), Error> 
         return Ok(());
     }
     let mode = Mode::from_raw_mode(stat.st_mode);
-    rustix::fs::chmodat(CWD, &through_proc(place), mode | Mode::RWXU, AtFlags::empty())
+    rustix::fs::chmodat(CWD, through_proc(place), mode | Mode::RWXU, AtFlags::empty())
         .map_err(failed("open", &frame.path))?;
     frame.unlocked.push((tree, mode));
     Ok(())
@@ -308,7 +308,7 @@ fn unlock(tree: usize, place: &OwnedFd, frame: &mut Frame) -> Result<(), Error> 
 fn lock_again(trees: &[OwnedFd], frame: &Frame) {
     for (tree, mode) in &frame.unlocked {
         if let Ok(place) = open_beneath(trees[*tree].as_fd(), &frame.path) {
-            let _ = rustix::fs::chmodat(CWD, &through_proc(&place), *mode, AtFlags::empty());
+            let _ = rustix::fs::chmodat(CWD, through_proc(&place), *mode, AtFlags::empty());
         }
     }
 }
@@ -360,10 +360,6 @@ struct Flat {
     directories: Vec<Stat>,
 }
 
-fn nothing(_: u64) -> Result<(), Errno> {
-    Ok(())
-}
-
 fn how(progress: &mut dyn FnMut(u64) -> Result<(), Errno>) -> copy::How<'_> {
     copy::How {
         attributes: &kept,
@@ -389,7 +385,7 @@ impl Visitor for Flat {
             entry.open()?.as_fd(),
             self.at.as_fd(),
             entry.path.as_os_str(),
-            &mut how(&mut nothing),
+            &mut how(&mut |_| Ok(())),
         )?;
         let made = through_proc(&self.at);
         rustix::fs::chmodat(CWD, &made, Mode::RWXU, AtFlags::empty())
@@ -426,7 +422,7 @@ impl Visitor for Flat {
             self.at.as_fd(),
             entry.name,
             Some((&mut self.links, entry.path)),
-            &mut how(&mut nothing),
+            &mut how(&mut |_| Ok(())),
         )?;
         Ok(())
     }

@@ -62,3 +62,6 @@ struct Manifest {
     ringfence: u32,
     roots: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests;

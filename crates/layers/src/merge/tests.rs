@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
@@ -61,7 +62,7 @@ proptest! {
         // Flat is flat: once more changes nothing.
         let again = dir.path().join("again");
         fs::create_dir(&again).unwrap();
-        flatten(&opened(&[flat.clone()]), &testing::open(&again)).unwrap();
+        flatten(&opened(std::slice::from_ref(&flat)), &testing::open(&again)).unwrap();
         let (mut one, mut two) = (Tree::new(), Tree::new());
         lay(&mut one, &flat);
         lay(&mut two, &again);
@@ -87,7 +88,8 @@ fn the_kernel_agrees_that_a_flat_delta_shows_the_same() {
         flatten(&opened(&made), &testing::open(&case.join("flat"))).unwrap();
         let deltas: Vec<_> =
             made.iter().rev().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
-        script += &format!(
+        write!(
+            script,
             "cd {case}
 mount -t overlay o -o userxattr,lowerdir={deltas}:real one
 mount -t overlay o -o userxattr,lowerdir=flat:real two
@@ -96,7 +98,8 @@ find . -type f | sort | xargs -r md5sum) > $m.txt; done
 cmp one.txt two.txt || {{ echo case {n}; diff one.txt two.txt; exit 1; }}\n",
             case = case.display(),
             deltas = deltas.join(":"),
-        );
+        )
+        .unwrap();
     }
     // By a name that is not read as an option.
     script += "echo all the same\n";
@@ -173,9 +176,9 @@ fn a_directory_closed_by_a_command_is_read_and_closed_again() {
     fs::create_dir(&flat).unwrap();
     fs::write(one.join("d/e/f"), "x").unwrap();
     for path in ["d/e/f", "d/e", "d"] {
-        fs::set_permissions(one.join(path), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(one.join(path), fs::Permissions::from_mode(0o0)).unwrap();
     }
-    flatten(&opened(&[one.clone()]), &testing::open(&flat)).unwrap();
+    flatten(&opened(std::slice::from_ref(&one)), &testing::open(&flat)).unwrap();
     for tree in [&one, &flat] {
         for path in ["d", "d/e"] {
             assert_eq!(fs::metadata(tree.join(path)).unwrap().mode() & 0o7777, 0, "{path}");

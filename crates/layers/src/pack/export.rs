@@ -116,21 +116,6 @@ impl<W: Write> Writer<'_, W> {
         name
     }
 
-    fn describe(&self, entry: &Entry<'_>, name: Vec<u8>, kind: Kind) -> Result<Member, Error> {
-        // Would be read as a mark.
-        if entry.name.as_bytes().starts_with(WHITEOUT) {
-            return Err(Error::Unwritable { path: entry.path.to_owned() });
-        }
-        Ok(Member {
-            mode: entry.stat.st_mode & 0o7777,
-            uid: entry.stat.st_uid.into(),
-            gid: entry.stat.st_gid.into(),
-            mtime: mtime(&entry.stat),
-            attributes: attributes(entry)?,
-            ..Member::new(name, kind)
-        })
-    }
-
     fn put(&mut self, member: &Member) -> Result<(), Error> {
         self.done.members += 1;
         tar::write_header(self.out, member).map_err(writing)
@@ -189,6 +174,21 @@ fn attributes(entry: &Entry<'_>) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {
     Ok(all)
 }
 
+fn describe(entry: &Entry<'_>, name: Vec<u8>, kind: Kind) -> Result<Member, Error> {
+    // Would be read as a mark.
+    if entry.name.as_bytes().starts_with(WHITEOUT) {
+        return Err(Error::Unwritable { path: entry.path.to_owned() });
+    }
+    Ok(Member {
+        mode: entry.stat.st_mode & 0o7777,
+        uid: entry.stat.st_uid.into(),
+        gid: entry.stat.st_gid.into(),
+        mtime: mtime(&entry.stat),
+        attributes: attributes(entry)?,
+        ..Member::new(name, kind)
+    })
+}
+
 impl<W: Write> Visitor for Writer<'_, W> {
     type Error = Error;
 
@@ -200,7 +200,7 @@ impl<W: Write> Visitor for Writer<'_, W> {
         if !name.ends_with(b"/") {
             name.push(b'/');
         }
-        let member = self.describe(entry, name, Kind::Directory)?;
+        let member = describe(entry, name, Kind::Directory)?;
         self.put(&member)?;
         if opaque {
             self.mark(entry.path, OPAQUE)?;
@@ -224,7 +224,7 @@ impl<W: Write> Visitor for Writer<'_, W> {
                 return Ok(());
             }
         };
-        let mut member = self.describe(entry, name.clone(), kind)?;
+        let mut member = describe(entry, name.clone(), kind)?;
         if entry.links() > 1 {
             match self.links.get(&entry.key()) {
                 Some(first) => {

@@ -102,7 +102,8 @@ impl<R: Read> Read for Counted<R> {
 }
 
 impl Import {
-    /// Fills `trees` (one for each root, in the order of the archive) with what `from` holds.
+    /// Fills `trees` (one for each root, in the order of the archive) with what `from` holds. Nothing is
+    /// synced.
     pub fn read(trees: &[Self], from: impl Read, limits: Limits) -> Result<Imported, Error> {
         let reading = |source| Error::Stream { what: "read the archive", source };
         let packed = std::rc::Rc::default();
@@ -336,13 +337,7 @@ impl Taking<'_> {
         let tree = &self.trees[place.tree].tree;
         match open(tree.as_fd(), place.parent()) {
             Ok(parent) => return Ok(parent),
-            Err(Errno::NOENT) => {}
-            Err(Errno::LOOP | Errno::NOTDIR) => {
-                return Err(refused(
-                    place.path.as_os_str().as_bytes(),
-                    "something that is no directory is used as one",
-                ));
-            }
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {}
             Err(errno) => return Err(os("open", place.parent())(errno)),
         }
         let parents: Vec<&Path> =
@@ -358,7 +353,13 @@ impl Taking<'_> {
                         .map_err(os("replace", path))?;
                     hidden = true;
                 }
-                Ok(_) => continue,
+                Ok(stat) if fd::kind(&stat) == FileType::Directory => continue,
+                Ok(_) => {
+                    return Err(refused(
+                        place.path.as_os_str().as_bytes(),
+                        "something that is no directory is used as one",
+                    ));
+                }
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(os("look at", path)(errno)),
             }
@@ -435,7 +436,7 @@ impl Taking<'_> {
     fn opaque(&self, place: &Place) -> Result<(), Error> {
         let fd = open(self.trees[place.tree].tree.as_fd(), &place.path)
             .map_err(os("open", &place.path))?;
-        rustix::fs::setxattr(&through_proc(&fd), merge::OPAQUE, b"y", XattrFlags::empty())
+        rustix::fs::setxattr(through_proc(&fd), merge::OPAQUE, b"y", XattrFlags::empty())
             .map_err(os("set the attributes of", &place.path))
     }
 
@@ -566,7 +567,7 @@ impl Taking<'_> {
                 self.done.privileged += 1;
             }
             let mode = Mode::from_raw_mode(member.mode & 0o1777);
-            rustix::fs::chmodat(CWD, &through_proc(&made), mode, AtFlags::empty())
+            rustix::fs::chmodat(CWD, through_proc(&made), mode, AtFlags::empty())
                 .map_err(os("set the mode of", path))?;
         }
         set_time(&made, member.mtime).map_err(os("set the time of", path))
@@ -612,12 +613,9 @@ impl Taking<'_> {
         for ((tree, path), pending) in self.directories.iter().rev() {
             let dir = open(self.trees[*tree].tree.as_fd(), path).map_err(os("open", path))?;
             let mode = Mode::from_raw_mode(pending.mode);
-            rustix::fs::chmodat(CWD, &through_proc(&dir), mode, AtFlags::empty())
+            rustix::fs::chmodat(CWD, through_proc(&dir), mode, AtFlags::empty())
                 .map_err(os("set the mode of", path))?;
             set_time(&dir, pending.mtime).map_err(os("set the time of", path))?;
-        }
-        for tree in self.trees {
-            rustix::fs::syncfs(&tree.tree).map_err(os("write", Path::new("the delta")))?;
         }
         Ok(self.done)
     }
@@ -630,5 +628,5 @@ fn open(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
 fn set_time(fd: &OwnedFd, mtime: (i64, u32)) -> Result<(), Errno> {
     let time = Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() };
     let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(CWD, &through_proc(fd), &times, AtFlags::empty())
+    rustix::fs::utimensat(CWD, through_proc(fd), &times, AtFlags::empty())
 }

@@ -151,8 +151,10 @@ fn records(member: &Member) -> Vec<u8> {
     };
     let mut binary = false;
     for (key, text) in [("path", &member.path), ("linkpath", &member.link)] {
-        if text.len() > 100 || !text.is_ascii() {
-            binary |= std::str::from_utf8(text).is_err();
+        let utf8 = std::str::from_utf8(text).is_ok();
+        // Records are UTF-8. Other bytes go where all programs put and find them, while they fit.
+        if text.len() > 100 || (utf8 && !text.is_ascii()) {
+            binary |= !utf8;
             put(key, text.clone());
         }
     }
@@ -367,12 +369,11 @@ impl<R: Read> Reader<R> {
         let field = |range: std::ops::Range<usize>, what| {
             number(&header[range]).ok_or(Error::Malformed(what))
         };
-        let mtime = match found.mtime {
-            Some(mtime) => mtime,
-            None => {
-                let seconds = field(136..148, "a time")?;
-                (i64::try_from(seconds).map_err(|_| Error::Malformed("a time"))?, 0)
-            }
+        let mtime = if let Some(mtime) = found.mtime {
+            mtime
+        } else {
+            let seconds = field(136..148, "a time")?;
+            (i64::try_from(seconds).map_err(|_| Error::Malformed("a time"))?, 0)
         };
         Ok(Member {
             path,
@@ -577,11 +578,13 @@ fn decoded(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
     let mut rest = name;
     while let Some((byte, tail)) = rest.split_first() {
-        (rest, _) = match (*byte, tail.get(..2)) {
-            (b'%', Some(b"3D")) => (&tail[2..], out.push(b'=')),
-            (b'%', Some(b"25")) => (&tail[2..], out.push(b'%')),
-            (byte, _) => (tail, out.push(byte)),
+        let (byte, skipped) = match (*byte, tail.get(..2)) {
+            (b'%', Some(b"3D")) => (b'=', 2),
+            (b'%', Some(b"25")) => (b'%', 2),
+            (byte, _) => (byte, 0),
         };
+        out.push(byte);
+        rest = &tail[skipped..];
     }
     out
 }
