@@ -560,6 +560,7 @@ impl Store {
         make_directory(delta.as_fd(), index.to_string().as_ref(), &path)?;
         let dir = rustix::fs::openat(&delta, &*index.to_string(), DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
+        empty_work(dir.as_fd(), &path)?;
         make_directory(dir.as_fd(), "work".as_ref(), &work)?;
         match rustix::fs::mkdirat(&dir, "tree", PRIVATE) {
             Ok(()) => {}
@@ -688,6 +689,11 @@ impl Session {
         self.started
     }
 
+    /// The layer is ours as long as anybody has this open.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.held.lock.as_fd()
+    }
+
     pub fn record(&self) -> &Record {
         &self.held.layer.record
     }
@@ -697,6 +703,11 @@ impl Session {
         let mut record = self.held.layer.record.clone();
         record.used = Stamp::now();
         record.policy.clone_from(&outcome.policy);
+        for mount in &self.mounts {
+            let Some(delta) = mount.work.parent() else { continue };
+            let dir = fd::open_absolute(delta, DIRECTORY).map_err(Error::os("open", delta))?;
+            empty_work(dir.as_fd(), delta)?;
+        }
         self.held.save(record)?;
         rustix::fs::ftruncate(&self.held.lock, 0)
             .map_err(Error::os("write", self.held.layer.path.join("lock")))
@@ -721,19 +732,35 @@ fn take(
     let path = path.join("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, "lock", flags, FILE).map_err(Error::os("open", &path))?;
-    match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let pid = read_holder(&fd).map(|h| h.pid).filter(|pid| *pid != 0);
-            return Err(Error::InUse { name: name.to_owned(), pid });
+    let asked = std::time::Instant::now();
+    loop {
+        match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) => {
+                let pid = read_holder(&fd).map(|h| h.pid).filter(|pid| *pid != 0);
+                // The processes of a killed run are about to end; until then they have it.
+                if asked.elapsed() < ENDING && pid.is_some_and(is_gone) {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                    continue;
+                }
+                return Err(Error::InUse { name: name.to_owned(), pid });
+            }
+            Err(errno) => return Err(Error::os("lock", path)(errno)),
         }
-        Err(errno) => return Err(Error::os("lock", path)(errno)),
     }
     let killed = read_holder(&fd).and_then(|h| h.run);
     // The older of two killed runs stays known until its work was done.
     let holder = Holder { pid: std::process::id(), run: killed.or(run) };
     write_holder(&fd, &holder).map_err(Error::os("write", path))?;
     Ok((fd, killed))
+}
+
+/// Time that the processes of a killed run get to end.
+const ENDING: std::time::Duration = std::time::Duration::from_secs(2);
+
+fn is_gone(pid: u32) -> bool {
+    let pid = rustix::process::Pid::from_raw(pid as i32);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
 }
 
 fn write_holder(fd: &OwnedFd, holder: &Holder) -> Result<(), Errno> {
@@ -863,6 +890,15 @@ pub(crate) fn replace(
 
 fn sync(dir: &OwnedFd, path: &Path) -> Result<(), Error> {
     rustix::fs::fsync(dir).map_err(Error::os("write", path))
+}
+
+/// Removes the work directory beside a delta's tree: what the kernel left in it, and the mark of a
+/// mount that did not write back, with which it would refuse the next.
+fn empty_work(delta: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+    match fd::stat_name(delta, "work") {
+        Err(Errno::NOENT) => Ok(()),
+        _ => remove(delta, "work".as_ref(), &path.join("work")),
+    }
 }
 
 /// Removes a tree of the store. What a sandbox closed to its owner is opened first.
