@@ -23,6 +23,7 @@ const CONNECTOR: i32 = 6;
 /// Out of the way of all of these while they are moved.
 const HIGH: i32 = 64;
 const TERMINAL: i32 = 7;
+const LOCK: i32 = 8;
 
 /// Never returns: the rest of PID 1's life.
 pub(crate) fn run(
@@ -215,9 +216,10 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
         (children, CHILDREN),
         (spec.connector, CONNECTOR),
         (terminal, TERMINAL),
+        (spec.lock, LOCK),
     ];
     // Through high numbers, so that none is overwritten before it was copied.
-    let mut high = [-1; 5];
+    let mut high = [-1; 6];
     for (slot, (fd, _)) in high.iter_mut().zip(keep) {
         if fd >= 0 {
             *slot = at(Stage::Descriptors, raw::dup_from(fd, HIGH))?;
@@ -230,7 +232,7 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
             raw::close(number);
         }
     }
-    at(Stage::Descriptors, raw::close_from(TERMINAL as u32 + 1, false))?;
+    at(Stage::Descriptors, raw::close_from(LOCK as u32 + 1, false))?;
     for fd in 0..3 {
         raw::close(fd);
     }
@@ -252,6 +254,9 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
         // The supervisor is gone (or closed its end): nothing may outlive it.
         if fds[2].revents != 0 || fds[1].revents & (libc::POLLHUP | libc::POLLERR) != 0 {
             kill_all(spec, libc::SIGKILL);
+            if spec.lock >= 0 {
+                end_stragglers(spec);
+            }
             return Ok(());
         }
         if fds[1].revents & libc::POLLIN != 0 {

@@ -16,9 +16,13 @@ mod crash;
 pub mod delta;
 mod error;
 pub mod executable;
+pub mod history;
 pub mod journal;
 mod lossless;
+pub mod merge;
 pub mod object;
+pub mod pack;
+pub mod quota;
 pub mod review;
 mod store;
 pub mod text;
@@ -27,5 +31,7 @@ pub use error::Error;
 pub use lossless::{bytes_of, shown};
 pub use store::*;
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

@@ -37,8 +37,6 @@ const MAX_NAME: usize = 64;
 const MAX_LISTED: usize = 1 << 20;
 /// Bytes of a lock file that are read.
 const MAX_HOLDER: u64 = 4096;
-/// Milliseconds that a descriptor may stay open in a process that is being started.
-const STARTING_TRIES: u32 = 200;
 /// Prefix of what is being removed.
 const GONE: &str = ".gone-";
 
@@ -289,8 +287,7 @@ impl Store {
     /// Names of all layers.
     pub fn names(&self) -> Result<Vec<String>, Error> {
         let path = self.path.join("layers");
-        let (names, _) =
-            fd::list(self.layers.as_fd(), MAX_LISTED).map_err(Error::os("list", path))?;
+        let (names, _) = list_again(&self.layers).map_err(Error::os("list", path))?;
         Ok(names
             .into_iter()
             .filter_map(|(name, _)| name.into_string().ok())
@@ -361,7 +358,7 @@ impl Store {
         self.hold_locked(&lock, name, None)
     }
 
-    fn hold_locked(
+    pub(crate) fn hold_locked(
         &self,
         _lock: &StoreLock,
         name: &str,
@@ -456,18 +453,48 @@ impl Store {
 
     /// Puts a new layer into the store; an error if the name is taken.
     pub fn create(&self, name: &str, record: &Record) -> Result<(), Error> {
+        let lock = self.lock()?;
+        self.create_locked(&lock, name, record)
+    }
+
+    pub(crate) fn create_locked(
+        &self,
+        _lock: &StoreLock,
+        name: &str,
+        record: &Record,
+    ) -> Result<(), Error> {
         check_name(name)?;
-        let _lock = self.lock()?;
+        self.free(name)?;
         let path = self.layer_path(name);
-        match self.layer(name) {
-            Err(Error::NoLayer(_)) => {}
-            Ok(_) => return Err(Error::Refused(format!("a layer called {name} exists already"))),
-            Err(e) => return Err(e),
-        }
         make_directory(self.layers.as_fd(), name.as_ref(), &path)?;
         let dir = rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
         write_record(dir.as_fd(), &path, record, true)
+    }
+
+    /// An error if the name is taken.
+    pub(crate) fn free(&self, name: &str) -> Result<(), Error> {
+        match self.layer(name) {
+            Err(Error::NoLayer(_)) => Ok(()),
+            Ok(_) => Err(Error::Refused(format!("a layer called {name} exists already"))),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a delta of a directory that was filled in the layer's own, where nothing collects it. A
+    /// record must name it before the lock is given back.
+    pub(crate) fn adopt(
+        &self,
+        _lock: &StoreLock,
+        layer: &Layer,
+        draft: &str,
+    ) -> Result<String, Error> {
+        let id = random_id()?;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(&layer.dir, draft, &self.deltas, &*id, flags)
+            .map_err(Error::os("keep", layer.path.join(draft)))?;
+        sync(&self.deltas, &self.path.join("deltas"))?;
+        Ok(id)
     }
 
     /// Removes a layer with everything that no other layer needs.
@@ -510,7 +537,7 @@ impl Store {
             (&self.layers, self.path.join("layers"), false),
             (&self.deltas, self.path.join("deltas"), true),
         ] {
-            let (names, _) = fd::list(dir.as_fd(), MAX_LISTED).map_err(Error::os("list", &path))?;
+            let (names, _) = list_again(dir).map_err(Error::os("list", &path))?;
             for (name, _) in names {
                 let Some(text) = name.to_str() else { continue };
                 let unneeded = ids && is_id(text);
@@ -551,6 +578,7 @@ impl Store {
         make_directory(delta.as_fd(), index.to_string().as_ref(), &path)?;
         let dir = rustix::fs::openat(&delta, &*index.to_string(), DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
+        empty_work(dir.as_fd(), &path)?;
         make_directory(dir.as_fd(), "work".as_ref(), &work)?;
         match rustix::fs::mkdirat(&dir, "tree", PRIVATE) {
             Ok(()) => {}
@@ -694,6 +722,11 @@ impl Session {
         self.started
     }
 
+    /// The layer is ours as long as anybody has this open.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.held.lock.as_fd()
+    }
+
     pub fn record(&self) -> &Record {
         &self.held.layer.record
     }
@@ -704,6 +737,11 @@ impl Session {
         let mut record = self.held.layer.record.clone();
         record.used = Stamp::now();
         record.policy.clone_from(&outcome.policy);
+        for mount in &self.mounts {
+            let Some(delta) = mount.work.parent() else { continue };
+            let dir = fd::open_absolute(delta, DIRECTORY).map_err(Error::os("open", delta))?;
+            empty_work(dir.as_fd(), delta)?;
+        }
         self.held.save(record)?;
         rustix::fs::ftruncate(&self.held.lock, 0)
             .map_err(Error::os("write", self.held.layer.path.join("lock")))?;
@@ -734,21 +772,20 @@ fn take(dir: &OwnedFd, name: &str, path: &Path, run: Option<Stamp>) -> Result<Ta
     let path = path.join("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, "lock", flags, FILE).map_err(Error::os("open", &path))?;
-    let mut tries = 0;
+    let asked = std::time::Instant::now();
     loop {
         match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => break,
             Err(Errno::INTR) => {}
             Err(Errno::WOULDBLOCK) => {
-                let holder = read_holder(&fd);
-                // Nobody's: a process that another thread of the last holder is starting has the
-                // descriptor until it is another program.
-                if holder.is_none() && tries < STARTING_TRIES {
-                    tries += 1;
-                    std::thread::sleep(std::time::Duration::from_millis(1));
+                let pid = read_holder(&fd).map(|h| h.pid).filter(|pid| *pid != 0);
+                // The processes of a killed run are about to end; until then they have it. Where nobody
+                // is named, a process that the last holder was starting has it, until it is another
+                // program.
+                if asked.elapsed() < ENDING && pid.is_none_or(is_gone) {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
                     continue;
                 }
-                let pid = holder.map(|h| h.pid).filter(|pid| *pid != 0);
                 return Err(Error::InUse { name: name.to_owned(), pid });
             }
             Err(errno) => return Err(Error::os("lock", path)(errno)),
@@ -759,6 +796,14 @@ fn take(dir: &OwnedFd, name: &str, path: &Path, run: Option<Stamp>) -> Result<Ta
     let holder = Holder { pid: std::process::id(), run: killed.or(run) };
     let at = write_holder(&fd, &holder).map_err(Error::os("write", path))?;
     Ok(Taken { fd, killed, at })
+}
+
+/// Time that the processes of a killed run get to end.
+const ENDING: std::time::Duration = std::time::Duration::from_secs(2);
+
+fn is_gone(pid: u32) -> bool {
+    let pid = rustix::process::Pid::from_raw(pid as i32);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
 }
 
 /// Answers when: kernels with fine file times give an exact one to what was looked at since its last
@@ -814,6 +859,15 @@ pub fn random_id() -> Result<String, Error> {
 
 fn is_id(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Names in a directory that is listed more than once: a descriptor remembers how far it was read, and
+/// a second listing of the layers that found none would collect every delta.
+fn list_again(
+    dir: &OwnedFd,
+) -> Result<(Vec<(std::ffi::OsString, rustix::fs::FileType)>, bool), Errno> {
+    let fresh = rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty())?;
+    fd::list(fresh.as_fd(), MAX_LISTED)
 }
 
 fn make_directory(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), Error> {
@@ -884,6 +938,15 @@ pub(crate) fn replace(
 
 fn sync(dir: &OwnedFd, path: &Path) -> Result<(), Error> {
     rustix::fs::fsync(dir).map_err(Error::os("write", path))
+}
+
+/// Removes the work directory beside a delta's tree: what the kernel left in it, and the mark of a
+/// mount that did not write back, with which it would refuse the next.
+fn empty_work(delta: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+    match fd::stat_name(delta, "work") {
+        Err(Errno::NOENT) => Ok(()),
+        _ => remove(delta, "work".as_ref(), &path.join("work")),
+    }
 }
 
 /// Removes a tree of the store. What a sandbox closed to its owner is opened first.

@@ -21,6 +21,8 @@ pub mod landlock;
 #[cfg(target_os = "linux")]
 pub mod ns;
 #[cfg(target_os = "linux")]
+pub mod overlay;
+#[cfg(target_os = "linux")]
 pub mod processors;
 #[cfg(target_os = "linux")]
 pub mod raw;
