@@ -276,8 +276,8 @@ pub(crate) fn draft(held: &Held) -> Result<OwnedFd, Error> {
         .map_err(Error::os("open", path))
 }
 
-/// What the host had, as each of the deltas remembers it, bottom first: where two speak of one name,
-/// the first line counts.
+/// What the host had, as each of the deltas remembers it, in the order in which they are read: where
+/// two speak of one name, the later one counts.
 fn merge_bases(store: &Store, stack: &[String], draft: &OwnedFd, path: &Path) -> Result<(), Error> {
     let mut lines = Vec::new();
     for id in stack {

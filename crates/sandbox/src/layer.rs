@@ -185,7 +185,7 @@ impl InLayer {
     pub fn finish(self) -> Changed {
         let Self { session, request, policy } = self;
         let untouched = request.auto && is_untouched(&session);
-        let ended = session.finish(&Outcome { policy });
+        let ended = session.finish(&Outcome { policy }).map(drop);
         let (ended, removed) = match ended {
             Ok(()) if untouched => (discard(&request), true),
             other => (other, false),
