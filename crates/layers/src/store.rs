@@ -37,8 +37,6 @@ const MAX_NAME: usize = 64;
 const MAX_LISTED: usize = 1 << 20;
 /// Bytes of a lock file that are read.
 const MAX_HOLDER: u64 = 4096;
-/// Milliseconds that a descriptor may stay open in a process that is being started.
-const STARTING_TRIES: u32 = 200;
 /// Prefix of what is being removed.
 const GONE: &str = ".gone-";
 
@@ -775,23 +773,16 @@ fn take(dir: &OwnedFd, name: &str, path: &Path, run: Option<Stamp>) -> Result<Ta
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, "lock", flags, FILE).map_err(Error::os("open", &path))?;
     let asked = std::time::Instant::now();
-    let mut tries = 0;
     loop {
         match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => break,
             Err(Errno::INTR) => {}
             Err(Errno::WOULDBLOCK) => {
-                let holder = read_holder(&fd);
-                // Nobody's: a process that another thread of the last holder is starting has the
-                // descriptor until it is another program.
-                if holder.is_none() && tries < STARTING_TRIES {
-                    tries += 1;
-                    std::thread::sleep(std::time::Duration::from_millis(1));
-                    continue;
-                }
-                let pid = holder.map(|h| h.pid).filter(|pid| *pid != 0);
-                // The processes of a killed run are about to end; until then they have it.
-                if asked.elapsed() < ENDING && pid.is_some_and(is_gone) {
+                let pid = read_holder(&fd).map(|h| h.pid).filter(|pid| *pid != 0);
+                // The processes of a killed run are about to end; until then they have it. Where nobody
+                // is named, a process that the last holder was starting has it, until it is another
+                // program.
+                if asked.elapsed() < ENDING && pid.is_none_or(is_gone) {
                     std::thread::sleep(std::time::Duration::from_millis(2));
                     continue;
                 }

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use ringfence_layers::delta::ChangeKind;
 use ringfence_layers::{Outcome, Root, Session, Stamp, Store};
 use serde::Serialize;
 
@@ -185,19 +186,31 @@ impl InLayer {
     pub fn finish(self) -> Changed {
         let Self { session, request, policy } = self;
         let untouched = request.auto && is_untouched(&session);
-        let ended = session.finish(&Outcome { policy }).map(drop);
-        let (ended, removed) = match ended {
-            Ok(()) if untouched => (discard(&request), true),
-            other => (other, false),
-        };
-        Changed {
-            name: request.name,
+        let ended = session.finish(&Outcome { policy });
+        let mut changed = Changed {
+            name: request.name.clone(),
             added: 0,
             changed: 0,
             deleted: 0,
-            removed: removed && ended.is_ok(),
-            problem: ended.err().map(|e| e.to_string()),
-        }
+            removed: false,
+            problem: None,
+        };
+        let ended = match ended {
+            Ok(_) if untouched => discard(&request).map(|()| changed.removed = true),
+            Ok(walks) => {
+                for kind in walks.iter().flat_map(|w| &w.held).filter_map(|h| h.change) {
+                    match kind {
+                        ChangeKind::Added => changed.added += 1,
+                        ChangeKind::Deleted => changed.deleted += 1,
+                        _ => changed.changed += 1,
+                    }
+                }
+                Ok(())
+            }
+            Err(e) => Err(e),
+        };
+        changed.problem = ended.err().map(|e| e.to_string());
+        changed
     }
 
     /// Nothing has run.
