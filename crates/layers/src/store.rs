@@ -773,6 +773,18 @@ impl Session {
         &self.held.layer.record
     }
 
+    /// Sets what the layer may hold from now on; a part that is not given stays as it was, the largest
+    /// number takes a limit back.
+    pub fn limit(&mut self, quota: Quota) -> Result<(), Error> {
+        let mut record = self.held.layer.record.clone();
+        let old = record.quota.unwrap_or(Quota { bytes: None, inodes: None });
+        record.quota = Some(Quota {
+            bytes: quota.bytes.or(old.bytes).filter(|n| *n != u64::MAX),
+            inodes: quota.inodes.or(old.inodes).filter(|n| *n != u64::MAX),
+        });
+        if record == self.held.layer.record { Ok(()) } else { self.held.save(record) }
+    }
+
     /// The run ended: notes what the host had under each name that was changed.
     pub fn finish(mut self, outcome: &Outcome) -> Result<Vec<Walked>, Error> {
         let walks = base::note(&self.held.layer, self.started)?;
