@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use ringfence_layers::delta::ChangeKind;
-use ringfence_layers::{Outcome, Root, Session, Stamp, Store};
+use ringfence_layers::{Outcome, Root, Session, Stamp, Store, history};
 use serde::Serialize;
 
 use crate::survey::{self, Object};
@@ -163,8 +163,16 @@ pub struct InLayer {
 pub struct LayerError(#[from] ringfence_layers::Error);
 
 impl InLayer {
-    pub fn begin(plan: &LayerPlan, policy: &[String]) -> Result<Self, LayerError> {
+    pub fn begin(
+        plan: &LayerPlan,
+        policy: &[String],
+        argv: &[OsString],
+    ) -> Result<Self, LayerError> {
         let store = Store::open(&plan.request.store)?;
+        if plan.request.checkpoint {
+            let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
+            history::checkpoint(&store, &plan.name, Some(words.join(" ")), Stamp::now())?;
+        }
         let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
         let session = store.begin(&plan.name, &roots, Stamp::now())?;
         Ok(Self { session, request: plan.request.clone(), policy: policy.to_vec() })
@@ -186,6 +194,7 @@ impl InLayer {
     pub fn finish(self) -> Changed {
         let Self { session, request, policy } = self;
         let untouched = request.auto && is_untouched(&session);
+        let deep = session.record().stack.len() >= history::SOFT_DEPTH;
         let ended = session.finish(&Outcome { policy });
         let mut changed = Changed {
             name: request.name.clone(),
@@ -205,7 +214,7 @@ impl InLayer {
                         _ => changed.changed += 1,
                     }
                 }
-                Ok(())
+                if deep { settle(&request) } else { Ok(()) }
             }
             Err(e) => Err(e),
         };
@@ -225,6 +234,10 @@ impl InLayer {
 
 fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
     Store::open(&request.store)?.discard(&request.name)
+}
+
+fn settle(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
+    history::settle(&Store::open(&request.store)?, &request.name)
 }
 
 /// Nothing was changed but perhaps the times of the roots.

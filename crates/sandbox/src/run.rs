@@ -147,7 +147,7 @@ pub fn start(
     let watch = sweep::Watch::new(&plan);
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
-    let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers));
+    let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers, &command.argv));
     let layer = layer.transpose().map_err(RunError::from)?;
     let given = lower::Given {
         agent: channel.as_ref().map_or(-1, Channel::number),
