@@ -74,6 +74,9 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         // Hidden: what `selftest` starts inside and outside the sandbox.
         "__attack" => verb::selftest::attack(&args[1..]),
         "policy" => verb::policy::main(args),
+        "snapshot" | "restore" | "fork" | "undo" => verb::history::main(args),
+        "export" => verb::export::main(args),
+        "import" => verb::import::main(args),
         "init" => verb::init::main(args),
         "trust" => verb::trust::main(args),
         "completions" => verb::completions::main(args),

@@ -7,6 +7,7 @@ pub mod tar;
 
 mod export;
 mod import;
+mod layer;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 
 pub use export::{Exported, Format, export};
 pub use import::{Import, Imported, Limits};
+pub use layer::{read_layer, write_layer};
 
 use crate::merge;
 
@@ -34,6 +36,8 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 pub enum Error {
     #[error(transparent)]
     Merge(#[from] merge::Error),
+    #[error(transparent)]
+    Store(#[from] crate::Error),
     #[error("cannot {what}: {source}")]
     Stream { what: &'static str, source: std::io::Error },
     #[error("{}: cannot {what}: {errno}", path.display())]
