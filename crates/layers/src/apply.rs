@@ -68,29 +68,39 @@ pub fn preview(review: &Review, request: &Request) -> Result<Report, Error> {
     Ok(choose(review, request)?.report)
 }
 
+/// Who decides, who is told.
+pub struct Context<'a> {
+    /// What may be applied at all; `None`: everything.
+    pub judge: Option<&'a dyn Judge>,
+    /// Directories in which a shell finds programs.
+    pub search: &'a [PathBuf],
+    /// Told what is going to be done, before it is.
+    pub tell: &'a mut dyn FnMut(&Report),
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("search", &self.search).finish_non_exhaustive()
+    }
+}
+
 /// Applies what was asked for. Conflicts and refusals are reported and left in the layer.
 pub fn apply(
     store: &Store,
     name: &str,
     request: &Request,
-    judge: Option<&dyn Judge>,
-    search: &[PathBuf],
+    context: &mut Context<'_>,
 ) -> Result<Report, Error> {
     let mut held = store.hold(name)?;
     if held.layer.unfinished() {
         return Err(Error::Unfinished(name.to_owned()));
     }
     held.mend()?;
-    run(store, &mut held, request, judge, search)
+    run(store, &mut held, request, context)
 }
 
 /// Ends an apply that was interrupted.
-pub fn resume(
-    store: &Store,
-    name: &str,
-    judge: Option<&dyn Judge>,
-    search: &[PathBuf],
-) -> Result<Report, Error> {
+pub fn resume(store: &Store, name: &str, context: &mut Context<'_>) -> Result<Report, Error> {
     let mut held = store.hold(name)?;
     let Some((journal, plan)) = Journal::open(&held.layer)? else {
         return Err(Error::Refused(format!("layer {name} has no unfinished apply")));
@@ -107,7 +117,7 @@ pub fn resume(
             let trees = open(&held.layer)?;
             sweep(&trees, &plan, false)?;
             journal.end(&held.layer)?;
-            run(store, &mut held, &plan.request, judge, search)
+            run(store, &mut held, &plan.request, context)
         }
         State::Commit => {
             let mut report = Report::default();
@@ -174,13 +184,13 @@ fn run(
     store: &Store,
     held: &mut Held,
     request: &Request,
-    judge: Option<&dyn Judge>,
-    search: &[PathBuf],
+    context: &mut Context<'_>,
 ) -> Result<Report, Error> {
     // Before the host is looked at: what is touched later has a later time.
     let started = Stamp::now();
-    let review = review::review(&held.layer, judge, search)?;
+    let review = review::review(&held.layer, context.judge, context.search)?;
     let Chosen { makes, mut report } = choose(&review, request)?;
+    (context.tell)(&report);
     if makes.is_empty() {
         forget_if_empty(store, held, &review)?;
         return Ok(report);
@@ -545,6 +555,7 @@ fn write_text(
         .map_err(Error::os("set the mode of", shown))
 }
 
+/// What was made and renamed is on the disk afterwards.
 fn sync(trees: &[Trees]) -> Result<(), Error> {
     for trees in trees {
         rustix::fs::syncfs(&trees.host).map_err(Error::os("sync", &trees.root))?;

@@ -40,13 +40,16 @@ pub enum Error {
     Store(#[from] crate::Error),
     #[error("cannot {what}: {source}")]
     Stream { what: &'static str, source: std::io::Error },
-    #[error("{}: cannot {what}: {errno}", path.display())]
+    #[error("{}: cannot {what}: {errno}", crate::shown(path))]
     Os { what: &'static str, path: PathBuf, errno: Errno },
-    #[error("{}: the format of image layers cannot hold a name that begins with .wh.", path.display())]
+    #[error(
+        "{}: the format of image layers cannot hold a name that begins with .wh.",
+        crate::shown(path)
+    )]
     Unwritable { path: PathBuf },
     #[error("{0}")]
     Tar(#[from] tar::Error),
-    #[error("{}: refused: {why}", path.display())]
+    #[error("{}: refused: {why}", crate::shown(path))]
     Refused { path: PathBuf, why: &'static str },
     #[error("refused: the archive holds more than {limit}")]
     TooMuch { limit: String },
