@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::flags;
 use crate::output;
+use crate::verb;
 
 const ABOUT: &str = "Confine what AI agents run: one binary, nothing beside it";
 
@@ -250,6 +251,9 @@ pub fn command() -> Command {
                 .after_help("Exit codes:\n  0 no attack succeeded inside; 125 one did, or a sandbox did not start\n  Attacks that fail outside as well are told apart: they show nothing on this host"),
         )
         .subcommands(layer_verbs())
+        .subcommands(verb::history::commands())
+        .subcommand(verb::export::command())
+        .subcommand(verb::import::command())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

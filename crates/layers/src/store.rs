@@ -664,7 +664,7 @@ impl Store {
 }
 
 /// The number of a root in the record, where it is entered if it is new.
-fn root_index(record: &mut Record, layer: &str, root: &Root) -> Result<usize, Error> {
+pub(crate) fn root_index(record: &mut Record, layer: &str, root: &Root) -> Result<usize, Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let real = fd::open_absolute(&root.path, flags).map_err(Error::os("open", &root.path))?;
     let stat = rustix::fs::fstat(&real).map_err(Error::os("look at", &root.path))?;
