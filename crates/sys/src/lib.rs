@@ -17,6 +17,8 @@ pub mod entry;
 #[cfg(target_os = "linux")]
 pub mod landlock;
 #[cfg(target_os = "linux")]
+pub mod notify;
+#[cfg(target_os = "linux")]
 pub mod ns;
 #[cfg(target_os = "linux")]
 pub mod processors;
