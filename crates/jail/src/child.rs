@@ -465,8 +465,7 @@ fn mount_overlay<'a>(place: &mut Place<'a>, spec: &'a Overlay) -> raw::Result<()
     for (to, from) in lower.iter_mut().zip(&spec.lower) {
         *to = from;
     }
-    let parts =
-        overlay::Overlay { lower, upper: &spec.upper, work: &spec.work, volatile: true };
+    let parts = overlay::Overlay { lower, upper: &spec.upper, work: &spec.work, volatile: true };
     raw::fchdir(stage)?;
     let made = overlay::mount(&parts, spec.attributes);
     raw::fchdir(root)?;
@@ -477,9 +476,8 @@ fn mount_overlay<'a>(place: &mut Place<'a>, spec: &'a Overlay) -> raw::Result<()
             place.close_soon(target);
             r
         }),
-        spec::Place::Stage(name) => raw::mkdirat(stage, name, 0o700).and_then(|()| {
-            raw::move_mount(tree, c"", stage, name, mnt::MOVE_MOUNT_F_EMPTY_PATH)
-        }),
+        spec::Place::Stage(name) => raw::mkdirat(stage, name, 0o700)
+            .and_then(|()| raw::move_mount(tree, c"", stage, name, mnt::MOVE_MOUNT_F_EMPTY_PATH)),
     };
     place.close_soon(tree);
     attached

@@ -11,7 +11,9 @@
 
 pub mod copy;
 mod error;
+pub mod index;
 mod lossless;
+pub mod mask;
 mod store;
 
 pub use error::Error;

@@ -125,6 +125,9 @@ struct Ordered<'a> {
     root: bool,
 }
 
+/// Stands for any name in a directory that no pattern mentions.
+pub const ANY_NAME: &str = "\u{1}";
+
 /// Most components of a path for [`CompiledRules::permission`]: they lie on the stack.
 pub const MAX_LEVELS: usize = 512;
 
@@ -149,6 +152,7 @@ pub struct CompiledRules<'a> {
     rules: Vec<&'a Rule>,
     places: Places,
     names: NameFilter,
+    distinct: NameFilter,
 }
 
 /// The absolute paths that patterns are relative to, in the form of [`Clean`].
@@ -272,6 +276,23 @@ struct NameFilter {
 }
 
 impl NameFilter {
+    /// As [`Self::add`], but a pattern that covers every name of a directory alike adds nothing, and
+    /// one without wildcards adds its last name.
+    fn add_distinct(&mut self, glob: &Glob) {
+        let named = glob.parts.iter().rposition(|p| *p != Part::Deep);
+        match named.map(|at| &glob.parts[at]) {
+            None => {
+                if let Some(name) = glob.prefix.last() {
+                    self.exact.insert(name.clone());
+                }
+            }
+            Some(Part::Wild(tokens)) if *tokens == [Token::Many] => {}
+            Some(part) => {
+                self.add(&Glob { prefix: Vec::new(), parts: vec![part.clone()] });
+            }
+        }
+    }
+
     fn add(&mut self, glob: &Glob) {
         match glob.parts.last() {
             None => {}
@@ -402,6 +423,7 @@ impl<'a> CompiledRules<'a> {
             rules: policy.files.rules.iter().chain(extra).collect(),
             places: places.clone(),
             names: NameFilter::default(),
+            distinct: NameFilter::default(),
         };
         compiled.literal.first.reserve(compiled.rules.len() + 32);
         compiled.literal.entries.reserve(compiled.rules.len() + 32);
@@ -431,6 +453,9 @@ impl<'a> CompiledRules<'a> {
                     self.raising.push(path);
                 }
                 self.literal.add(rule, None, &self.bases);
+                if let Some(name) = rule.pattern.rsplit('/').next() {
+                    self.distinct.exact.insert(name.as_bytes().to_vec());
+                }
             }
             Kind::Path => {
                 let base = owned_names(self.places.base(rule.base));
@@ -446,6 +471,7 @@ impl<'a> CompiledRules<'a> {
                     if rule.effect != Effect::Cap {
                         self.raising.push(join(&glob.prefix));
                     }
+                    self.distinct.add_distinct(&glob);
                     if glob.is_literal() {
                         self.literal.add(rule, Some(join(&glob.prefix)), &self.bases);
                     } else {
@@ -458,6 +484,9 @@ impl<'a> CompiledRules<'a> {
             }
             Kind::Glob | Kind::Directory | Kind::File => {
                 let ordered = self.ordered(rule);
+                for glob in &ordered.globs {
+                    self.distinct.add_distinct(glob);
+                }
                 if rule.kind == Kind::Glob {
                     for glob in &ordered.globs {
                         self.names.add(glob);
@@ -652,6 +681,14 @@ impl<'a> CompiledRules<'a> {
         outcome
     }
 
+    /// Calls `seen` with every rule of the policy and what was found on the host, and the place that
+    /// its pattern begins at.
+    pub fn each(&self, mut seen: impl FnMut(&Rule, &Path)) {
+        for rule in &self.rules {
+            seen(rule, self.places.base(rule.base));
+        }
+    }
+
     /// Every path that a rule names without wildcards: native literals, and ordered rules of the
     /// kinds file and directory. What is enforced by a mechanism of its own (git guards, system
     /// directories) is left out.
@@ -746,6 +783,12 @@ impl<'a> CompiledRules<'a> {
             rules.push(GlobRule { rule, base, globs });
         }
         rules
+    }
+
+    /// Whether a path that ends in `name` can be decided in another way than other names of the same
+    /// directory. Where this says no, [`ANY_NAME`] of the directory answers for it.
+    pub fn name_may_differ(&self, name: &OsStr) -> bool {
+        self.distinct.may_match(name.as_bytes())
     }
 
     /// Whether a path that ends in `name` can match a rule with wildcards at all; a walk asks this
