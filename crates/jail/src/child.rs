@@ -369,6 +369,16 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             place.close_soon(target);
             r
         }
+        Step::Reopen { path, expect, lower } => {
+            let Some(target) = place.open_layered(path, *expect, lower.as_deref())? else {
+                return Ok(());
+            };
+            let tree = clone_tree(target, false)?;
+            let r = raw::mount_clear(tree, mnt::ATTR_RDONLY).and_then(|()| attach(tree, target));
+            place.close_soon(tree);
+            place.close_soon(target);
+            r
+        }
         Step::Mask { path, expect, directory, lower } => {
             let Some(target) = place.open_layered(path, *expect, lower.as_deref())? else {
                 return Ok(());

@@ -75,6 +75,14 @@ pub enum Step {
         /// See [`Step::Mask`].
         lower: Option<CString>,
     },
+    /// Makes what lies at `path` in a read-only mount of ours writable again, from here down. Resolved
+    /// without symlinks.
+    Reopen {
+        path: CString,
+        expect: Option<FileId>,
+        /// See [`Step::Mask`].
+        lower: Option<CString>,
+    },
     /// Covers `path` with an object that can be neither read nor changed.
     Mask {
         path: CString,

@@ -4,9 +4,11 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use ringfence_layers::{Outcome, Root, Session, Stamp, Store};
+use ringfence_layers::mask::Mask;
+use ringfence_layers::{Mount, Outcome, Root, Session, Stamp, Store};
 use serde::Serialize;
 
+use crate::names::{NamesError, NamesPlan};
 use crate::survey::{self, Object};
 
 /// The layer that a run is to write to.
@@ -153,19 +155,52 @@ pub struct InLayer {
     session: Session,
     request: LayerRequest,
     policy: Vec<String>,
+    mounts: Vec<Mount>,
+    /// In use as long as the run lasts.
+    masks: Vec<Mask>,
 }
 
 /// Why no session could be begun.
 #[derive(Debug, thiserror::Error)]
 #[error("--layer: {0}")]
-pub struct LayerError(#[from] ringfence_layers::Error);
+pub struct LayerError(#[from] NamesError);
+
+impl From<ringfence_layers::Error> for LayerError {
+    fn from(e: ringfence_layers::Error) -> Self {
+        Self(NamesError::Layer(e))
+    }
+}
 
 impl InLayer {
     pub fn begin(plan: &LayerPlan, policy: &[String]) -> Result<Self, LayerError> {
         let store = Store::open(&plan.request.store)?;
         let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
         let session = store.begin(&plan.name, &roots, Stamp::now())?;
-        Ok(Self { session, request: plan.request.clone(), policy: policy.to_vec() })
+        let mounts = session.mounts().to_vec();
+        let (request, policy) = (plan.request.clone(), policy.to_vec());
+        Ok(Self { session, request, policy, mounts, masks: Vec::new() })
+    }
+
+    /// Puts masks between the layer's directories, for this run.
+    pub fn mask(mut self, names: &NamesPlan, plan: &LayerPlan) -> Result<Self, LayerError> {
+        let store = Store::open(&self.request.store)?;
+        if names.must_seal(&self.mounts)? {
+            // What an earlier run was allowed to make is hidden from this one: the delta becomes one
+            // of those below the run's own.
+            let policy = self.policy;
+            self.session.finish(&Outcome { policy: policy.clone() })?;
+            store.edit(&plan.name, |record| {
+                record.stack.extend(record.open.take());
+                Ok(())
+            })?;
+            self = Self::begin(plan, &policy)?;
+            if names.must_seal(&self.mounts)? {
+                let problem = "an open delta holds names that the rules hide".to_owned();
+                return Err(ringfence_layers::Error::Refused(problem).into());
+            }
+        }
+        self.masks = names.masks(&store, &mut self.mounts)?;
+        Ok(self)
     }
 
     pub fn name(&self) -> &str {
@@ -173,7 +208,7 @@ impl InLayer {
     }
 
     pub fn mounts(&self) -> &[ringfence_layers::Mount] {
-        self.session.mounts()
+        &self.mounts
     }
 
     /// Ends the session. What goes wrong here loses nothing, and is told.

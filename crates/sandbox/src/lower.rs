@@ -96,6 +96,8 @@ pub fn lower(
         outside_gid: plan.identity.host_gid,
         by_parent: demoted,
     });
+    let (watch, init_seccomp) =
+        plan.names.as_ref().map(|names| names.filters(&plan.seccomp)).unwrap_or_default();
     let spec = jail::JailSpec {
         namespaces,
         ids,
@@ -103,8 +105,8 @@ pub fn lower(
         loopback: namespaces & flags::NET != 0,
         egress: plan.filter.as_ref().map(|filter| filter.config.clone()),
         landlock: landlock(plan)?,
-        watch: Vec::new(),
-        init_seccomp: Vec::new(),
+        watch,
+        init_seccomp,
         seccomp: seccomp::native().map(|a| seccomp::compile(a, &plan.seccomp)).unwrap_or_default(),
         rlimits: rlimits(limits, nproc_fallback),
         exec: exec(plan, command)?,
@@ -221,11 +223,15 @@ fn view(
     let mut stage = Stage::new(plan, demoted, given.mounts);
     for step in &plan.steps {
         match &step.action {
-            Action::Layer { object, root, over } => {
+            Action::Layer { object, root, over, read_only } => {
                 // What is inside another overlay is what an earlier run left there.
                 let expect = (*over && !step.layered).then_some(object.id);
                 let place = jail::Place::Root { path: inside(&step.path)?, expect };
-                steps.push(jail::Step::Overlay(stage.overlay(*root, place, parent)?));
+                let mut overlay = stage.overlay(*root, place, parent)?;
+                if *read_only {
+                    overlay.attributes |= mnt::ATTR_RDONLY;
+                }
+                steps.push(jail::Step::Overlay(overlay));
             }
             Action::LayerFile { object, root, over } => {
                 stage.file(step, object, (*root, *over), parent, &mut steps)?;
@@ -401,7 +407,7 @@ fn lower_step(
             lower: None,
         }),
         // Lowered by the stage.
-        Action::Layer { .. } | Action::LayerFile { .. } => {}
+        Action::Reopen { .. } | Action::Layer { .. } | Action::LayerFile { .. } => {}
     }
     Ok(())
 }
@@ -559,6 +565,9 @@ impl<'a> Stage<'a> {
             Action::Pin { object } => {
                 let expect = Some(object.id);
                 out.push(jail::Step::Rebind { path, expect, attributes: 0, lower });
+            }
+            Action::Reopen { object } => {
+                out.push(jail::Step::Reopen { path, expect: Some(object.id), lower });
             }
             Action::Mask { object } => out.push(jail::Step::Mask {
                 path,

@@ -21,6 +21,7 @@ use crate::discover::{
 };
 use crate::inspection::Inspection;
 use crate::layer::{self, LayerRequest, LayerSurvey};
+use crate::names::NamesPlan;
 use crate::network::{self, Filter, Keep};
 use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
@@ -212,6 +213,24 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         Some(wanted) => Some(found.layer(wanted.clone(), workspace.as_ref())?),
         None => None,
     };
+    let names = match &layer {
+        Some(_) if request.rung == Rung::Namespaces && workspace.is_some() => {
+            let cache = request.cache.then(|| {
+                discover::cache_directory(request.variable("XDG_CACHE_HOME"), &places.home)
+            });
+            NamesPlan::new(policy, &extra, &places, cache)
+        }
+        _ => None,
+    };
+    let covered = match &names {
+        Some(names) => {
+            let rules = names.rules();
+            let covers = |o: &Object| names.covers(&rules, &o.path, o.id.is_dir);
+            let points = found.points.iter().filter(|p| !p.guard && covers(&p.object));
+            points.map(|p| p.object.path.clone().into_os_string()).collect()
+        }
+        None => std::collections::BTreeSet::new(),
+    };
 
     let filter = match &request.filter {
         Some(filter) => Some(filter.clone()),
@@ -282,6 +301,8 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         foreign_id,
         idmap,
         layer,
+        names,
+        covered,
         places,
     };
     let git = found.git;

@@ -19,6 +19,7 @@ use crate::agent::{Agent, Channel};
 use crate::copies::After;
 use crate::layer::{InLayer, LayerError};
 use crate::lower::{self, Command};
+use crate::names::NameJudge;
 use crate::plan::{Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
@@ -148,15 +149,21 @@ pub fn start(
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
     let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers));
-    let layer = layer.transpose().map_err(RunError::from)?;
+    let mut layer = layer.transpose().map_err(RunError::from)?;
+    if let (Some(names), Some(planned)) = (&plan.names, &plan.layer) {
+        layer = layer.map(|l| l.mask(names, planned)).transpose().map_err(RunError::from)?;
+    }
     let given = lower::Given {
         agent: channel.as_ref().map_or(-1, Channel::number),
         mounts: layer.as_ref().map_or(&[], InLayer::mounts),
     };
-    let (spec, parent) =
+    let (spec, mut parent) =
         lower::lower(&plan, limits, nproc, command, procs, &given).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+    let judge = plan.names.as_ref().zip(plan.layer.as_ref());
+    let judge = judge.map(|(names, layer)| NameJudge::new(names, layer));
+    parent.judge = judge.as_ref().map(|judge| judge as &dyn jail::Judge);
     let mut jailed = jail::spawn(&spec, &parent, early)
         .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
     let Plan { mut status, rung, ssh_agent, .. } = plan;
@@ -250,6 +257,7 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::DevPts { path } => (cpath(path), "mount devpts on"),
         jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => (cpath(path), "bind"),
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
+        jail::Step::Reopen { path, .. } => (cpath(path), "make writable"),
         jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
         jail::Step::Listen { path, .. } => (cpath(path), "listen at"),
         jail::Step::Overlay(overlay) => match &overlay.place {
