@@ -34,6 +34,8 @@ pub struct NamesPlan {
     pub changes: bool,
     /// And so the workspace as a whole is writable for the kernel, init alone says no.
     pub by_broker: bool,
+    /// What planning found in the workspace.
+    known: Option<(PathBuf, Vec<Entry>)>,
 }
 
 /// What cannot be had of the masks.
@@ -88,7 +90,7 @@ impl NamesPlan {
         let by_broker = mixed || views;
         let (extra, places) = (extra.to_vec(), places.clone());
         drop(rules);
-        Some(Self { policy: own, extra, places, cache, changes: by_broker, by_broker })
+        Some(Self { policy: own, extra, places, cache, changes: by_broker, by_broker, known: None })
     }
 
     /// In words, for status and `--explain`.
@@ -137,6 +139,15 @@ impl NamesPlan {
         discover::walk(tree.as_fd(), &matcher, &options)
     }
 
+    /// Looks at the workspace, which [`Self::masks`] then need not do again.
+    pub fn look(&mut self, tree: &OwnedFd, shown: &Path) -> std::io::Result<Walk> {
+        let walk = self.walk(&self.rules(), tree, shown)?;
+        if walk.truncated.is_none() {
+            self.known = Some((shown.to_owned(), entries_of(&walk)));
+        }
+        Ok(walk)
+    }
+
     fn print(&self, rules: &CompiledRules<'_>, shown: &Path) -> [u8; 16] {
         index::fingerprint(&self.policy, rules, shown)
     }
@@ -150,19 +161,14 @@ impl NamesPlan {
         let wrong = |problem: String| NamesError::Walk { path: crate::plan::shown(tree), problem };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(tree, flags, Mode::empty()).map_err(|e| wrong(e.to_string()))?;
+        if let Some((_, entries)) = self.known.as_ref().filter(|(known, _)| known == tree) {
+            return Ok((dir, entries.clone()));
+        }
         let walk = self.walk(rules, &dir, shown).map_err(|e| wrong(e.to_string()))?;
         if let Some(bound) = &walk.truncated {
             return Err(wrong(bound.to_string()));
         }
-        let mut entries: Vec<Entry> = Vec::with_capacity(walk.matches.len());
-        for found in &walk.matches {
-            entries.push(Entry {
-                path: found.path.as_os_str().as_bytes().to_vec(),
-                cover: if found.rule == HIDDEN { Cover::Hidden } else { Cover::Listed },
-            });
-        }
-        // What could not be looked into may hold anything; nobody inside can look either.
-        Ok((dir, entries))
+        Ok((dir, entries_of(&walk)))
     }
 
     /// Puts the masks between the directories of a layer. They stay as long as what is answered does.
@@ -197,8 +203,17 @@ impl NamesPlan {
     }
 }
 
+/// What could not be looked into may hold anything; nobody inside can look either.
+fn entries_of(walk: &Walk) -> Vec<Entry> {
+    let entry = |found: &discover::Found| Entry {
+        path: found.path.as_os_str().as_bytes().to_vec(),
+        cover: if found.rule == HIDDEN { Cover::Hidden } else { Cover::Listed },
+    };
+    walk.matches.iter().map(entry).collect()
+}
+
 /// Numbers of "rules" in a walk.
-const HIDDEN: u32 = 0;
+pub(crate) const HIDDEN: u32 = 0;
 const LISTED: u32 = 1;
 
 struct Names<'a> {
