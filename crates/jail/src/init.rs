@@ -25,7 +25,8 @@ const CONNECTOR: i32 = 6;
 /// Out of the way of all of these while they are moved.
 const HIGH: i32 = 64;
 const TERMINAL: i32 = 7;
-const LISTENER: i32 = 8;
+const LISTENER: i32 = 9;
+const LOCK: i32 = 8;
 
 /// Never returns: the rest of PID 1's life.
 pub(crate) fn run(birth: &Birth<'_>) -> ! {
@@ -262,9 +263,10 @@ fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
         (spec.connector, CONNECTOR),
         (terminal, TERMINAL),
         (listener, LISTENER),
+        (spec.lock, LOCK),
     ];
     // Through high numbers, so that none is overwritten before it was copied.
-    let mut high = [-1; 6];
+    let mut high = [-1; 7];
     for (slot, (fd, _)) in high.iter_mut().zip(keep) {
         if fd >= 0 {
             *slot = at(Stage::Descriptors, raw::dup_from(fd, HIGH))?;
@@ -305,6 +307,9 @@ fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
         // The supervisor is gone (or closed its end): nothing may outlive it.
         if fds[2].revents != 0 || fds[1].revents & (libc::POLLHUP | libc::POLLERR) != 0 {
             kill_all(spec, libc::SIGKILL);
+            if spec.lock >= 0 {
+                end_stragglers(spec);
+            }
             return Ok(());
         }
         if fds[1].revents & libc::POLLIN != 0 {

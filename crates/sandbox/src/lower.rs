@@ -63,6 +63,8 @@ pub fn stdio(pty: [bool; 3]) -> jail::Stdio {
 pub struct Given<'a> {
     /// Init's end of the channel for the agent's socket.
     pub agent: i32,
+    /// The lock on the layer, -1 without one.
+    pub lock: i32,
     /// For each of [`crate::layer::LayerPlan::roots`].
     pub mounts: &'a [ringfence_layers::Mount],
 }
@@ -113,7 +115,8 @@ pub fn lower(
         stdio: command.stdio,
         cgroup_procs,
         connector: command.connector.as_ref().map_or(-1, AsRawFd::as_raw_fd),
-        die_with_parent: command.die_with_parent,
+        lock: given.lock,
+        die_with_parent: command.die_with_parent && given.lock < 0,
     };
     Ok((spec, parent))
 }

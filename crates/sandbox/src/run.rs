@@ -155,6 +155,7 @@ pub fn start(
     }
     let given = lower::Given {
         agent: channel.as_ref().map_or(-1, Channel::number),
+        lock: layer.as_ref().map_or(-1, InLayer::lock),
         mounts: layer.as_ref().map_or(&[], InLayer::mounts),
     };
     let (spec, mut parent) =
@@ -332,13 +333,13 @@ fn failure(
 /// A guard has no place in the view: only an earlier run in the same layer, to which less was guarded,
 /// or the host since then can have made it so.
 fn is_covered_in_layer(f: &Failure, spec: &jail::JailSpec) -> bool {
+    const NO_PLACE: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EINVAL];
     let step = spec.view.as_ref().and_then(|view| view.steps.get(f.index as usize));
     let guard = match step {
         Some(jail::Step::Over { expect, .. }) => expect.is_none(),
         Some(jail::Step::Copy(copy)) => copy.expect.is_none(),
         _ => false,
     };
-    const NO_PLACE: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EINVAL];
     f.stage == Stage::Step && guard && NO_PLACE.contains(&f.errno.0)
 }
 
@@ -434,7 +435,13 @@ impl Running {
         drop(self.agent.take());
         let layer = self.layer.take();
         match waited {
-            Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung, layer.as_ref())),
+            Err(f) => {
+                let failed = failed(&f, &self.program, &self.spec, self.rung, layer.as_ref());
+                if let Some(layer) = layer {
+                    layer.abandon();
+                }
+                Err(failed)
+            }
             Ok(status) => {
                 let layer = layer.map(InLayer::finish);
                 let ended = Ended::from_wait_status(status);
