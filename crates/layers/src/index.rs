@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ringfence_policy::{ANY_NAME, CompiledRules, Permission, Policy};
+use ringfence_policy::{CompiledRules, Permission, Policy};
 
 use crate::mask::Cover;
 
@@ -31,7 +31,7 @@ pub struct Covering<'a> {
     id: u64,
 }
 
-/// What the directory that was last asked about gives to its names.
+/// What the directory that was last asked about gives to names that nothing singles out.
 struct Last {
     covering: u64,
     directory: Vec<u8>,
@@ -71,8 +71,8 @@ impl<'a> Covering<'a> {
         }
         LAST.with_borrow_mut(|last| {
             if last.covering != self.id || last.directory != directory {
-                let any = self.root.join(OsStr::from_bytes(directory)).join(ANY_NAME);
-                last.permission = self.rules.decide(&any).permission;
+                let path = self.root.join(OsStr::from_bytes(path));
+                last.permission = self.rules.decide(&path).permission;
                 last.covering = self.id;
                 last.directory.clear();
                 last.directory.extend_from_slice(directory);

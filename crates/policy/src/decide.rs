@@ -125,9 +125,6 @@ struct Ordered<'a> {
     root: bool,
 }
 
-/// Stands for any name in a directory that no pattern mentions.
-pub const ANY_NAME: &str = "\u{1}";
-
 /// Most components of a path for [`CompiledRules::permission`]: they lie on the stack.
 pub const MAX_LEVELS: usize = 512;
 
@@ -786,7 +783,7 @@ impl<'a> CompiledRules<'a> {
     }
 
     /// Whether a path that ends in `name` can be decided in another way than other names of the same
-    /// directory. Where this says no, [`ANY_NAME`] of the directory answers for it.
+    /// directory. Those for which this says no are decided alike.
     pub fn name_may_differ(&self, name: &OsStr) -> bool {
         self.distinct.may_match(name.as_bytes())
     }
