@@ -97,6 +97,8 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         foreign_id: 1000,
         idmap: true,
         layer: None,
+        names: None,
+        covered: std::collections::BTreeSet::new(),
         places,
     }
 }

@@ -19,6 +19,7 @@ use crate::agent::{Agent, Channel};
 use crate::copies::After;
 use crate::layer::{InLayer, LayerError};
 use crate::lower::{self, Command};
+use crate::names::NameJudge;
 use crate::plan::{Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
@@ -151,7 +152,10 @@ pub fn start(
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
     let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers, &command.argv));
-    let layer = layer.transpose().map_err(RunError::from)?;
+    let mut layer = layer.transpose().map_err(RunError::from)?;
+    if let (Some(names), Some(planned)) = (&plan.names, &plan.layer) {
+        layer = layer.map(|l| l.mask(names, planned)).transpose().map_err(RunError::from)?;
+    }
     if let Some(layer) = &layer {
         hold_quota(layer, policy, &mut plan);
     }
@@ -160,10 +164,13 @@ pub fn start(
         lock: layer.as_ref().map_or(-1, InLayer::lock),
         mounts: layer.as_ref().map_or(&[], InLayer::mounts),
     };
-    let (spec, parent) =
+    let (spec, mut parent) =
         lower::lower(&plan, limits, nproc, command, procs, &given).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+    let judge = plan.names.as_ref().zip(plan.layer.as_ref());
+    let judge = judge.map(|(names, layer)| NameJudge::new(names, layer));
+    parent.judge = judge.as_ref().map(|judge| judge as &dyn jail::Judge);
     let mut jailed = jail::spawn(&spec, &parent, early)
         .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
     let quota = layer.as_ref().map(|layer| watch_layer(layer, &jailed)).transpose()?;
@@ -289,6 +296,7 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::DevPts { path } => (cpath(path), "mount devpts on"),
         jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => (cpath(path), "bind"),
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
+        jail::Step::Reopen { path, .. } => (cpath(path), "make writable"),
         jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
         jail::Step::Listen { path, .. } => (cpath(path), "listen at"),
         jail::Step::Overlay(overlay) => match &overlay.place {

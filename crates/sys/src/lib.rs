@@ -19,6 +19,8 @@ pub mod fd;
 #[cfg(target_os = "linux")]
 pub mod landlock;
 #[cfg(target_os = "linux")]
+pub mod notify;
+#[cfg(target_os = "linux")]
 pub mod ns;
 #[cfg(target_os = "linux")]
 pub mod overlay;
