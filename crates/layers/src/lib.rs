@@ -2,3 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod copy;
+#[cfg(target_os = "linux")]
+pub mod fuse;
