@@ -16,10 +16,13 @@ pub mod egress;
 pub mod entry;
 #[cfg(target_os = "linux")]
 pub mod fuse;
+pub mod fd;
 #[cfg(target_os = "linux")]
 pub mod landlock;
 #[cfg(target_os = "linux")]
 pub mod ns;
+#[cfg(target_os = "linux")]
+pub mod overlay;
 #[cfg(target_os = "linux")]
 pub mod processors;
 #[cfg(target_os = "linux")]

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -227,9 +227,8 @@ fn keep(shared: &Shared, bell: &OwnedFd, inbox: &Receiver<Order>, first: Rules, 
                 told = Some(answer);
                 shared.state().nodes.expire();
             }
-            Ok(Order::End) => return,
-            Err(std::sync::mpsc::TryRecvError::Empty) => {}
-            Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
+            Err(TryRecvError::Empty) => {}
+            Ok(Order::End) | Err(TryRecvError::Disconnected) => return,
         }
     }
 }

@@ -68,7 +68,7 @@ pub(super) struct Place {
 
 #[derive(Debug)]
 pub(super) struct Nodes {
-    nodes: HashMap<u64, Node>,
+    all: HashMap<u64, Node>,
     names: HashMap<(u64, OsString), u64>,
     next: u64,
     /// Grows with everything that may change what a known path is permitted.
@@ -89,20 +89,15 @@ impl Nodes {
     pub fn new(root: Identity) -> Self {
         let mut node = Node::new(None, root, true);
         node.lookups = 1;
-        Self {
-            nodes: HashMap::from([(ROOT, node)]),
-            names: HashMap::new(),
-            next: ROOT + 1,
-            epoch: 0,
-        }
+        Self { all: HashMap::from([(ROOT, node)]), names: HashMap::new(), next: ROOT + 1, epoch: 0 }
     }
 
     pub fn get(&self, id: u64) -> Option<&Node> {
-        self.nodes.get(&id)
+        self.all.get(&id)
     }
 
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Node> {
-        self.nodes.get_mut(&id)
+        self.all.get_mut(&id)
     }
 
     pub fn epoch(&self) -> u64 {
@@ -115,7 +110,7 @@ impl Nodes {
 
     /// Where `id` is. `None` where its name is gone, or that of a directory above it.
     pub fn place(&mut self, id: u64, judge: &dyn Fn(&[u8]) -> Permission) -> Option<Place> {
-        let node = self.nodes.get(&id)?;
+        let node = self.all.get(&id)?;
         let (identity, known) = (node.identity, node.known);
         let fresh = known.filter(|(epoch, _)| *epoch == self.epoch).map(|(_, p)| p);
         let Some((parent, name)) = &node.link else {
@@ -136,7 +131,7 @@ impl Nodes {
             _ => judge(&path),
         };
         let epoch = self.epoch;
-        self.nodes.get_mut(&id)?.known = Some((epoch, permission));
+        self.all.get_mut(&id)?.known = Some((epoch, permission));
         Some(Place { path, permission, identity })
     }
 
@@ -144,7 +139,7 @@ impl Nodes {
         let mut names = Vec::new();
         let mut at = id;
         while at != ROOT {
-            let (parent, name) = self.nodes.get(&at)?.link.as_ref()?;
+            let (parent, name) = self.all.get(&at)?.link.as_ref()?;
             names.push(name.as_bytes());
             at = *parent;
         }
@@ -163,7 +158,7 @@ impl Nodes {
     ) -> u64 {
         if let Some(&id) = self.names.get(&(parent, name.to_owned())) {
             let epoch = self.epoch;
-            match self.nodes.get_mut(&id) {
+            match self.all.get_mut(&id) {
                 Some(node) if node.identity == identity && node.directory == directory => {
                     node.lookups += 1;
                     node.known = Some((epoch, permission));
@@ -175,7 +170,7 @@ impl Nodes {
         let id = self.add(Node::new(None, identity, directory));
         self.attach(id, parent, name);
         let epoch = self.epoch;
-        if let Some(node) = self.nodes.get_mut(&id) {
+        if let Some(node) = self.all.get_mut(&id) {
             node.known = Some((epoch, permission));
         }
         id
@@ -190,13 +185,13 @@ impl Nodes {
         let id = self.next;
         self.next += 1;
         node.lookups = 1;
-        self.nodes.insert(id, node);
+        self.all.insert(id, node);
         id
     }
 
     /// A node that the kernel is told of once more, under a name of its own.
     pub fn adopt(&mut self, id: u64, parent: u64, name: &OsStr) {
-        if let Some(node) = self.nodes.get_mut(&id) {
+        if let Some(node) = self.all.get_mut(&id) {
             node.lookups += 1;
         }
         self.attach(id, parent, name);
@@ -211,18 +206,18 @@ impl Nodes {
         if let Some(other) = self.named(parent, name) {
             self.detach(other);
         }
-        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(node) = self.all.get_mut(&id) else { return };
         node.link = Some((parent, name.to_owned()));
         node.known = None;
         self.names.insert((parent, name.to_owned()), id);
-        if let Some(parent) = self.nodes.get_mut(&parent) {
+        if let Some(parent) = self.all.get_mut(&parent) {
             parent.children += 1;
         }
     }
 
     /// The name of `id` is gone.
     pub fn detach(&mut self, id: u64) {
-        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(node) = self.all.get_mut(&id) else { return };
         node.known = None;
         let directory = node.directory;
         if let Some((parent, name)) = node.link.take() {
@@ -231,7 +226,7 @@ impl Nodes {
             {
                 entry.remove();
             }
-            if let Some(parent) = self.nodes.get_mut(&parent) {
+            if let Some(parent) = self.all.get_mut(&parent) {
                 parent.children -= 1;
             }
             self.drop_if_unknown(parent);
@@ -265,10 +260,10 @@ impl Nodes {
 
     /// As [`Nodes::detach`], for what gets another name at once.
     fn detach_for_move(&mut self, id: u64) {
-        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(node) = self.all.get_mut(&id) else { return };
         if let Some((parent, name)) = node.link.take() {
             self.names.remove(&(parent, name));
-            if let Some(parent) = self.nodes.get_mut(&parent) {
+            if let Some(parent) = self.all.get_mut(&parent) {
                 parent.children -= 1;
             }
         }
@@ -279,7 +274,7 @@ impl Nodes {
         if id == ROOT {
             return;
         }
-        if let Some(node) = self.nodes.get_mut(&id) {
+        if let Some(node) = self.all.get_mut(&id) {
             node.lookups = node.lookups.saturating_sub(times);
         }
         self.drop_if_unknown(id);
@@ -287,14 +282,14 @@ impl Nodes {
 
     fn drop_if_unknown(&mut self, mut id: u64) {
         while id != ROOT {
-            let Some(node) = self.nodes.get(&id) else { return };
+            let Some(node) = self.all.get(&id) else { return };
             if node.lookups > 0 || node.children > 0 || !node.handles.is_empty() {
                 return;
             }
-            let Some(node) = self.nodes.remove(&id) else { return };
+            let Some(node) = self.all.remove(&id) else { return };
             let Some((parent, name)) = node.link else { return };
             self.names.remove(&(parent, name));
-            let Some(above) = self.nodes.get_mut(&parent) else { return };
+            let Some(above) = self.all.get_mut(&parent) else { return };
             above.children -= 1;
             id = parent;
         }
@@ -302,19 +297,19 @@ impl Nodes {
 
     /// Closed: the node may go if nothing else needs it.
     pub fn closed(&mut self, id: u64, handle: &Arc<Handle>) {
-        if let Some(node) = self.nodes.get_mut(&id) {
+        if let Some(node) = self.all.get_mut(&id) {
             node.handles.retain(|h| !Arc::ptr_eq(h, handle));
         }
         self.drop_if_unknown(id);
     }
 
     pub fn ids(&self) -> Vec<u64> {
-        self.nodes.keys().copied().collect()
+        self.all.keys().copied().collect()
     }
 
     #[cfg(test)]
     pub fn count(&self) -> usize {
-        self.nodes.len()
+        self.all.len()
     }
 }
 

@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
@@ -32,6 +31,8 @@ const WALKS: usize = 16;
 const DEEPEST: usize = 2000;
 /// Bytes that one request to copy a range copies at most, so that others get their turn.
 const COPY_CHUNK: usize = 64 << 20;
+/// Bytes of a directory that are read at once.
+const LISTING: usize = 32 * 1024;
 /// `XATTR_SIZE_MAX`, `XATTR_LIST_MAX`.
 const XATTR_MAX: usize = 64 << 10;
 const UTIME_NOW: i64 = (1 << 30) - 1;
@@ -706,7 +707,7 @@ impl Server<'_> {
         // not of descriptors: the tree may be deep.
         let root = fs::openat(at, name, flags, Mode::empty())?;
         let mut rest: Vec<(Vec<u8>, usize)> = vec![(Vec::new(), 0)];
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
+        let mut buffer = Vec::with_capacity(LISTING);
         while let Some((inner, depth)) = rest.pop() {
             if depth > DEEPEST {
                 return Err(Errno::ACCESS);
@@ -717,7 +718,7 @@ impl Server<'_> {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
                 self.open_path(&join(path, &inner), flags)?
             };
-            let mut entries = RawDir::new(fd, &mut buffer);
+            let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
             while let Some(entry) = entries.next() {
                 let entry = entry?;
                 let name = entry.file_name().to_bytes();
@@ -1020,8 +1021,8 @@ impl Server<'_> {
         let _listing = locked(&handle.listing);
         fs::seek(&handle.fd, SeekFrom::Start(offset))?;
         let dev = identity(&stat(handle.fd.as_fd())?).dev;
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
-        let mut entries = RawDir::new(handle.fd.as_fd(), &mut buffer);
+        let mut buffer = Vec::with_capacity(LISTING);
+        let mut entries = RawDir::new(handle.fd.as_fd(), buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
