@@ -10,15 +10,12 @@
 #![forbid(unsafe_code)]
 
 pub mod copy;
-<<<<<<< HEAD
+mod error;
 #[cfg(target_os = "linux")]
 pub mod fuse;
-=======
-mod error;
 mod lossless;
 mod store;
 
 pub use error::Error;
 pub use lossless::{bytes_of, shown};
 pub use store::*;
->>>>>>> overlay

@@ -15,8 +15,9 @@ pub mod egress;
 #[cfg(target_os = "linux")]
 pub mod entry;
 #[cfg(target_os = "linux")]
-pub mod fuse;
 pub mod fd;
+#[cfg(target_os = "linux")]
+pub mod fuse;
 #[cfg(target_os = "linux")]
 pub mod landlock;
 #[cfg(target_os = "linux")]
