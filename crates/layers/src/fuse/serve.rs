@@ -632,16 +632,20 @@ impl Server<'_> {
 
     fn mknod(&self, request: &Request<'_>, answer: &mut Answer) -> Op {
         let mut body = request.body;
-        let mode = body.u32()?;
-        body.skip(12)?;
+        let (mode, device) = (body.u32()?, body.u32()?);
+        body.skip(8)?;
         let name = body.name()?;
         let kind = FileType::from_raw_mode(mode);
-        if !matches!(kind, FileType::RegularFile | FileType::Fifo | FileType::Socket) {
+        let plain = matches!(kind, FileType::RegularFile | FileType::Fifo | FileType::Socket);
+        // A device for the command would be the server's doing.
+        if !plain && self.shared.owners != Owners::Host {
             return Err(Errno::PERM);
         }
         self.shared.owners.may_have(mode, kind)?;
         let (directory, _) = self.writable_name(request.node, name, Errno::ACCESS)?;
-        fs::mknodat(&directory, name, kind, Mode::from_raw_mode(mode & 0o7777), 0)?;
+        let (major, minor) = (device >> 8 & 0xfff, (device & 0xff) | (device >> 12 & 0xfff00));
+        let device = if plain { 0 } else { fs::makedev(major, minor) };
+        fs::mknodat(&directory, name, kind, Mode::from_raw_mode(mode & 0o7777), device)?;
         self.made(request, name, directory.as_fd(), answer)
     }
 
