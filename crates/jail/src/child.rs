@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::sync::atomic::Ordering;
 
 use ringfence_sys::raw::{self, Errno, FileId, mnt, resolve};
+use ringfence_sys::seccomp::SockFilter;
 use ringfence_sys::shared::Page;
 use ringfence_sys::{landlock, ns, overlay};
 
@@ -78,11 +79,11 @@ pub(crate) fn private(spec: &JailSpec, page: &Page, has_network: bool) -> Res {
     for (i, l) in spec.rlimits.iter().enumerate() {
         nth(Stage::Rlimit, i, lower_rlimit(l))?;
     }
-    harden(spec)
+    harden(spec, &spec.seccomp)
 }
 
 /// No capabilities, no way to get any, the filter.
-pub(crate) fn harden(spec: &JailSpec) -> Res {
+pub(crate) fn harden(spec: &JailSpec, filter: &[SockFilter]) -> Res {
     at(Stage::NoNewPrivs, raw::set_no_new_privs())?;
     if spec.namespaces != 0 {
         at(Stage::Capabilities, raw::drop_capabilities())?;
@@ -91,7 +92,7 @@ pub(crate) fn harden(spec: &JailSpec) -> Res {
         // to change; `no_new_privs` already keeps an exec from gaining any.
         at(Stage::Capabilities, raw::clear_capability_sets())?;
     }
-    if spec.seccomp.is_empty() { Ok(()) } else { at(Stage::Seccomp, install_filter(&spec.seccomp)) }
+    if filter.is_empty() { Ok(()) } else { at(Stage::Seccomp, install_filter(filter)) }
 }
 
 /// The last layer, for which the view must be finished: its rules name objects.
@@ -615,7 +616,7 @@ fn apply_landlock(l: &Landlock) -> Res {
     Ok(())
 }
 
-fn install_filter(program: &[ringfence_sys::seccomp::SockFilter]) -> raw::Result<()> {
+fn install_filter(program: &[SockFilter]) -> raw::Result<()> {
     use ringfence_sys::seccomp::{Flags, install};
     install(program, Flags::SPEC_ALLOW).map_err(|e| Errno(e.raw_os_error()))
 }

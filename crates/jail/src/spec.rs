@@ -280,6 +280,12 @@ pub struct JailSpec {
     pub landlock: Option<Landlock>,
     /// Empty: no filter (only where a test's control asks for it).
     pub seccomp: Vec<SockFilter>,
+    /// A second filter: what it holds is carried out by init as [`Parent::judge`] allows. Needs a view.
+    /// Empty: nothing is held.
+    pub watch: Vec<SockFilter>,
+    /// Init's own filter with `watch`: as `seccomp`, but it may read memory and take descriptors of
+    /// the sandbox's processes.
+    pub init_seccomp: Vec<SockFilter>,
     pub rlimits: Vec<Rlimit>,
     pub exec: Exec,
     pub stdio: Stdio,
@@ -294,8 +300,10 @@ pub struct JailSpec {
 
 /// What the parent does while the child waits: see [`Source::Tree`].
 #[derive(Debug, Default)]
-pub struct Parent {
+pub struct Parent<'a> {
     pub trees: Vec<Tree>,
+    /// The rules of names for [`JailSpec::watch`]; used by init's copy of the caller's memory.
+    pub judge: Option<&'a dyn crate::broker::Judge>,
 }
 
 /// A source that the parent opens.

@@ -125,6 +125,15 @@ struct Ordered<'a> {
     root: bool,
 }
 
+/// Most components of a path for [`CompiledRules::permission`]: they lie on the stack.
+pub const MAX_LEVELS: usize = 512;
+
+/// Memory that deciding needs, made in advance.
+#[derive(Debug)]
+pub struct Room<'a> {
+    found: Vec<(Key, &'a Rule)>,
+}
+
 /// A policy compiled for deciding many paths.
 #[derive(Debug)]
 pub struct CompiledRules<'a> {
@@ -336,14 +345,6 @@ impl Clean {
             .collect()
     }
 
-    /// The path of the first `depth` components; empty for the root.
-    fn ancestor(&self, depth: usize) -> &[u8] {
-        match depth {
-            0 => &[],
-            _ => &self.bytes[..self.ends[depth - 1]],
-        }
-    }
-
     fn into_path(self) -> PathBuf {
         to_path(&self.bytes)
     }
@@ -488,7 +489,8 @@ impl<'a> CompiledRules<'a> {
 
     /// Decides one path. Relative paths are taken from the workspace; `..` is resolved lexically.
     pub fn decide(&self, path: &Path) -> Decision<'a> {
-        let outcome = self.fold(&Clean::new(path, &self.workspace), None);
+        let clean = Clean::new(path, &self.workspace);
+        let outcome = self.fold(&clean.bytes, &clean.names(), &mut Vec::new(), None);
         Decision { permission: outcome.permission, rule: outcome.decided }
     }
 
@@ -496,7 +498,8 @@ impl<'a> CompiledRules<'a> {
     pub fn explain(&self, path: &Path) -> Explanation<'a> {
         let clean = Clean::new(path, &self.workspace);
         let mut steps = Vec::new();
-        let outcome = self.fold(&clean, Some(&mut steps));
+        let found = &mut Vec::new();
+        let outcome = self.fold(&clean.bytes, &clean.names(), found, Some(&mut steps));
         Explanation {
             path: clean.into_path(),
             permission: outcome.permission,
@@ -507,39 +510,42 @@ impl<'a> CompiledRules<'a> {
         }
     }
 
-    fn matching(&self, clean: &Clean) -> Vec<(Key, &'a Rule)> {
-        let names = clean.names();
+    /// Every rule that matches a clean absolute path (the root is empty), in the order of
+    /// application. Allocates nothing as long as `found` has room.
+    fn matching(&self, path: &[u8], names: &[&[u8]], found: &mut Vec<(Key, &'a Rule)>) {
+        found.clear();
         let depth = names.len();
-        let mut found: Vec<(Key, &'a Rule)> = Vec::new();
         let mut hash = HASH_START;
-        let mut hashed = 0;
+        let mut end = 0;
         for level in 0..=depth {
-            let path = clean.ancestor(level);
-            hash = hash_on(hash, &path[hashed..]);
-            hashed = path.len();
-            self.literal.each(hash, path, &self.bases, |rule| {
+            let start = end;
+            if level > 0 {
+                end += 1 + names[level - 1].len();
+            }
+            hash = hash_on(hash, &path[start..end]);
+            self.literal.each(hash, &path[..end], &self.bases, |rule| {
                 found.push((key(rule, level as u32 * 2 + 1), rule));
             });
         }
         for native in &self.globs {
             let level = if native.rule.effect == Effect::Grant {
-                native.glob.deepest_named(&names)
+                native.glob.deepest_named(names)
             } else {
-                native.glob.deepest(&names)
+                native.glob.deepest(names)
             };
             if let Some(level) = level {
                 found.push((key(native.rule, level as u32 * 2), native.rule));
             }
         }
-        if !self.ordered.is_empty() && to_path(&clean.bytes).starts_with(&self.workspace) {
-            let root = to_path(&clean.bytes) == self.workspace;
+        if !self.ordered.is_empty() && self.is_in_workspace(path) {
+            let root = path == self.bases.workspace;
             for ordered in &self.ordered {
                 let hit = match ordered.rule.kind {
                     Kind::Directory => ordered
                         .globs
                         .iter()
                         .any(|g| (0..=depth).any(|level| g.matches(&names[..level]))),
-                    _ => ordered.globs.iter().any(|g| g.matches(&names)),
+                    _ => ordered.globs.iter().any(|g| g.matches(names)),
                 };
                 if hit || (root && ordered.root) {
                     found.push((key(ordered.rule, ordered.specificity), ordered.rule));
@@ -547,17 +553,55 @@ impl<'a> CompiledRules<'a> {
             }
         }
         // The last tie-breaks decide nothing; they make the rule that is named reproducible.
-        found.sort_by(|(ka, a), (kb, b)| {
+        found.sort_unstable_by(|(ka, a), (kb, b)| {
             ka.cmp(kb).then_with(|| {
                 let tie = |r: &'a Rule| (&r.origin.layer, r.origin.line, &r.id, &r.pattern);
                 tie(a).cmp(&tie(b))
             })
         });
-        found
     }
 
-    fn fold(&self, clean: &Clean, mut steps: Option<&mut Vec<Step<'a>>>) -> Outcome<'a> {
-        let found = self.matching(clean);
+    fn is_in_workspace(&self, path: &[u8]) -> bool {
+        path.strip_prefix(self.bases.workspace.as_slice())
+            .is_some_and(|rest| rest.first().is_none_or(|next| *next == b'/'))
+    }
+
+    /// Room for [`Self::permission`].
+    pub fn room(&self) -> Room<'a> {
+        Room {
+            found: Vec::with_capacity(
+                self.literal.entries.len() + self.globs.len() + self.ordered.len(),
+            ),
+        }
+    }
+
+    /// What [`Self::decide`] answers, for a path that the kernel gave: absolute, without `.`, `..` or
+    /// doubled slashes. Neither allocates nor locks, so that it may be asked after a fork of a program
+    /// with threads. A path of more than [`MAX_LEVELS`] components gets nothing.
+    pub fn permission(&self, path: &[u8], room: &mut Room<'a>) -> Permission {
+        let path = path.strip_suffix(b"/").unwrap_or(path);
+        let mut names: [&[u8]; MAX_LEVELS] = [&[]; MAX_LEVELS];
+        let mut count = 0;
+        if let Some(rest) = path.strip_prefix(b"/") {
+            for name in rest.split(|b| *b == b'/') {
+                let Some(slot) = names.get_mut(count) else { return Permission::None };
+                *slot = name;
+                count += 1;
+            }
+        } else if !path.is_empty() {
+            return Permission::None;
+        }
+        self.fold(path, &names[..count], &mut room.found, None).permission
+    }
+
+    fn fold(
+        &self,
+        path: &[u8],
+        names: &[&[u8]],
+        found: &mut Vec<(Key, &'a Rule)>,
+        mut steps: Option<&mut Vec<Step<'a>>>,
+    ) -> Outcome<'a> {
+        self.matching(path, names, found);
         let mut value = Permission::None;
         let mut decided: Option<&'a Rule> = None;
         let mut ceiling = Permission::Write;
@@ -567,7 +611,7 @@ impl<'a> CompiledRules<'a> {
             Effect::Cap => value.min(rule.permission),
             Effect::Set => rule.permission,
         };
-        for (_, rule) in found {
+        for &(_, rule) in found.iter() {
             let after = apply(rule, value);
             // The one to name: a set decides alone, a cap where it binds, a grant where it raises.
             let speaks = match rule.effect {
@@ -600,7 +644,7 @@ impl<'a> CompiledRules<'a> {
         if outcome.permission == Permission::None
             && ceiling != Permission::None
             && !self.ordered.is_empty()
-            && to_path(&clean.bytes) == self.workspace
+            && path == self.bases.workspace
         {
             outcome.permission = Permission::View;
             outcome.root_visible = true;

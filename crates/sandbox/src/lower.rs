@@ -57,7 +57,7 @@ pub fn lower(
     command: &Command,
     cgroup_procs: Vec<i32>,
     agent: i32,
-) -> Result<(jail::JailSpec, jail::Parent), Nul> {
+) -> Result<(jail::JailSpec, jail::Parent<'static>), Nul> {
     let mut parent = jail::Parent::default();
     let demoted = plan.identity.demoted;
     let view = match plan.rung {
@@ -85,6 +85,8 @@ pub fn lower(
         loopback: namespaces & flags::NET != 0,
         egress: plan.filter.as_ref().map(|filter| filter.config.clone()),
         landlock: landlock(plan)?,
+        watch: Vec::new(),
+        init_seccomp: Vec::new(),
         seccomp: seccomp::native().map(|a| seccomp::compile(a, &plan.seccomp)).unwrap_or_default(),
         rlimits: rlimits(limits, nproc_fallback),
         exec: exec(plan, command)?,
@@ -189,7 +191,7 @@ fn view(
     plan: &Plan,
     demoted: bool,
     agent: i32,
-    parent: &mut jail::Parent,
+    parent: &mut jail::Parent<'_>,
 ) -> Result<jail::View, Nul> {
     let mut steps = Vec::with_capacity(plan.steps.len() + 8);
     let masks = plan.steps.iter().any(|s| matches!(s.action, Action::Mask { .. }));
@@ -250,7 +252,11 @@ fn scaffold(plan: &Plan) -> PathBuf {
         .to_owned()
 }
 
-fn source(object: &Object, demoted: bool, parent: &mut jail::Parent) -> Result<jail::Source, Nul> {
+fn source(
+    object: &Object,
+    demoted: bool,
+    parent: &mut jail::Parent<'_>,
+) -> Result<jail::Source, Nul> {
     if demoted && let Ok(fd) = object.open() {
         parent.trees.push(jail::Tree { object: fd, recursive: object.id.is_dir, idmap: true });
         return Ok(jail::Source::Tree(parent.trees.len() - 1));
@@ -262,7 +268,7 @@ fn lower_step(
     step: &Step,
     demoted: bool,
     agent: i32,
-    parent: &mut jail::Parent,
+    parent: &mut jail::Parent<'_>,
     out: &mut Vec<jail::Step>,
 ) -> Result<(), Nul> {
     let path = inside(&step.path)?;

@@ -21,6 +21,8 @@ pub mod fuse;
 #[cfg(target_os = "linux")]
 pub mod landlock;
 #[cfg(target_os = "linux")]
+pub mod notify;
+#[cfg(target_os = "linux")]
 pub mod ns;
 #[cfg(target_os = "linux")]
 pub mod overlay;
