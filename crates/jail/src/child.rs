@@ -9,7 +9,8 @@ use ringfence_sys::shared::Page;
 use ringfence_sys::{fuse, landlock, ns, overlay};
 
 use crate::spec::{
-    self, Copy, Fuse, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Overlay, Rlimit, Source, Step, View,
+    self, Copy, Fuse, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Overlay, Rlimit, Source, Step,
+    View,
 };
 use crate::stage::Stage;
 
@@ -492,8 +493,7 @@ fn mount_overlay<'a>(place: &mut Place<'a>, spec: &'a Overlay) -> raw::Result<()
     for (to, from) in lower.iter_mut().zip(&spec.lower) {
         *to = from;
     }
-    let parts =
-        overlay::Overlay { lower, upper: &spec.upper, work: &spec.work, volatile: true };
+    let parts = overlay::Overlay { lower, upper: &spec.upper, work: &spec.work, volatile: true };
     raw::fchdir(stage)?;
     let made = overlay::mount(&parts, spec.attributes);
     raw::fchdir(root)?;
@@ -504,9 +504,8 @@ fn mount_overlay<'a>(place: &mut Place<'a>, spec: &'a Overlay) -> raw::Result<()
             place.close_soon(target);
             r
         }),
-        spec::Place::Stage(name) => raw::mkdirat(stage, name, 0o700).and_then(|()| {
-            raw::move_mount(tree, c"", stage, name, mnt::MOVE_MOUNT_F_EMPTY_PATH)
-        }),
+        spec::Place::Stage(name) => raw::mkdirat(stage, name, 0o700)
+            .and_then(|()| raw::move_mount(tree, c"", stage, name, mnt::MOVE_MOUNT_F_EMPTY_PATH)),
     };
     place.close_soon(tree);
     attached

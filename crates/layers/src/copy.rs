@@ -591,7 +591,7 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Error> {
         let stat = rustix::fs::fstat(&fd)?;
         if stat.st_mode & 0o700 != 0o700 && stat.st_uid == rustix::process::geteuid().as_raw() {
             // It goes anyway.
-            rustix::fs::chmodat(CWD, &through_proc(&fd), Mode::RWXU, AtFlags::empty())?;
+            rustix::fs::chmodat(CWD, through_proc(&fd), Mode::RWXU, AtFlags::empty())?;
         }
         reopen(&fd, OFlags::RDONLY | OFlags::DIRECTORY, false)
     };

@@ -531,6 +531,7 @@ impl Store {
         make_directory(delta.as_fd(), index.to_string().as_ref(), &path)?;
         let dir = rustix::fs::openat(&delta, &*index.to_string(), DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
+        empty_work(dir.as_fd(), &path)?;
         make_directory(dir.as_fd(), "work".as_ref(), &work)?;
         match rustix::fs::mkdirat(&dir, "tree", PRIVATE) {
             Ok(()) => {}
@@ -668,6 +669,11 @@ impl Session {
         let mut record = self.held.layer.record.clone();
         record.used = Stamp::now();
         record.policy.clone_from(&outcome.policy);
+        for mount in &self.mounts {
+            let Some(delta) = mount.work.parent() else { continue };
+            let dir = fd::open_absolute(delta, DIRECTORY).map_err(Error::os("open", delta))?;
+            empty_work(dir.as_fd(), delta)?;
+        }
         self.held.save(record)?;
         rustix::fs::ftruncate(&self.held.lock, 0)
             .map_err(Error::os("write", self.held.layer.path.join("lock")))
@@ -825,6 +831,15 @@ pub(crate) fn replace(
 
 fn sync(dir: &OwnedFd, path: &Path) -> Result<(), Error> {
     rustix::fs::fsync(dir).map_err(Error::os("write", path))
+}
+
+/// Removes the work directory beside a delta's tree: what the kernel left in it, and the mark of a
+/// mount that did not write back, with which it would refuse the next.
+fn empty_work(delta: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+    match fd::stat_name(delta, "work") {
+        Err(Errno::NOENT) => Ok(()),
+        _ => remove(delta, "work".as_ref(), &path.join("work")),
+    }
 }
 
 /// Removes a tree of the store. What a sandbox closed to its owner is opened first.

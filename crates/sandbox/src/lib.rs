@@ -10,6 +10,8 @@ pub mod discover;
 #[cfg(target_os = "linux")]
 pub mod inspection;
 #[cfg(target_os = "linux")]
+pub mod layer;
+#[cfg(target_os = "linux")]
 pub mod lower;
 #[cfg(target_os = "linux")]
 pub mod network;
@@ -28,6 +30,8 @@ mod survey;
 mod sweep;
 #[cfg(unix)]
 pub mod terminal;
+#[cfg(target_os = "linux")]
+pub mod view;
 
 #[cfg(target_os = "linux")]
 pub use ringfence_jail::{Early, egress};

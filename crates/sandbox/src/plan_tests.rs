@@ -96,6 +96,9 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         notes: Vec::new(),
         foreign_id: 1000,
         idmap: true,
+        layer: None,
+        view: None,
+        no_view: None,
         places,
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ringfence_layers::Store;
 use ringfence_policy::{
     Base, CompiledRules, Effect, GlobRule, Kind, Network, Permission, Places, Policy, Rule,
     pattern, priority,
@@ -19,10 +20,12 @@ use crate::discover::{
     WalkOptions,
 };
 use crate::inspection::Inspection;
+use crate::layer::{self, LayerRequest, LayerSurvey};
 use crate::network::{self, Filter, Keep};
 use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
 use crate::survey::{self, Caller, Object, Objects, SystemEntry};
+use crate::view::{self, Wanted};
 
 /// What to run, where, for whom.
 #[derive(Clone, Debug)]
@@ -41,6 +44,10 @@ pub struct Request {
     pub filter: Option<Filter>,
     /// For a policy that inspects hosts ([`Network::inspects`]): what that needs inside.
     pub inspection: Option<Arc<Inspection>>,
+    /// What is written lands in this layer instead of the real tree.
+    pub layer: Option<LayerRequest>,
+    /// The workspace is served with the permission of each path, decided at each operation.
+    pub exact: bool,
 }
 
 impl Request {
@@ -54,7 +61,20 @@ impl Request {
             cache: true,
             filter: None,
             inspection: None,
+            layer: None,
+            exact: false,
         }
+    }
+
+    /// The store of layers of this environment.
+    pub fn store(&self) -> PathBuf {
+        let home = self.variable("HOME").map_or_else(|| PathBuf::from("/nonexistent"), Into::into);
+        let directory = Store::default_directory(
+            self.variable("RINGFENCE_STATE"),
+            self.variable("XDG_STATE_HOME"),
+            &home,
+        );
+        std::fs::canonicalize(&directory).unwrap_or(directory)
     }
 
     fn variable(&self, name: &str) -> Option<&OsStr> {
@@ -191,6 +211,18 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         found.patterns(policy, &places, w, request, &mut notes)?;
     }
 
+    found.store(request)?;
+    let layer = match &request.layer {
+        Some(wanted) => Some(found.layer(wanted.clone(), workspace.as_ref())?),
+        None => None,
+    };
+
+    let view = match &workspace {
+        Some(w) if request.exact => Some(found.view(policy, &places, w, &extra)?),
+        _ => None,
+    };
+    let no_view = view.as_ref().and_then(|_| view::refusal());
+
     let filter = match &request.filter {
         Some(filter) => Some(filter.clone()),
         None => Filter::of(&policy.network)?,
@@ -259,6 +291,9 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         notes,
         foreign_id,
         idmap,
+        layer,
+        view,
+        no_view,
         places,
     };
     let git = found.git;
@@ -632,6 +667,80 @@ impl<'a> Findings<'a> {
         Ok(())
     }
 
+    /// What other runs changed in their layers is not for this one to see.
+    fn store(&mut self, request: &Request) -> Result<(), PrepareError> {
+        let path = request.layer.as_ref().map_or_else(|| request.store(), |l| l.store.clone());
+        if self.is_visible(&path)
+            && let Some(object) = self.identify(&path)?
+        {
+            let why = "the store of layers".to_owned();
+            let permission = Permission::None;
+            self.points.push(Point { object, permission, why, guard: true, copy: None });
+        }
+        Ok(())
+    }
+
+    /// What decides in a view of the workspace. Repositories that are there are guarded as found; one
+    /// that the run makes is looked at afterwards, as without a view: to make it, git writes what is
+    /// guarded.
+    fn view(
+        &self,
+        policy: &Policy,
+        places: &Places,
+        workspace: &Object,
+        extra: &[Rule],
+    ) -> Result<Wanted, PrepareError> {
+        let mut policy = policy.clone();
+        policy.files.guard_git = false;
+        let mut caps = Vec::new();
+        {
+            let rules = CompiledRules::with_extra(&policy, places, extra);
+            for point in &self.points {
+                let path = &point.object.path;
+                let inside = path != &workspace.path && survey::lies_in(path, &workspace.path);
+                if !inside || rules.decide(path).permission <= point.permission {
+                    continue;
+                }
+                let cap =
+                    Rule::grant_path(path, point.permission, &point.why).ok_or_else(|| {
+                        path_error(
+                            path,
+                            "is guarded, but its path is not utf-8, which no rule names",
+                        )
+                    })?;
+                caps.push(Rule { effect: Effect::Cap, priority: priority::GUARD, ..cap });
+            }
+        }
+        let extra = extra.iter().cloned().chain(caps).collect();
+        Ok(Wanted { policy: Arc::new(policy), places: places.clone(), extra })
+    }
+
+    /// What a layer needs to know: directories of single files, and what is mounted where.
+    fn layer(
+        &mut self,
+        request: LayerRequest,
+        workspace: Option<&Object>,
+    ) -> Result<LayerSurvey, PrepareError> {
+        let writable: Vec<Object> = self
+            .points
+            .iter()
+            .filter(|p| p.permission == Permission::Write)
+            .map(|p| p.object.clone())
+            .collect();
+        let mut parents: Vec<Object> = Vec::new();
+        for file in writable.iter().filter(|o| !o.id.is_dir) {
+            let Some(parent) = file.path.parent() else { continue };
+            if parents.iter().all(|p| p.path != parent) {
+                parents.extend(self.look(parent)?.filter(|object| object.path == parent));
+            }
+        }
+        let directories: Vec<&Path> =
+            writable.iter().chain(&parents).chain(workspace).map(|o| &*o.path).collect();
+        let mounts = layer::mounts_below(&directories)
+            .map_err(|e| path_error(Path::new("/proc/self/mountinfo"), plain(&e)))?;
+        Ok(LayerSurvey { request, mounts, parents })
+    }
+
     /// An object reached through a symlink is shown at the name that was asked for, unless it lies
     /// in something that is visible anyway.
     fn place(&self, asked: &Path, mut object: Object) -> Object {
@@ -660,7 +769,8 @@ impl<'a> Findings<'a> {
             .into_iter()
             .filter(|g| g.base.starts_with(&workspace.path) || workspace.path.starts_with(&g.base))
             .collect();
-        let needs_walk = !globs.is_empty();
+        // The view needs no list of what there is.
+        let needs_walk = !globs.is_empty() && !request.exact;
         let mut hints = Vec::new();
         if needs_walk {
             let cache = request.cache.then(|| {

@@ -17,12 +17,14 @@ use ringfence_sys::raw::Errno;
 
 use crate::agent::{Agent, Channel};
 use crate::copies::After;
+use crate::layer::{InLayer, LayerError};
 use crate::lower::{self, Command};
-use crate::plan::{Plan, PlanError};
+use crate::plan::{Action, Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
 use crate::sweep;
 use crate::terminal::{Child as _, Event};
+use crate::view;
 
 /// Why a run did not happen. In every case nothing of the command has run, except for
 /// [`RunError::Supervise`].
@@ -33,7 +35,9 @@ pub enum RunError {
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]
-    Nul(#[from] lower::Nul),
+    Lower(#[from] lower::LowerError),
+    #[error(transparent)]
+    Layer(#[from] LayerError),
     /// A layer of the sandbox could not be set up.
     #[error("cannot {what}: {errno}{hint}")]
     Setup { what: String, errno: Errno, hint: String },
@@ -112,6 +116,9 @@ pub struct Running {
     agent: Option<Agent>,
     /// What [`Running::look_for_leavings`] found.
     held: Option<Vec<String>>,
+    layer: Option<InLayer>,
+    /// What serves the exact view; ends with the run.
+    view: Option<view::Serving>,
 }
 
 /// Starts a planned run.
@@ -143,13 +150,22 @@ pub fn start(
     let watch = sweep::Watch::new(&plan);
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
-    let agent_end = channel.as_ref().map_or(-1, Channel::number);
+    let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers));
+    let layer = layer.transpose().map_err(RunError::from)?;
+    let exact = plan.view.as_ref().map(|_| view::Channel::new()).transpose();
+    let exact = exact.map_err(|e| setup("make a channel for the exact view", &e.into()))?;
+    let given = lower::Given {
+        view: exact.as_ref().map_or((-1, -1), view::Channel::numbers),
+        agent: channel.as_ref().map_or(-1, Channel::number),
+        mounts: layer.as_ref().map_or(&[], InLayer::mounts),
+    };
     let (spec, parent) =
-        lower::lower(&plan, limits, nproc, command, procs, agent_end).map_err(RunError::from)?;
+        lower::lower(&plan, limits, nproc, command, procs, &given).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut jailed =
-        jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &spec, plan.rung))?;
+    let mut jailed = jail::spawn(&spec, &parent, early)
+        .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
+    let view = serve(&mut plan, exact).map_err(|e| setup("serve the exact view", &e))?;
     let Plan { mut status, rung, ssh_agent, .. } = plan;
     let network = jailed.network.take();
     if let Some(made) = &network {
@@ -173,7 +189,26 @@ pub fn start(
         scratch,
         agent,
         held: None,
+        layer,
+        view,
     })
+}
+
+/// Serves the exact view, where the plan has one.
+fn serve(
+    plan: &mut Plan,
+    channel: Option<view::Channel>,
+) -> std::io::Result<Option<view::Serving>> {
+    let viewed = plan.steps.iter().find_map(|step| match &step.action {
+        Action::View { object, .. } => Some(object),
+        _ => None,
+    });
+    match (viewed, plan.view.take(), channel) {
+        (Some(object), Some(wanted), Some(channel)) => {
+            view::Serving::start(channel, object, wanted, plan.identity).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// What this host's kernel lacks of the egress filter.
@@ -242,6 +277,11 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
         jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
         jail::Step::Listen { path, .. } => (cpath(path), "listen at"),
+        jail::Step::Overlay(overlay) => match &overlay.place {
+            jail::Place::Root { path, .. } => (cpath(path), "lay the layer over"),
+            jail::Place::Stage(_) => (PathBuf::from("/"), "lay the layer over a directory below"),
+        },
+        jail::Step::Fuse(fuse) => (cpath(&fuse.path), "serve the exact view at"),
         jail::Step::Mask { path, .. } => (cpath(path), "hide"),
         jail::Step::Cover { path, .. } => (cpath(path), "put authorities over"),
         jail::Step::ReadOnly { path } => (cpath(path), "make read-only"),
@@ -254,7 +294,13 @@ fn cpath(path: &std::ffi::CStr) -> PathBuf {
 }
 
 /// Words for a set-up failure: which layer refused, what to do.
-fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> RunError {
+fn failure(
+    f: &Failure,
+    program: &str,
+    spec: &jail::JailSpec,
+    rung: Rung,
+    layer: Option<&InLayer>,
+) -> RunError {
     if f.stage == Stage::Exec {
         let not_found = f.errno.0 == libc::ENOENT;
         let problem = match f.errno.0 {
@@ -282,6 +328,15 @@ fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Run
         ),
         stage => stage.text().to_owned(),
     };
+    if let Some(layer) = layer
+        && is_covered_in_layer(f, spec)
+    {
+        let hint = format!(
+            "; layer {0} changed what is guarded there, nothing was run: apply or discard that change (`ringfence diff {0}` shows it), or use another layer",
+            layer.name()
+        );
+        return RunError::Setup { what, errno: f.errno, hint };
+    }
     let hint = if f.errno.0 == libc::ESTALE {
         "; it was replaced while the sandbox was being set up, nothing was run"
     } else if namespace_refusal(f, spec) && rung == Rung::Namespaces {
@@ -292,10 +347,30 @@ fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Run
     RunError::Setup { what, errno: f.errno, hint: hint.into() }
 }
 
+/// A guard has no place in the view: only an earlier run in the same layer, to which less was guarded,
+/// or the host since then can have made it so.
+fn is_covered_in_layer(f: &Failure, spec: &jail::JailSpec) -> bool {
+    let step = spec.view.as_ref().and_then(|view| view.steps.get(f.index as usize));
+    let guard = match step {
+        Some(jail::Step::Over { expect, .. }) => expect.is_none(),
+        Some(jail::Step::Copy(copy)) => copy.expect.is_none(),
+        _ => false,
+    };
+    const NO_PLACE: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EINVAL];
+    f.stage == Stage::Step && guard && NO_PLACE.contains(&f.errno.0)
+}
+
 /// A set-up failure, and whether the lower rung may be tried after it.
-fn failed(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Failed {
+fn failed(
+    f: &Failure,
+    program: &str,
+    spec: &jail::JailSpec,
+    rung: Rung,
+    layer: Option<&InLayer>,
+) -> Failed {
     let refusal = rung == Rung::Namespaces && namespace_refusal(f, spec);
-    Failed { error: failure(f, program, spec, rung), refusal: refusal.then(|| f.to_string()) }
+    let error = failure(f, program, spec, rung, layer);
+    Failed { error, refusal: refusal.then(|| f.to_string()) }
 }
 
 /// Whether the failure says that this host does not let us have namespaces (as opposed to a real
@@ -375,9 +450,12 @@ impl Running {
         };
         drop(self.scratch.take());
         drop(self.agent.take());
+        drop(self.view.take());
+        let layer = self.layer.take();
         match waited {
-            Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung)),
+            Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung, layer.as_ref())),
             Ok(status) => {
+                let layer = layer.map(InLayer::finish);
                 let ended = Ended::from_wait_status(status);
                 let (code, signal) = match ended {
                     Ended::Exited(code) => (Some(code), None),
@@ -391,6 +469,7 @@ impl Running {
                     signal,
                     wall_ms: self.started.elapsed().as_millis() as u64,
                     held,
+                    layer,
                 });
                 Ok((ended, self.status))
             }

@@ -21,6 +21,10 @@ pub struct Wanted {
     pub extra: Vec<Rule>,
 }
 
+pub(crate) const DETAIL: &str =
+    "the workspace is served through fuse: every operation is decided by its path";
+pub(crate) const WHY: &str = "asked for: rules hold for names that appear later, by patterns too";
+
 /// Why no view can be served here, with what helps.
 pub(crate) fn refusal() -> Option<String> {
     let device = ringfence_sys::fuse::DEVICE.to_string_lossy();
