@@ -10,6 +10,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use ringfence_policy::{CompiledRules, Permission};
 use ringfence_sys::fuse as sys;
@@ -33,6 +34,11 @@ const DEEPEST: usize = 2000;
 const COPY_CHUNK: usize = 64 << 20;
 /// Bytes of a directory that are read at once.
 const LISTING: usize = 32 * 1024;
+/// A walk of the kernel asks for a name and then, to check the mode, for what it was just told. The
+/// shortest time that it counts (a clock tick or two) keeps it from that.
+const WALK: Duration = Duration::from_millis(1);
+/// From this size on a file is worth being read by the kernel itself, which costs more to begin with.
+const LARGE: u64 = 256 * 1024;
 /// `XATTR_SIZE_MAX`, `XATTR_LIST_MAX`.
 const XATTR_MAX: usize = 64 << 10;
 const UTIME_NOW: i64 = (1 << 30) - 1;
@@ -72,7 +78,9 @@ pub(super) struct Shared {
     root: OwnedFd,
     dev: u64,
     owners: Owners,
-    valid: Valid,
+    /// How long the kernel may believe a name, and attributes.
+    names: Valid,
+    attributes: Valid,
     state: Mutex<State>,
     /// Held for writing while names move: a path that was found must stay true until it is used.
     shape: RwLock<()>,
@@ -97,10 +105,8 @@ impl Shared {
             root,
             dev: identity.dev,
             owners: options.owners,
-            valid: Valid {
-                seconds: options.fresh.as_secs(),
-                nanoseconds: options.fresh.subsec_nanos(),
-            },
+            names: valid(options.fresh),
+            attributes: valid(options.fresh.max(WALK)),
             state: Mutex::new(State {
                 nodes: Nodes::new(identity),
                 handles: HashMap::new(),
@@ -118,8 +124,12 @@ impl Shared {
 
     /// Whether the kernel believes for a while what it was told.
     pub fn believed(&self) -> bool {
-        self.valid.seconds > 0 || self.valid.nanoseconds > 0
+        self.names.seconds > 0 || self.names.nanoseconds > 0
     }
+}
+
+fn valid(time: Duration) -> Valid {
+    Valid { seconds: time.as_secs(), nanoseconds: time.subsec_nanos() }
 }
 
 fn stat(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
@@ -338,8 +348,8 @@ impl Server<'_> {
                     // Something was renamed meanwhile.
                     Err(Errno::AGAIN) if tries < WALKS => tries += 1,
                     Err(Errno::INTR) => {}
-                    // A link, where the path had a directory.
-                    Err(Errno::LOOP | Errno::XDEV) => return Err(Errno::NOENT),
+                    // A link or something else, where the path had a directory.
+                    Err(Errno::LOOP | Errno::XDEV | Errno::NOTDIR) => return Err(Errno::NOENT),
                     opened => break opened?,
                 }
             };
@@ -476,7 +486,7 @@ impl Server<'_> {
         let mut state = self.shared.state();
         let node = state.nodes.met(parent, name, identity(&stat), is_directory, permission);
         drop(state);
-        answer.entry(node, self.shared.valid, &self.attributes(&stat));
+        answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
         Ok(())
     }
 
@@ -490,7 +500,7 @@ impl Server<'_> {
             }
             None => self.object(&self.place(node)?, OFlags::PATH)?.1,
         };
-        answer.attributes_for(self.shared.valid, &self.attributes(&stat));
+        answer.attributes_for(self.shared.attributes, &self.attributes(&stat));
         Ok(())
     }
 
@@ -571,7 +581,7 @@ impl Server<'_> {
             };
             fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        answer.attributes_for(self.shared.valid, &self.attributes(&stat(fd)?));
+        answer.attributes_for(self.shared.attributes, &self.attributes(&stat(fd)?));
         Ok(())
     }
 
@@ -761,7 +771,7 @@ impl Server<'_> {
         }
         let stat = stat(source.as_fd())?;
         self.shared.state().nodes.adopt(node, parent, name);
-        answer.entry(node, self.shared.valid, &self.attributes(&stat));
+        answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
         Ok(())
     }
 
@@ -790,7 +800,8 @@ impl Server<'_> {
                     return (flags | fopen::PASSTHROUGH, *id, true);
                 }
                 // A file is either read through us or not: all who have it open are treated alike.
-                if known.handles.is_empty()
+                if stat.stx_size >= LARGE
+                    && known.handles.is_empty()
                     && let Ok(id) = sys::backing_open(self.shared.device.as_fd(), fd)
                 {
                     known.backing = Some((id, 1));
@@ -864,7 +875,7 @@ impl Server<'_> {
         let id = identity(&stat);
         let node = state.nodes.met(request.node, name, id, false, Permission::Write);
         drop(state);
-        answer.entry(node, self.shared.valid, &self.attributes(&stat));
+        answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
         let write = asked & OFlags::RWMODE != OFlags::RDONLY;
         let (flags, backing, passthrough) = self.treatment(node, fd.as_fd(), &stat);
         let (number, _) = self.keep(Handle::new(fd, node, write, passthrough));
@@ -885,7 +896,7 @@ impl Server<'_> {
         self.give(request, fd.as_fd(), OsStr::new(""))?;
         let stat = stat(fd.as_fd())?;
         let node = self.shared.state().nodes.nameless(identity(&stat));
-        answer.entry(node, self.shared.valid, &self.attributes(&stat));
+        answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
         let (flags, backing, passthrough) = self.treatment(node, fd.as_fd(), &stat);
         let (number, _) = self.keep(Handle::new(fd, node, true, passthrough));
         answer.opened(number, flags, backing);

@@ -261,13 +261,13 @@ impl Answer {
         self.attributes(a);
     }
 
-    pub fn entry(&mut self, node: u64, valid: Valid, a: &Attributes) {
+    pub fn entry(&mut self, node: u64, name: Valid, attributes: Valid, a: &Attributes) {
         self.u64(node);
         self.u64(0);
-        self.u64(valid.seconds);
-        self.u64(valid.seconds);
-        self.u32(valid.nanoseconds);
-        self.u32(valid.nanoseconds);
+        self.u64(name.seconds);
+        self.u64(attributes.seconds);
+        self.u32(name.nanoseconds);
+        self.u32(attributes.nanoseconds);
         self.attributes(a);
     }
 
@@ -372,7 +372,7 @@ mod tests {
         answer.attributes(&Attributes::default());
         assert_eq!(answer.payload(), 88);
         answer.clear();
-        answer.entry(1, Valid::default(), &Attributes::default());
+        answer.entry(1, Valid::default(), Valid::default(), &Attributes::default());
         assert_eq!(answer.payload(), 128);
         answer.clear();
         answer.attributes_for(Valid::default(), &Attributes::default());
