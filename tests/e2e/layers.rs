@@ -1,3 +1,4 @@
 //! Runs in a layer, and what can be done with it afterwards.
 
+mod fuse;
 mod run;

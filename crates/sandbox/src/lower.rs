@@ -411,8 +411,6 @@ fn lower_step(
             out.push(jail::Step::Cover { file: inside(file)?, path, expect: Some(object.id) });
         }
         Action::Agent => out.push(jail::Step::Listen { path, channel: agent }),
-        // Lowered by whoever knows its channel.
-        Action::View { .. } => {}
         Action::Writable => {
             out.push(jail::Step::Rebind { path, expect: None, attributes: 0, lower: None });
         }
@@ -427,7 +425,7 @@ fn lower_step(
             lower: None,
         }),
         // Lowered by the stage.
-        Action::Layer { .. } | Action::LayerFile { .. } => {}
+        Action::View { .. } | Action::Layer { .. } | Action::LayerFile { .. } => {}
     }
     Ok(())
 }

@@ -23,9 +23,11 @@ const NONE: &str = "lift = [\"guard\", \"secret\"]\n[files]\nsystem = false\ngit
 fn ordered(rules: &[(&str, &str, i32)]) -> String {
     let mut text = NONE.to_owned();
     for (pattern, permission, priority) in rules {
-        text += &format!(
-            "[[files.rules]]\npattern = \"{pattern}\"\npermission = \"{permission}\"\npriority = {priority}\n"
-        );
+        text += "[[files.rules]]\n";
+        for (key, value) in [("pattern", pattern), ("permission", permission)] {
+            text += &[key, " = \"", value, "\"\n"].concat();
+        }
+        text += &["priority = ", &priority.to_string(), "\n"].concat();
     }
     text
 }
@@ -372,8 +374,8 @@ fn rules_are_replaced_under_load_and_names_are_believed_no_longer() {
             }
         };
         std::thread::scope(|scope| {
-            scope.spawn(&busy);
-            scope.spawn(&busy);
+            scope.spawn(busy);
+            scope.spawn(busy);
             let hidden = ordered(&[("**/*", "write", 0), ("/d/**", "none", 10)]);
             for _ in 0..20 {
                 assert!(seen.at.join("d/7").exists());
@@ -447,7 +449,7 @@ fn files_behave_as_they_do_on_the_host() {
         assert_eq!(fs::read_to_string(at("one")).unwrap(), "host's");
 
         // The modes asked for, whatever mask the server has.
-        OpenOptions::new().write(true).create(true).mode(0o666).open(at("mode")).unwrap();
+        OpenOptions::new().write(true).create_new(true).mode(0o666).open(at("mode")).unwrap();
         let mask = rustix::process::umask(Mode::empty());
         rustix::process::umask(mask);
         let mode = fs::metadata(seen.real.join("mode")).unwrap().mode() & 0o777;
@@ -507,7 +509,8 @@ fn files_of_a_demoted_root_never_run_as_root() {
         let path = seen.at.join("tool");
         refused(fs::set_permissions(&path, fs::Permissions::from_mode(0o4755)), Errno::PERM);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        let new = OpenOptions::new().write(true).create(true).mode(0o4755).open(seen.at.join("x"));
+        let new =
+            OpenOptions::new().write(true).create_new(true).mode(0o4755).open(seen.at.join("x"));
         refused(new, Errno::PERM);
         refused(std::os::unix::fs::chown(&path, Some(1), None), Errno::PERM);
         let node = rustix::fs::mknodat(
