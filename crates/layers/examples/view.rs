@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // With one id in the map there is one user.
     let single =
         std::fs::read_to_string("/proc/self/uid_map")?.split_whitespace().last() == Some("1");
-    let owners = if single { Owners::One { uid, gid, set_ids: true } } else { Owners::Host };
+    let owners = if single { Owners::One { uid, gid, demoted: false } } else { Owners::Host };
     let options = fuse::Options { uid, gid, others: true, attributes: raw::mnt::ATTR_NODEV };
     let place = CString::new(place.as_bytes())?;
     let device = fuse::mount_at(&place, &options)?;

@@ -92,7 +92,7 @@ impl Serving {
         let options = Options::new(Owners::One {
             uid: identity.inside_uid,
             gid: identity.inside_gid,
-            set_ids: !identity.demoted,
+            demoted: identity.demoted,
         });
         let serve = move || {
             let Some(device) = receive(&ours, &stopped) else { return };

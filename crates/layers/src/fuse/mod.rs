@@ -51,19 +51,25 @@ pub enum Owners {
     One {
         uid: u32,
         gid: u32,
-        /// Whether files may run as their owner. Not where the owner on disk is more than the user.
-        set_ids: bool,
+        /// The server may do more than the user: what it makes never runs as its owner.
+        demoted: bool,
     },
 }
 
 impl Owners {
-    fn shown(self, uid: u32, gid: u32) -> (u32, u32) {
+    /// The owner as the user sees it. The kernel lets nobody write what belongs to an id that the user's
+    /// namespace does not know; so the group of the user's own files is the user's, and so is the owner
+    /// of what the user may write as one of a group or as anybody. What that comes to is checked where
+    /// it is done, with the server's rights, which are the user's.
+    fn shown(self, uid: u32, gid: u32, mode: u32, groups: &[u32]) -> (u32, u32) {
         const NOBODY: u32 = u32::MAX;
-        match self {
-            Self::Host => (uid, gid),
-            Self::One { uid: user, gid: group, .. } => {
-                (if uid == user { uid } else { NOBODY }, if gid == group { gid } else { NOBODY })
-            }
+        let Self::One { uid: user, gid: group, demoted } = self else { return (uid, gid) };
+        let class = if groups.contains(&gid) { 0o020 } else { 0o002 };
+        let owned = uid == user || !demoted && mode & class != 0;
+        match (owned, gid == group) {
+            (true, _) => (user, group),
+            (false, true) => (NOBODY, gid),
+            (false, false) => (NOBODY, NOBODY),
         }
     }
 
@@ -83,7 +89,7 @@ impl Owners {
 
     fn may_have(self, mode: u32, kind: FileType) -> Result<(), Errno> {
         match self {
-            Self::One { set_ids: false, .. }
+            Self::One { demoted: true, .. }
                 if mode & 0o6000 != 0 && kind != FileType::Directory =>
             {
                 Err(Errno::PERM)

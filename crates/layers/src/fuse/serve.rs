@@ -78,6 +78,8 @@ pub(super) struct Shared {
     root: OwnedFd,
     dev: u64,
     owners: Owners,
+    /// Of the server, and so of the user.
+    groups: Vec<u32>,
     /// How long the kernel may believe a name, and attributes.
     names: Valid,
     attributes: Valid,
@@ -105,6 +107,11 @@ impl Shared {
             root,
             dev: identity.dev,
             owners: options.owners,
+            groups: rustix::process::getgroups()?
+                .into_iter()
+                .chain([rustix::process::getegid()])
+                .map(Gid::as_raw)
+                .collect(),
             names: valid(options.fresh),
             attributes: valid(options.fresh.max(WALK)),
             state: Mutex::new(State {
@@ -116,6 +123,12 @@ impl Shared {
             passthrough: AtomicBool::new(options.passthrough),
             pause: AtomicBool::new(false),
         })
+    }
+
+    fn shown(&self, stat: &Statx) -> (u32, u32) {
+        // Whoever owns a link means nothing, and every link has every mode.
+        let mode = if kind(stat) == FileType::Symlink { 0 } else { stat.stx_mode.into() };
+        self.owners.shown(stat.stx_uid, stat.stx_gid, mode, &self.groups)
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -445,7 +458,7 @@ impl Server<'_> {
             (id.ino ^ id.dev.rotate_left(40)) | 1 << 63
         };
         let time = |t: rustix::fs::StatxTimestamp| (t.tv_sec, t.tv_nsec);
-        let (uid, gid) = self.shared.owners.shown(stat.stx_uid, stat.stx_gid);
+        let (uid, gid) = self.shared.shown(stat);
         let (major, minor) = (stat.stx_rdev_major, stat.stx_rdev_minor);
         Attributes {
             ino,

@@ -502,7 +502,7 @@ fn a_path_longer_than_a_path_may_be_is_walked_in_parts() {
 #[test]
 fn files_of_a_demoted_root_never_run_as_root() {
     let demoted = |options: &mut Options| {
-        options.owners = Owners::One { uid: 0, gid: 0, set_ids: false };
+        options.owners = Owners::One { uid: 0, gid: 0, demoted: true };
     };
     served_with(&everything(), demoted, |seen| {
         seen.write("tool", "#!");
@@ -543,4 +543,23 @@ fn without_its_server_a_view_answers_nothing() {
         let mut buffer = [0u8; 4];
         refused(rustix::io::pread(&open, &mut buffer, 0).map_err(Into::into), Errno::NOTCONN);
     });
+}
+
+#[test]
+fn what_the_user_may_write_can_be_written_whoever_owns_it() {
+    let one = Owners::One { uid: 1000, gid: 1000, demoted: false };
+    let nobody = u32::MAX;
+    let groups = [1000, 50];
+    for (uid, gid, mode, shown) in [
+        (1000, 7, 0o644, (1000, 1000)),
+        (0, 50, 0o664, (1000, 1000)),
+        (0, 7, 0o664, (nobody, nobody)),
+        (0, 7, 0o666, (1000, 1000)),
+        (0, 1000, 0o644, (nobody, 1000)),
+    ] {
+        assert_eq!(one.shown(uid, gid, mode, &groups), shown, "{uid} {gid} {mode:o}");
+    }
+    let demoted = Owners::One { uid: 0, gid: 0, demoted: true };
+    assert_eq!(demoted.shown(1000, 0, 0o666, &[0]), (nobody, 0));
+    assert_eq!(Owners::Host.shown(5, 6, 0, &[]), (5, 6));
 }
