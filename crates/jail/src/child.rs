@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use ringfence_sys::raw::{self, Errno, FileId, mnt, resolve};
 use ringfence_sys::seccomp::SockFilter;
 use ringfence_sys::shared::Page;
-use ringfence_sys::{landlock, ns, overlay};
+use ringfence_sys::{fuse, landlock, ns, overlay};
 
 use crate::spec::{
-    self, Copy, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Overlay, Rlimit, Source, Step, View,
+    self, Copy, Fuse, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Overlay, Rlimit, Source, Step,
+    View,
 };
 use crate::stage::Stage;
 
@@ -50,7 +51,7 @@ pub(crate) fn enter(spec: &JailSpec, supervisor: i32, page: &Page) -> Res {
         nth(Stage::Cgroup, i, raw::write(*fd, b"0"))?;
     }
     if let Some(ids) = &spec.ids {
-        take_ids(ids, supervisor, page)?;
+        take_ids(spec, ids, supervisor, page)?;
         // Changing ids cleared it.
         die_with_parent(spec)?;
     }
@@ -124,7 +125,7 @@ fn die_with_parent(spec: &JailSpec) -> Res {
     at(Stage::ParentDeath, raw::prctl(libc::PR_SET_PDEATHSIG, kill, 0, 0, 0)).map(|_| ())
 }
 
-fn take_ids(ids: &Ids, supervisor: i32, page: &Page) -> Res {
+fn take_ids(spec: &JailSpec, ids: &Ids, supervisor: i32, page: &Page) -> Res {
     if ids.by_parent {
         while page.go.load(Ordering::Acquire) == 0 {
             raw::futex_wait_for(&page.go, 0, 100);
@@ -134,6 +135,8 @@ fn take_ids(ids: &Ids, supervisor: i32, page: &Page) -> Res {
         }
         // Leaves the supervisor's descriptor table, where it is shared.
         at(Stage::Ids, raw::unshare(libc::CLONE_FILES))?;
+        // While it still is the caller's: the device may be root's alone.
+        connect(spec)?;
         at(Stage::Ids, raw::setgroups_none())?;
         at(Stage::Ids, raw::setresgid(ids.inside_gid))?;
         return at(Stage::Ids, raw::setresuid(ids.inside_uid));
@@ -143,7 +146,20 @@ fn take_ids(ids: &Ids, supervisor: i32, page: &Page) -> Res {
     let uid = line.map(ids.inside_uid, ids.outside_uid);
     nth(Stage::IdMap, 1, raw::write_file(libc::AT_FDCWD, c"/proc/self/uid_map", uid))?;
     let gid = line.map(ids.inside_gid, ids.outside_gid);
-    nth(Stage::IdMap, 2, raw::write_file(libc::AT_FDCWD, c"/proc/self/gid_map", gid))
+    nth(Stage::IdMap, 2, raw::write_file(libc::AT_FDCWD, c"/proc/self/gid_map", gid))?;
+    connect(spec)
+}
+
+/// Opens the connection of each FUSE file system of the view. In the descriptor table of init's own.
+fn connect(spec: &JailSpec) -> Res {
+    for (i, step) in spec.view.iter().flat_map(|view| &view.steps).enumerate() {
+        if let Step::Fuse(fuse) = step {
+            let device = nth(Stage::Step, i, fuse::open_device())?;
+            nth(Stage::Step, i, raw::dup3(device, fuse.device, libc::O_CLOEXEC))?;
+            raw::close(device);
+        }
+    }
+    Ok(())
 }
 
 /// Formats `inside outside 1` without allocating.
@@ -368,6 +384,7 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             r
         }
         Step::Overlay(overlay) => mount_overlay(place, overlay),
+        Step::Fuse(fuse) => mount_fuse(place, fuse),
         Step::Rebind { path, expect, attributes, lower } => {
             let Some(target) = place.open_layered(path, *expect, lower.as_deref())? else {
                 return Ok(());
@@ -430,6 +447,17 @@ fn hand_out_listener(path: &CStr, channel: i32) -> raw::Result<()> {
     let sent = raw::send_with_fd(channel, &[1], listener);
     raw::close(listener);
     sent
+}
+
+fn mount_fuse<'a>(place: &mut Place<'a>, spec: &'a Fuse) -> raw::Result<()> {
+    let target = place.open_inside(&spec.path, spec.expect)?;
+    let made = fuse::mount(spec.device, &spec.options)?;
+    let r = attach(made, target).and_then(|()| raw::send_with_fd(spec.channel, &[1], spec.device));
+    place.close_soon(made);
+    place.close_soon(target);
+    // The supervisor's alone: when it ends, so does the file system.
+    raw::close(spec.device);
+    r
 }
 
 fn write_new(root: i32, path: &CStr, mode: u32, content: &[u8]) -> raw::Result<()> {

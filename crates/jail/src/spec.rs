@@ -66,6 +66,8 @@ pub enum Step {
     },
     /// An overlay of directories of the host over the directory at a place.
     Overlay(Overlay),
+    /// A file system whose server is the supervisor.
+    Fuse(Fuse),
     /// Binds what lies at `path` over itself: with `ATTR_RDONLY` a seal, with 0 a pin (a mount point
     /// cannot be renamed or removed). Resolved without symlinks, since the tree may be hostile.
     Rebind {
@@ -133,6 +135,20 @@ impl Step {
             _ => false,
         }
     }
+}
+
+/// A FUSE file system over the directory at a place. Init opens the connection, before it gives up the
+/// right to (the kernel wants it opened in the user namespace that mounts), mounts it, and hands it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fuse {
+    /// Resolved without symlinks.
+    pub path: CString,
+    pub expect: Option<FileId>,
+    /// A descriptor of the supervisor whose number the connection gets in init.
+    pub device: i32,
+    /// `SOCK_SEQPACKET`: one byte and the connection, once it is mounted.
+    pub channel: i32,
+    pub options: ringfence_sys::fuse::Options,
 }
 
 /// An overlay. What it is made of is attached to the stage first, a tmpfs that lies under the private

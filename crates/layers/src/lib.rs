@@ -17,6 +17,8 @@ pub mod delta;
 pub mod diff;
 mod error;
 pub mod executable;
+#[cfg(target_os = "linux")]
+pub mod fuse;
 pub mod history;
 pub mod index;
 pub mod journal;

@@ -32,6 +32,8 @@ mod survey;
 mod sweep;
 #[cfg(unix)]
 pub mod terminal;
+#[cfg(target_os = "linux")]
+pub mod view;
 
 #[cfg(target_os = "linux")]
 pub use ringfence_jail::{Early, egress};

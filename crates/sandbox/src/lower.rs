@@ -67,6 +67,8 @@ pub struct Given<'a> {
     pub lock: i32,
     /// For each of [`crate::layer::LayerPlan::roots`].
     pub mounts: &'a [ringfence_layers::Mount],
+    /// Init's end of the channel for the exact view, and the number of its connection there.
+    pub view: (i32, i32),
 }
 
 /// Lowers a plan. The second part is what the parent must hold open for it.
@@ -240,6 +242,28 @@ fn view(
                 stage.file(step, object, (*root, *over), parent, &mut steps)?;
             }
             _ if step.layered => stage.covered(step, given.agent, parent, &mut steps)?,
+            Action::View { object, over } => steps.push(jail::Step::Fuse(jail::Fuse {
+                path: inside(&step.path)?,
+                // In a directory of the host, that must be the one.
+                expect: over.then_some(object.id),
+                device: given.view.1,
+                channel: given.view.0,
+                options: ringfence_sys::fuse::Options {
+                    uid: plan.identity.inside_uid,
+                    gid: plan.identity.inside_gid,
+                    others: false,
+                    attributes: PLAIN,
+                },
+            })),
+            Action::Copy { .. }
+                if plan.view.is_some() && step.path.starts_with(&plan.workspace) =>
+            {
+                lower_step(step, demoted, given.agent, parent, &mut steps)?;
+                // What the view shows has identities of its own.
+                if let Some(jail::Step::Copy(copy)) = steps.last_mut() {
+                    copy.expect = None;
+                }
+            }
             _ => lower_step(step, demoted, given.agent, parent, &mut steps)?,
         }
     }
@@ -410,7 +434,10 @@ fn lower_step(
             lower: None,
         }),
         // Lowered by the stage.
-        Action::Reopen { .. } | Action::Layer { .. } | Action::LayerFile { .. } => {}
+        Action::Reopen { .. }
+        | Action::View { .. }
+        | Action::Layer { .. }
+        | Action::LayerFile { .. } => {}
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::names::NamesPlan;
 use crate::network::Filter;
 use crate::status::{Rung, Status};
 use crate::survey::{Caller, Object, SystemEntry, above, lies_in};
+use crate::view::{self, Wanted};
 
 /// Where a rule or discovery asks for something else than what surrounds it.
 #[derive(Clone, Debug)]
@@ -82,6 +83,10 @@ pub struct Survey {
     pub names: Option<NamesPlan>,
     /// Paths of points that a mask of the layer covers.
     pub covered: BTreeSet<OsString>,
+    /// The workspace is to be served with the permission of each path.
+    pub view: Option<Wanted>,
+    /// Why that cannot be had here.
+    pub no_view: Option<String>,
 }
 
 /// One mount or entry of the private root, in order.
@@ -133,6 +138,14 @@ pub enum Action {
         #[serde(skip)]
         object: Object,
         permission: Permission,
+    },
+    /// A directory of the host, served with the permission of each path (FUSE).
+    View {
+        #[serde(skip)]
+        object: Object,
+        /// Inside another directory of the host.
+        #[serde(skip)]
+        over: bool,
     },
     /// What is written lands in the layer: an overlay of this directory.
     Layer {
@@ -270,6 +283,9 @@ pub struct Plan {
     /// How rules of names are held in it.
     #[serde(skip)]
     pub names: Option<NamesPlan>,
+    /// What decides for [`Action::View`].
+    #[serde(skip)]
+    pub(crate) view: Option<Wanted>,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -428,6 +444,23 @@ impl Plan {
                 "--layer: needs namespaces, which this host refuses; nothing was run\n  remedy: run `ringfence doctor`; or run without a layer".into(),
             ));
         }
+        if survey.view.is_some() {
+            let refusal = if rung == Rung::Landlock {
+                Some("--exact: needs namespaces, which this host refuses; nothing was run\n  remedy: run `ringfence doctor`; or leave --exact away".to_owned())
+            } else if survey.layer.is_some() {
+                Some(
+                    "--exact: not together with --layer: a layer holds patterns by other means"
+                        .to_owned(),
+                )
+            } else {
+                survey.no_view.take()
+            };
+            if let Some(refusal) = refusal {
+                return Err(PlanError::Unsupported(refusal));
+            }
+            // The view guards names whether they exist or not.
+            survey.absent.retain(|path| !lies_in(path, &survey.places.workspace));
+        }
         let mut builder = Builder::new(policy, &survey);
         match rung {
             Rung::Namespaces => builder.private_root(ssh_agent.is_some())?,
@@ -458,6 +491,9 @@ impl Plan {
         }
         let names = survey.names.take().filter(|_| layer.is_some());
         report_names(names.as_ref(), &options, &mut status)?;
+        if survey.view.is_some() {
+            status.enforce("exact-view", view::DETAIL);
+        }
         let plan = Self {
             rung,
             layers: policy.layers.clone(),
@@ -488,6 +524,7 @@ impl Plan {
             listing: None,
             layer,
             names,
+            view: survey.view,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -903,6 +940,17 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// Serves a directory by name. Landlock leaves to the view what only that can tell.
+    fn view(&mut self, object: Object, over: bool, why: &str) {
+        let path = object.path.clone();
+        if !over {
+            self.directory(&path);
+        }
+        self.bound.push(path.clone());
+        self.push(&path, Action::View { object, over }, why);
+        self.allow(path, Access::Write);
+    }
+
     /// How a host object becomes writable: itself, or in the layer.
     fn writable(
         &mut self,
@@ -1010,6 +1058,7 @@ impl<'a> Builder<'a> {
             points.keys().copied().chain(pins.keys().copied()).collect();
         let copies =
             survey.points.iter().any(|p| p.copy.is_some()).then(|| self.copies_place()).flatten();
+        let viewed = survey.view.as_ref().map(|_| &*survey.places.workspace);
         for name in ordered {
             let path = Path::new(name);
             let inherited = around.inherited(path);
@@ -1019,11 +1068,23 @@ impl<'a> Builder<'a> {
             });
             let layered = self.layer.is_some() && (inherited == Permission::Write || in_overlay);
             if let Some(object) = pins.get(name)
+                && viewed.is_none_or(|w| !lies_in(path, w))
                 && inherited == Permission::Write
                 && !points.contains_key(name)
             {
                 let object = (*object).clone();
                 self.cover(path, Action::Pin { object }, "git directory", layered);
+                continue;
+            }
+            if viewed.is_some_and(|w| path != w && lies_in(path, w)) {
+                // The view decides by name. Only what the command writes elsewhere lies over it.
+                let copy = points.get(name).and_then(|p| Some((*p, p.copy.as_ref()?, copies?)));
+                if let Some((point, config, base)) = copy
+                    && around.inherited(path) == Permission::Write
+                    && point.permission == Permission::Read
+                {
+                    self.copy(base, path, point.object.clone(), config.clone(), &point.why);
+                }
                 continue;
             }
             let Some(point) = points.get(name) else { continue };
@@ -1034,6 +1095,12 @@ impl<'a> Builder<'a> {
                 if covered || (by_broker && !point.guard && wanted > Permission::None) {
                     continue;
                 }
+            }
+            if viewed == Some(path) && wanted > Permission::None {
+                let over = inherited > Permission::None;
+                self.view(object, over, view::WHY);
+                around.0.insert(name, Permission::Write);
+                continue;
             }
             if own_mounts.contains(name) {
                 if !layered && mounted.iter().any(|m| std::ptr::eq(m, *point)) {
@@ -1354,6 +1421,7 @@ impl fmt::Display for Plan {
                 Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
                 Action::Layer { read_only: true, .. } => "read-only in the layer (overlay)".into(),
                 Action::Reopen { .. } => "read-write, changes go to the layer".into(),
+                Action::View { .. } => "each path by the rules, new ones too (fuse)".into(),
                 Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
                 Action::LayerFile { .. } => {
                     "read-write, changes go to the layer (overlay of its directory)".into()

@@ -99,6 +99,8 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         layer: None,
         names: None,
         covered: std::collections::BTreeSet::new(),
+        view: None,
+        no_view: None,
         places,
     }
 }

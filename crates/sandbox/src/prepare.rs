@@ -26,6 +26,7 @@ use crate::network::{self, Filter, Keep};
 use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
 use crate::survey::{self, Caller, Object, Objects, SystemEntry};
+use crate::view::{self, Wanted};
 
 /// What to run, where, for whom.
 #[derive(Clone, Debug)]
@@ -46,6 +47,8 @@ pub struct Request {
     pub inspection: Option<Arc<Inspection>>,
     /// What is written lands in this layer instead of the real tree.
     pub layer: Option<LayerRequest>,
+    /// The workspace is served with the permission of each path, decided at each operation.
+    pub exact: bool,
 }
 
 impl Request {
@@ -60,6 +63,7 @@ impl Request {
             filter: None,
             inspection: None,
             layer: None,
+            exact: false,
         }
     }
 
@@ -228,6 +232,12 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         None => std::collections::BTreeSet::new(),
     };
 
+    let view = match &workspace {
+        Some(w) if request.exact => Some(found.view(policy, &places, w, &extra)?),
+        _ => None,
+    };
+    let no_view = view.as_ref().and_then(|_| view::refusal());
+
     let filter = match &request.filter {
         Some(filter) => Some(filter.clone()),
         None => Filter::of(&policy.network)?,
@@ -299,6 +309,8 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         layer,
         names,
         covered,
+        view,
+        no_view,
         places,
     };
     let git = found.git;
@@ -688,6 +700,41 @@ impl<'a> Findings<'a> {
         Ok(())
     }
 
+    /// What decides in a view of the workspace. Repositories that are there are guarded as found; one
+    /// that the run makes is looked at afterwards, as without a view: to make it, git writes what is
+    /// guarded.
+    fn view(
+        &self,
+        policy: &Policy,
+        places: &Places,
+        workspace: &Object,
+        extra: &[Rule],
+    ) -> Result<Wanted, PrepareError> {
+        let mut policy = policy.clone();
+        policy.files.guard_git = false;
+        let mut caps = Vec::new();
+        {
+            let rules = CompiledRules::with_extra(&policy, places, extra);
+            for point in &self.points {
+                let path = &point.object.path;
+                let inside = path != &workspace.path && survey::lies_in(path, &workspace.path);
+                if !inside || rules.decide(path).permission <= point.permission {
+                    continue;
+                }
+                let cap =
+                    Rule::grant_path(path, point.permission, &point.why).ok_or_else(|| {
+                        path_error(
+                            path,
+                            "is guarded, but its path is not utf-8, which no rule names",
+                        )
+                    })?;
+                caps.push(Rule { effect: Effect::Cap, priority: priority::GUARD, ..cap });
+            }
+        }
+        let extra = extra.iter().cloned().chain(caps).collect();
+        Ok(Wanted { policy: Arc::new(policy), places: places.clone(), extra })
+    }
+
     /// What a layer needs to know: directories of single files, and what is mounted where.
     fn layer(
         &mut self,
@@ -742,7 +789,8 @@ impl<'a> Findings<'a> {
             .into_iter()
             .filter(|g| g.base.starts_with(&workspace.path) || workspace.path.starts_with(&g.base))
             .collect();
-        let needs_walk = !globs.is_empty();
+        // The view needs no list of what there is.
+        let needs_walk = !globs.is_empty() && !request.exact;
         let mut hints = Vec::new();
         if self.names.is_some() {
             hints = self.names_in_layer(workspace, notes)?;

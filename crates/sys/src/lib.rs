@@ -17,6 +17,8 @@ pub mod entry;
 #[cfg(target_os = "linux")]
 pub mod fd;
 #[cfg(target_os = "linux")]
+pub mod fuse;
+#[cfg(target_os = "linux")]
 pub mod landlock;
 #[cfg(target_os = "linux")]
 pub mod notify;
