@@ -217,6 +217,18 @@ fn what_no_mechanism_holds_is_refused_with_its_rule() {
 }
 
 #[test]
+fn what_is_only_listed_is_refused_where_it_could_be_read() {
+    let policy = policy("view-only", "");
+    for place in ["/tmp/project/", "/var/tmp/project/", "/dev/shm/project/"] {
+        let mut survey = survey(&policy, &[]);
+        survey.workspace = Some(object(place));
+        survey.places.workspace = place.trim_end_matches('/').into();
+        let e = Plan::new(&policy, survey).unwrap_err();
+        assert!(matches!(e, PlanError::CannotHold { .. }), "{e}");
+    }
+}
+
+#[test]
 fn nothing_is_mounted_where_a_link_of_ours_stands() {
     // `/var/tmp` is a link to `/tmp` unless the project lies below it.
     let policy = policy("workspace", "");
