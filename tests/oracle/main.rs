@@ -20,6 +20,7 @@ mod harness;
 mod direct;
 mod inside;
 mod law;
+mod layer;
 mod model;
 mod ops;
 mod play;

@@ -386,10 +386,12 @@ impl Model {
                 directory = tree.nodes[directory].parent;
                 continue;
             }
-            if name.len() > LONGEST_NAME {
-                return Err(TOO_LONG);
-            }
             let last = names.is_empty();
+            if name.len() > LONGEST_NAME {
+                path.push(name);
+                let sealed = last && view.hidden == Hidden::Masked && !view.may_name(&path);
+                return Err(if sealed { TOO_LONG | DENIED } else { TOO_LONG });
+            }
             let entry = tree.entries(directory).and_then(|e| e.get(&name)).copied();
             path.push(name);
             let hidden = view.permission(&path) == Permission::None;
