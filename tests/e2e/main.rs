@@ -13,6 +13,7 @@ mod basics;
 mod egress;
 mod errors;
 mod ladder;
+mod layers;
 mod residue;
 mod terminal;
 mod tools;

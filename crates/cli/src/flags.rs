@@ -75,6 +75,8 @@ flags! {
     AllowWrite, "allow-write", None, &["expose-host-path-rw", "allow-path"], Some("PATH"), "Files", "Let the command read and write PATH; repeatable";
     DenyRead, "deny-read", None, &["deny"], Some("PATH"), "Files", "Hide PATH (a path or a pattern such as **/*.key); repeatable";
     DenyWrite, "deny-write", None, &["protect"], Some("PATH"), "Files", "Keep PATH from being changed; repeatable";
+    Layer, "layer", None, &[], Some("NAME|auto"), "Files", "Keep what the command writes in a layer; the real files stay as they are (ringfence diff, apply, discard)";
+    Checkpoint, "checkpoint", None, &[], None, "Files", "With --layer: seal what this run changes, so that it can be undone by itself";
     Device, "device", None, &[], Some("NODE"), "Files", "Let the command use a device node; repeatable";
 
     Env, "env", Some('e'), &[], Some("NAME[=VALUE]"), "Environment", "Set a variable, or pass the caller's by name; repeatable";

@@ -5,9 +5,11 @@ use std::sync::atomic::Ordering;
 
 use ringfence_sys::raw::{self, Errno, FileId, mnt, resolve};
 use ringfence_sys::shared::Page;
-use ringfence_sys::{landlock, ns};
+use ringfence_sys::{landlock, ns, overlay};
 
-use crate::spec::{Copy, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Rlimit, Source, Step, View};
+use crate::spec::{
+    self, Copy, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Overlay, Rlimit, Source, Step, View,
+};
 use crate::stage::Stage;
 
 /// A failure inside the child, on its way to the shared page.
@@ -55,12 +57,23 @@ pub(crate) fn enter(spec: &JailSpec, supervisor: i32, page: &Page) -> Res {
     at(Stage::Dumpable, raw::set_dumpable(true))
 }
 
-/// What init does while the command's process makes its network namespace: the file view.
+/// What init does while the command's process makes its network namespace: the file view. The host's
+/// is still below it, see [`leave_host`].
 pub(crate) fn view(spec: &JailSpec, trees: &[i32]) -> Res {
     match &spec.view {
         Some(view) => build_view(view, trees),
         None => Ok(()),
     }
+}
+
+/// Takes the host's view away. The kernel waits for all processors there, a tenth of the start, so the
+/// command's process goes on meanwhile, up to the last thing before it becomes the command.
+pub(crate) fn leave_host(spec: &JailSpec) -> Res {
+    if spec.view.is_none() {
+        return Ok(());
+    }
+    at(Stage::Detach, raw::umount2(c".", libc::MNT_DETACH))?;
+    at(Stage::Detach, raw::chdir(c"/"))
 }
 
 /// What the command's process does while init builds the view: network namespace, limits,
@@ -173,21 +186,20 @@ fn build_view(view: &View, trees: &[i32]) -> Res {
         Stage::Propagation,
         raw::mount_setattr(libc::AT_FDCWD, c"/", mnt::AT_RECURSIVE, 0, libc::MS_PRIVATE, -1),
     )?;
-    at(
-        Stage::Root,
-        raw::mount(c"ringfence", &view.scaffold, c"tmpfs", NO_SUID_NO_DEV, &view.root_options),
-    )?;
-    let root = at(
-        Stage::Root,
-        raw::openat(
-            libc::AT_FDCWD,
-            &view.scaffold,
-            libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC,
-            0,
-        ),
-    )?;
+    let private = |options: &CStr| {
+        raw::mount(c"ringfence", &view.scaffold, c"tmpfs", NO_SUID_NO_DEV, options)?;
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        raw::openat(libc::AT_FDCWD, &view.scaffold, flags, 0)
+    };
+    // Under the root: nothing inside sees it, and it goes when the host's root is detached.
+    let stage = if view.steps.iter().any(|step| matches!(step, Step::Overlay(_))) {
+        at(Stage::Root, private(c"mode=700,size=1m,nr_inodes=8192"))?
+    } else {
+        -1
+    };
+    let root = at(Stage::Root, private(&view.root_options))?;
     at(Stage::Root, raw::fchdir(root))?;
-    let mut place = Place::new(root, trees);
+    let mut place = Place::new(root, stage, trees);
     for (i, step) in view.steps.iter().enumerate() {
         nth(Stage::Step, i, run_step(step, &mut place))?;
         if !step.leaves_directories() {
@@ -195,16 +207,20 @@ fn build_view(view: &View, trees: &[i32]) -> Res {
         }
     }
     // pivot_root(".", ".") stacks the old root over the new one; detaching "." leaves the new one.
+    // From here on "/" is the new one for the command's process, too.
     at(Stage::Pivot, raw::pivot_root(c".", c"."))?;
-    at(Stage::Detach, raw::umount2(c".", libc::MNT_DETACH))?;
-    at(Stage::Detach, raw::chdir(c"/"))?;
     raw::close(root);
+    if stage >= 0 {
+        raw::close(stage);
+    }
     Ok(())
 }
 
 /// Where the steps are carried out, and what one leaves for the next.
 struct Place<'a> {
     root: i32,
+    /// Where overlays are put together, see [`Overlay`]; -1 without one.
+    stage: i32,
     trees: &'a [i32],
     /// The directory that the last step looked into, with a descriptor once two steps did.
     directory: Option<(&'a [u8], Option<i32>)>,
@@ -216,13 +232,13 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn new(root: i32, trees: &'a [i32]) -> Self {
+    fn new(root: i32, stage: i32, trees: &'a [i32]) -> Self {
         /// Left free below the limit.
         const SPARE: i32 = 64;
         /// Descriptors that init may leave open until its view is ready.
         const MOST: u64 = 1024;
         let limit = raw::getrlimit(libc::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft.min(MOST));
-        Self { root, trees, directory: None, masks: [None; 2], most: limit as i32 - SPARE }
+        Self { root, stage, trees, directory: None, masks: [None; 2], most: limit as i32 - SPARE }
     }
 
     /// Opens a path of the new view for mounting on it. Names in one directory are looked up from
@@ -246,6 +262,26 @@ impl<'a> Place<'a> {
         match (known, CStr::from_bytes_with_nul(rest)) {
             (Some(directory), Ok(name)) => open_inside(directory, name, expect),
             _ => open_inside(self.root, path, expect),
+        }
+    }
+
+    /// As [`Self::open_inside`], where `lower` says that the object lies below an overlay; `None` where
+    /// nothing of it is seen there any more.
+    fn open_layered(
+        &mut self,
+        path: &'a CStr,
+        expect: Option<FileId>,
+        lower: Option<&CStr>,
+    ) -> raw::Result<Option<i32>> {
+        let Some(lower) = lower else { return self.open_inside(path, expect).map(Some) };
+        match self.open_inside(path, None) {
+            Err(Errno(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
+                // By a change in the layer, and not because the host moved it since it was looked at:
+                // then it is shown where nobody knows.
+                open_inside(self.stage, lower, expect).map(raw::close)?;
+                Ok(None)
+            }
+            found => found.map(Some),
         }
     }
 
@@ -284,7 +320,7 @@ impl<'a> Place<'a> {
 }
 
 fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
-    let (root, trees) = (place.root, place.trees);
+    let root = place.root;
     match step {
         Step::Dir { path, mode } => match raw::mkdirat(root, path, *mode) {
             Err(Errno(libc::EEXIST)) => Ok(()),
@@ -317,21 +353,24 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             c"newinstance,ptmxmode=0666,mode=620",
         ),
         Step::Bind { source, path, recursive, attributes } => {
-            let tree = open_tree_of(source, *recursive, trees, *attributes)?;
+            let tree = open_tree_of(source, *recursive, place, *attributes)?;
             let r = raw::move_mount(tree, c"", root, path, mnt::MOVE_MOUNT_F_EMPTY_PATH);
             place.close_soon(tree);
             r
         }
         Step::Over { source, path, expect, recursive, attributes } => {
             let target = place.open_inside(path, *expect)?;
-            let tree = open_tree_of(source, *recursive, trees, *attributes)?;
+            let tree = open_tree_of(source, *recursive, place, *attributes)?;
             let r = attach(tree, target);
             place.close_soon(tree);
             place.close_soon(target);
             r
         }
-        Step::Rebind { path, expect, attributes } => {
-            let target = place.open_inside(path, *expect)?;
+        Step::Overlay(overlay) => mount_overlay(place, overlay),
+        Step::Rebind { path, expect, attributes, lower } => {
+            let Some(target) = place.open_layered(path, *expect, lower.as_deref())? else {
+                return Ok(());
+            };
             let tree = clone_tree(target, true)?;
             let r = set_attributes(tree, mnt::AT_RECURSIVE, *attributes)
                 .and_then(|()| attach(tree, target));
@@ -339,9 +378,15 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             place.close_soon(target);
             r
         }
-        Step::Mask { path, expect, directory } => {
-            let target = place.open_inside(path, *expect)?;
-            let mask = place.mask(*directory)?;
+        Step::Mask { path, expect, directory, lower } => {
+            let Some(target) = place.open_layered(path, *expect, lower.as_deref())? else {
+                return Ok(());
+            };
+            let directory = match lower {
+                Some(_) => raw::file_id(target)?.is_dir,
+                None => *directory,
+            };
+            let mask = place.mask(directory)?;
             let r = attach(mask, target);
             place.close_soon(mask);
             place.close_soon(target);
@@ -413,6 +458,40 @@ fn mount_copy<'a>(place: &mut Place<'a>, copy: &'a Copy) -> raw::Result<()> {
     r
 }
 
+/// The current directory is the stage for a moment: an overlay's parts are named by paths.
+fn mount_overlay<'a>(place: &mut Place<'a>, spec: &'a Overlay) -> raw::Result<()> {
+    let (root, stage) = (place.root, place.stage);
+    for staged in &spec.sources {
+        raw::mkdirat(stage, &staged.name, 0o700)?;
+        let tree = open_tree_of(&staged.source, false, place, 0)?;
+        let flags = mnt::MOVE_MOUNT_F_EMPTY_PATH;
+        let moved = raw::move_mount(tree, c"", stage, &staged.name, flags);
+        place.close_soon(tree);
+        moved?;
+    }
+    let mut lower = [c""; overlay::MOST_LOWER];
+    let lower = lower.get_mut(..spec.lower.len()).ok_or(Errno(libc::E2BIG))?;
+    for (to, from) in lower.iter_mut().zip(&spec.lower) {
+        *to = from;
+    }
+    let parts = overlay::Overlay { lower, upper: &spec.upper, work: &spec.work, volatile: true };
+    raw::fchdir(stage)?;
+    let made = overlay::mount(&parts, spec.attributes);
+    raw::fchdir(root)?;
+    let tree = made?;
+    let attached = match &spec.place {
+        spec::Place::Root { path, expect } => place.open_inside(path, *expect).and_then(|target| {
+            let r = attach(tree, target);
+            place.close_soon(target);
+            r
+        }),
+        spec::Place::Stage(name) => raw::mkdirat(stage, name, 0o700)
+            .and_then(|()| raw::move_mount(tree, c"", stage, name, mnt::MOVE_MOUNT_F_EMPTY_PATH)),
+    };
+    place.close_soon(tree);
+    attached
+}
+
 /// Whether the command left a copy as it was given. Anything may lie at its name by now.
 pub(crate) fn is_as_given(copy: &Copy) -> bool {
     let flags =
@@ -439,11 +518,15 @@ pub(crate) fn is_as_given(copy: &Copy) -> bool {
 fn open_tree_of(
     source: &Source,
     recursive: bool,
-    trees: &[i32],
+    place: &Place<'_>,
     attributes: u64,
 ) -> raw::Result<i32> {
     let tree = match source {
-        Source::Tree(i) => trees.get(*i).copied().ok_or(Errno(libc::EBADF))?,
+        Source::Tree(i) => place.trees.get(*i).copied().ok_or(Errno(libc::EBADF))?,
+        Source::Stage(path) => {
+            let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC | mnt::AT_SYMLINK_NOFOLLOW;
+            raw::open_tree(place.stage, path, flags)?
+        }
         Source::Path { path, expect } => open_source(path, *expect, recursive)?,
     };
     let flag = if recursive { mnt::AT_RECURSIVE } else { 0 };

@@ -16,6 +16,8 @@ pub enum Source {
     /// A detached tree that the parent holds (index into [`Parent::trees`]): root callers, whose
     /// child has no right to open the source any more.
     Tree(usize),
+    /// Lies in the stage, see [`Overlay`]. Nobody else can change what does, up to the last name.
+    Stage(CString),
 }
 
 /// One set-up step inside the new root. Paths are relative to it, without leading `/`.
@@ -62,18 +64,26 @@ pub enum Step {
         recursive: bool,
         attributes: u64,
     },
+    /// An overlay of directories of the host over the directory at a place.
+    Overlay(Overlay),
     /// Binds what lies at `path` over itself: with `ATTR_RDONLY` a seal, with 0 a pin (a mount point
     /// cannot be renamed or removed). Resolved without symlinks, since the tree may be hostile.
     Rebind {
         path: CString,
         expect: Option<FileId>,
         attributes: u64,
+        /// See [`Step::Mask`].
+        lower: Option<CString>,
     },
     /// Covers `path` with an object that can be neither read nor changed.
     Mask {
         path: CString,
         expect: Option<FileId>,
         directory: bool,
+        /// In an overlay `expect` is the object below it, which lies here in the stage. What an
+        /// earlier run put over it is covered as well, whatever it is; where that run took it away,
+        /// nothing is left to cover.
+        lower: Option<CString>,
     },
     /// Puts a private file that was made before over the file at `path`, read-only.
     Cover {
@@ -115,6 +125,39 @@ impl Step {
             _ => false,
         }
     }
+}
+
+/// An overlay. What it is made of is attached to the stage first, a tmpfs that lies under the private
+/// root and goes with the host's: kernels before 6.15 take attached mounts only, none takes a
+/// detached one of another user namespace, and an attached clone of an object that was checked is that
+/// object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    pub sources: Vec<Staged>,
+    /// Paths in the stage: directories below, top first, never empty; at most
+    /// [`ringfence_sys::overlay::MOST_LOWER`].
+    pub lower: Vec<CString>,
+    /// The directory that gets the changes, and an empty one on the same mount.
+    pub upper: CString,
+    pub work: CString,
+    pub place: Place,
+    pub attributes: u64,
+}
+
+/// A directory for the stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Staged {
+    pub name: CString,
+    pub source: Source,
+}
+
+/// Where an overlay is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Over this directory, resolved without symlinks.
+    Root { path: CString, expect: Option<FileId> },
+    /// In the stage, for binds from it.
+    Stage(CString),
 }
 
 /// A file that is written inside and must not change outside. A program that replaces it (git does:
@@ -245,6 +288,10 @@ pub struct JailSpec {
     /// Init's end of a channel over which the supervisor asks for connections to the sandbox's
     /// loopback (`SOCK_SEQPACKET`: family 4 or 6 and port in, descriptor out); -1 for none.
     pub connector: i32,
+    /// A descriptor that init keeps until every other process of the sandbox has ended, also when the
+    /// supervisor was killed: the lock on what they write to. -1 for none. Goes with
+    /// `die_with_parent` unset, or init could end before them.
+    pub lock: i32,
     /// Die with the thread that made the jail (the command line; a library user may not want it).
     pub die_with_parent: bool,
 }

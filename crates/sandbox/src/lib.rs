@@ -10,6 +10,8 @@ pub mod discover;
 #[cfg(target_os = "linux")]
 pub mod inspection;
 #[cfg(target_os = "linux")]
+pub mod layer;
+#[cfg(target_os = "linux")]
 pub mod lower;
 #[cfg(target_os = "linux")]
 pub mod network;

@@ -14,12 +14,22 @@ use ringfence_sys::seccomp;
 
 use crate::plan::{Access, Action, LandlockRule, NetworkPlan, Plan, Step};
 use crate::status::Rung;
-use crate::survey::Object;
+use crate::survey::{self, Object};
 
 /// A string with a NUL byte cannot be passed to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} contains a nul byte")]
 pub struct Nul(pub OsString);
+
+/// Why a plan cannot be lowered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LowerError {
+    #[error(transparent)]
+    Nul(#[from] Nul),
+    /// A part of the layer is not as the store said.
+    #[error("{}: {problem}", crate::plan::shown(path))]
+    Layer { path: PathBuf, problem: String },
+}
 
 fn c(s: &OsStr) -> Result<CString, Nul> {
     CString::new(s.as_bytes()).map_err(|_| Nul(s.to_owned()))
@@ -48,20 +58,30 @@ pub fn stdio(pty: [bool; 3]) -> jail::Stdio {
     jail::Stdio { pty, ..jail::Stdio::default() }
 }
 
-/// Lowers a plan. The second part is what the parent must hold open for it. `agent`: init's end of the
-/// channel for the agent's socket.
+/// What was made for one run of a plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// Init's end of the channel for the agent's socket.
+    pub agent: i32,
+    /// The lock on the layer, -1 without one.
+    pub lock: i32,
+    /// For each of [`crate::layer::LayerPlan::roots`].
+    pub mounts: &'a [ringfence_layers::Mount],
+}
+
+/// Lowers a plan. The second part is what the parent must hold open for it.
 pub fn lower(
     plan: &Plan,
     limits: &Limits,
     nproc_fallback: bool,
     command: &Command,
     cgroup_procs: Vec<i32>,
-    agent: i32,
-) -> Result<(jail::JailSpec, jail::Parent), Nul> {
+    given: &Given<'_>,
+) -> Result<(jail::JailSpec, jail::Parent), LowerError> {
     let mut parent = jail::Parent::default();
     let demoted = plan.identity.demoted;
     let view = match plan.rung {
-        Rung::Namespaces => Some(view(plan, demoted, agent, &mut parent)?),
+        Rung::Namespaces => Some(view(plan, demoted, given, &mut parent)?),
         Rung::Landlock => None,
     };
     let mut namespaces = 0;
@@ -91,7 +111,8 @@ pub fn lower(
         stdio: command.stdio,
         cgroup_procs,
         connector: command.connector.as_ref().map_or(-1, AsRawFd::as_raw_fd),
-        die_with_parent: command.die_with_parent,
+        lock: given.lock,
+        die_with_parent: command.die_with_parent && given.lock < 0,
     };
     Ok((spec, parent))
 }
@@ -188,9 +209,9 @@ fn attributes(permission: Permission) -> u64 {
 fn view(
     plan: &Plan,
     demoted: bool,
-    agent: i32,
+    given: &Given<'_>,
     parent: &mut jail::Parent,
-) -> Result<jail::View, Nul> {
+) -> Result<jail::View, LowerError> {
     let mut steps = Vec::with_capacity(plan.steps.len() + 8);
     let masks = plan.steps.iter().any(|s| matches!(s.action, Action::Mask { .. }));
     if masks {
@@ -198,15 +219,28 @@ fn view(
         steps.push(jail::Step::File { path: file, mode: 0, content: Vec::new() });
         steps.push(jail::Step::Dir { path: jail::MASK_DIR.to_owned(), mode: 0 });
     }
+    let mut stage = Stage::new(plan, demoted, given.mounts);
     for step in &plan.steps {
-        lower_step(step, demoted, agent, parent, &mut steps)?;
+        match &step.action {
+            Action::Layer { object, root, over } => {
+                // What is inside another overlay is what an earlier run left there.
+                let expect = (*over && !step.layered).then_some(object.id);
+                let place = jail::Place::Root { path: inside(&step.path)?, expect };
+                steps.push(jail::Step::Overlay(stage.overlay(*root, place, parent)?));
+            }
+            Action::LayerFile { object, root, over } => {
+                stage.file(step, object, (*root, *over), parent, &mut steps)?;
+            }
+            _ if step.layered => stage.covered(step, given.agent, parent, &mut steps)?,
+            _ => lower_step(step, demoted, given.agent, parent, &mut steps)?,
+        }
     }
     if masks {
         steps.push(jail::Step::Remove { path: jail::MASK_FILE.to_owned(), directory: false });
         steps.push(jail::Step::Remove { path: jail::MASK_DIR.to_owned(), directory: true });
     }
     steps.push(jail::Step::ReadOnly { path: c".".to_owned() });
-    let given: usize = plan
+    let content: usize = plan
         .steps
         .iter()
         .map(|s| match &s.action {
@@ -217,9 +251,9 @@ fn view(
         .sum();
     Ok(jail::View {
         scaffold: c(scaffold(plan).as_os_str())?,
-        root_options: match given {
+        root_options: match content {
             0 => c"mode=755,size=16m,nr_inodes=65536".to_owned(),
-            _ => c(OsStr::new(&format!("mode=755,size={},nr_inodes=65536", ROOT_BYTES + given)))?,
+            _ => c(OsStr::new(&format!("mode=755,size={},nr_inodes=65536", ROOT_BYTES + content)))?,
         },
         steps,
         copies: plan
@@ -235,12 +269,14 @@ fn view(
 fn scaffold(plan: &Plan) -> PathBuf {
     let sources = |dir: &Path| {
         plan.steps.iter().any(|s| match &s.action {
-            Action::Bind { object, .. } | Action::Over { object, .. } => {
-                object.path.starts_with(dir)
-            }
+            Action::Bind { object, .. }
+            | Action::Over { object, .. }
+            | Action::Layer { object, .. }
+            | Action::LayerFile { object, .. } => object.path.starts_with(dir),
+            Action::Seal { object } if s.layered => object.path.starts_with(dir),
             Action::System { source } | Action::Device { source } => source.starts_with(dir),
             _ => false,
-        })
+        }) || plan.layer.as_ref().is_some_and(|l| l.request.store.starts_with(dir))
     };
     ["/proc", "/sys", "/run", "/tmp", "/mnt"]
         .map(Path::new)
@@ -251,8 +287,17 @@ fn scaffold(plan: &Plan) -> PathBuf {
 }
 
 fn source(object: &Object, demoted: bool, parent: &mut jail::Parent) -> Result<jail::Source, Nul> {
+    source_of(object, demoted, object.id.is_dir, parent)
+}
+
+fn source_of(
+    object: &Object,
+    demoted: bool,
+    recursive: bool,
+    parent: &mut jail::Parent,
+) -> Result<jail::Source, Nul> {
     if demoted && let Ok(fd) = object.open() {
-        parent.trees.push(jail::Tree { object: fd, recursive: object.id.is_dir, idmap: true });
+        parent.trees.push(jail::Tree { object: fd, recursive, idmap: true });
         return Ok(jail::Source::Tree(parent.trees.len() - 1));
     }
     Ok(jail::Source::Path { path: c(object.path.as_os_str())?, expect: Some(object.id) })
@@ -316,6 +361,7 @@ fn lower_step(
             path,
             expect: Some(object.id),
             attributes: mnt::ATTR_RDONLY,
+            lower: None,
         }),
         Action::Copy { object, config, directory } => {
             let file = directory.join("config");
@@ -339,16 +385,191 @@ fn lower_step(
         }
         Action::Agent => out.push(jail::Step::Listen { path, channel: agent }),
         Action::Writable => {
-            out.push(jail::Step::Rebind { path, expect: None, attributes: 0 });
+            out.push(jail::Step::Rebind { path, expect: None, attributes: 0, lower: None });
         }
         Action::Pin { object } => {
-            out.push(jail::Step::Rebind { path, expect: Some(object.id), attributes: 0 });
+            let expect = Some(object.id);
+            out.push(jail::Step::Rebind { path, expect, attributes: 0, lower: None });
         }
         Action::Mask { object } => out.push(jail::Step::Mask {
             path,
             expect: Some(object.id),
             directory: object.id.is_dir,
+            lower: None,
         }),
+        // Lowered by the stage.
+        Action::Layer { .. } | Action::LayerFile { .. } => {}
     }
     Ok(())
+}
+
+/// Puts together what the overlays of a layer are made of.
+struct Stage<'a> {
+    plan: &'a Plan,
+    demoted: bool,
+    mounts: &'a [ringfence_layers::Mount],
+    /// Names given out in the stage.
+    names: usize,
+    /// Where each root's real directory is in the stage, and its overlay, where that stays there.
+    real: Vec<Option<String>>,
+    shared: Vec<Option<String>>,
+}
+
+impl<'a> Stage<'a> {
+    fn new(plan: &'a Plan, demoted: bool, mounts: &'a [ringfence_layers::Mount]) -> Self {
+        let roots = plan.layer.as_ref().map_or(0, |l| l.roots.len());
+        Self { plan, demoted, mounts, names: 0, real: vec![None; roots], shared: vec![None; roots] }
+    }
+
+    fn name(&mut self) -> String {
+        self.names += 1;
+        self.names.to_string()
+    }
+
+    /// A directory of the store or the host for the stage.
+    fn staged(
+        &mut self,
+        object: &Object,
+        parent: &mut jail::Parent,
+        sources: &mut Vec<jail::Staged>,
+    ) -> Result<String, Nul> {
+        let name = self.name();
+        let source = source_of(object, self.demoted, false, parent)?;
+        sources.push(jail::Staged { name: c(OsStr::new(&name))?, source });
+        Ok(name)
+    }
+
+    fn overlay(
+        &mut self,
+        root: usize,
+        place: jail::Place,
+        parent: &mut jail::Parent,
+    ) -> Result<jail::Overlay, LowerError> {
+        let none = || LowerError::Layer {
+            path: PathBuf::from("/"),
+            problem: "the store knows nothing of this root of the layer".into(),
+        };
+        let mount = self.mounts.get(root).ok_or_else(none)?;
+        let layer = self.plan.layer.as_ref().ok_or_else(none)?;
+        let real = layer.roots.get(root).ok_or_else(none)?;
+        let Some((last, sealed)) = mount.lower.split_last() else { return Err(none()) };
+        let problem =
+            |path: &Path, problem: String| LowerError::Layer { path: path.to_owned(), problem };
+        if *last != real.path {
+            return Err(problem(last, "is not what the layer lies over".into()));
+        }
+        if mount.lower.len() > ringfence_sys::overlay::MOST_LOWER {
+            return Err(problem(
+                &real.path,
+                format!(
+                    "the layer has {} sealed deltas, more than the {} that can be mounted",
+                    sealed.len(),
+                    ringfence_sys::overlay::MOST_LOWER - 1
+                ),
+            ));
+        }
+        // One mount for both, as the kernel wants it.
+        let delta = mount.upper.parent().filter(|d| mount.work.parent() == Some(*d));
+        let (Some(delta), Some(upper), Some(work)) =
+            (delta, mount.upper.file_name(), mount.work.file_name())
+        else {
+            return Err(problem(&mount.upper, "has its work directory elsewhere".into()));
+        };
+        let mut sources = Vec::with_capacity(mount.lower.len() + 1);
+        let look = |path: &Path| match survey::look_at_link(path) {
+            Ok(Some(object)) if object.id.is_dir => Ok(object),
+            Ok(_) => Err(problem(path, "is not a directory".into())),
+            Err(e) => Err(problem(path, e.to_string())),
+        };
+        let at = self.staged(&look(delta)?, parent, &mut sources)?;
+        let mut lower = Vec::with_capacity(mount.lower.len());
+        for path in sealed {
+            let name = self.staged(&look(path)?, parent, &mut sources)?;
+            lower.push(c(OsStr::new(&name))?);
+        }
+        let name = self.staged(&real.object, parent, &mut sources)?;
+        lower.push(c(OsStr::new(&name))?);
+        self.real[root] = Some(name);
+        let part = |name: &OsStr| c(Path::new(&at).join(name).as_os_str());
+        let (upper, work) = (part(upper)?, part(work)?);
+        Ok(jail::Overlay { sources, lower, upper, work, place, attributes: PLAIN })
+    }
+
+    /// A file of an overlay of its directory, which nobody sees else.
+    fn file(
+        &mut self,
+        step: &Step,
+        object: &Object,
+        (root, over): (usize, bool),
+        parent: &mut jail::Parent,
+        out: &mut Vec<jail::Step>,
+    ) -> Result<(), LowerError> {
+        let shared = if let Some(shared) = self.shared.get(root).cloned().flatten() {
+            shared
+        } else {
+            let name = self.name();
+            let place = jail::Place::Stage(c(OsStr::new(&name))?);
+            let overlay = self.overlay(root, place, parent)?;
+            out.push(jail::Step::Overlay(overlay));
+            self.shared[root] = Some(name.clone());
+            name
+        };
+        let path = inside(&step.path)?;
+        let name = object.path.file_name().unwrap_or_default();
+        let source = jail::Source::Stage(c(Path::new(&shared).join(name).as_os_str())?);
+        let attributes = attributes(Permission::Write);
+        if over {
+            let expect = Some(object.id);
+            out.push(jail::Step::Over { source, path, expect, recursive: false, attributes });
+        } else {
+            out.push(jail::Step::File { path: path.clone(), mode: 0o600, content: Vec::new() });
+            out.push(jail::Step::Bind { source, path, recursive: false, attributes });
+        }
+        Ok(())
+    }
+
+    /// What lies over something in an overlay, whatever an earlier run put there.
+    fn covered(
+        &mut self,
+        step: &Step,
+        agent: i32,
+        parent: &mut jail::Parent,
+        out: &mut Vec<jail::Step>,
+    ) -> Result<(), LowerError> {
+        let path = inside(&step.path)?;
+        let lower = self
+            .plan
+            .layer
+            .as_ref()
+            .and_then(|layer| layer.shows(&step.path))
+            .and_then(|(root, rest)| Some(Path::new(self.real.get(root)?.as_ref()?).join(rest)))
+            .map(|path| c(path.as_os_str()))
+            .transpose()?;
+        match &step.action {
+            // The host's object itself, not what the layer has there.
+            Action::Seal { object } => {
+                let recursive = object.id.is_dir;
+                let source = source(object, self.demoted, parent)?;
+                let attributes = attributes(Permission::Read);
+                out.push(jail::Step::Over { source, path, expect: None, recursive, attributes });
+            }
+            Action::Pin { object } => {
+                let expect = Some(object.id);
+                out.push(jail::Step::Rebind { path, expect, attributes: 0, lower });
+            }
+            Action::Mask { object } => out.push(jail::Step::Mask {
+                path,
+                expect: Some(object.id),
+                directory: object.id.is_dir,
+                lower,
+            }),
+            _ => {
+                lower_step(step, self.demoted, agent, parent, out)?;
+                if let Some(jail::Step::Copy(copy)) = out.last_mut() {
+                    copy.expect = None;
+                }
+            }
+        }
+        Ok(())
+    }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::agent::Granted;
 use crate::discover::ConfigFile;
 use crate::inspection::{Inspection, OWN};
+use crate::layer::{LayerPlan, LayerSurvey};
 use crate::network::Filter;
 use crate::status::{Rung, Status};
 use crate::survey::{Caller, Object, SystemEntry, above, lies_in};
@@ -74,6 +75,8 @@ pub struct Survey {
     pub foreign_id: u32,
     /// The file system of the workspace can translate owners.
     pub idmap: bool,
+    /// What is written is to land in a layer.
+    pub layer: Option<LayerSurvey>,
 }
 
 /// One mount or entry of the private root, in order.
@@ -85,6 +88,10 @@ pub struct Step {
     pub action: Action,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub why: String,
+    /// It covers something in an overlay, where an earlier run in the same layer may have put or
+    /// taken away anything.
+    #[serde(skip)]
+    pub layered: bool,
 }
 
 /// See [`Step`].
@@ -121,6 +128,26 @@ pub enum Action {
         #[serde(skip)]
         object: Object,
         permission: Permission,
+    },
+    /// What is written lands in the layer: an overlay of this directory.
+    Layer {
+        #[serde(skip)]
+        object: Object,
+        /// In [`LayerPlan::roots`].
+        #[serde(skip)]
+        root: usize,
+        /// Over what lies there, inside another bind.
+        #[serde(skip)]
+        over: bool,
+    },
+    /// As [`Self::Layer`], of a single file.
+    LayerFile {
+        #[serde(skip)]
+        object: Object,
+        #[serde(skip)]
+        root: usize,
+        #[serde(skip)]
+        over: bool,
     },
     /// Read-only from here down.
     Seal {
@@ -225,6 +252,9 @@ pub struct Plan {
     /// What lay directly in the workspace.
     #[serde(skip)]
     pub(crate) listing: Option<crate::prepare::Listing>,
+    /// Where what is written lands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer: Option<LayerPlan>,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -378,12 +408,17 @@ impl Plan {
         let identity = identity(&survey, &mut status);
         let network = network(policy, rung, survey.filter.as_ref(), &mut status);
         let ssh_agent = ssh_agent(&mut survey, &mut status)?;
+        if survey.layer.is_some() && rung == Rung::Landlock {
+            return Err(PlanError::Unsupported(
+                "--layer: needs namespaces, which this host refuses; nothing was run\n  remedy: run `ringfence doctor`; or run without a layer".into(),
+            ));
+        }
         let mut builder = Builder::new(policy, &survey);
         match rung {
             Rung::Namespaces => builder.private_root(ssh_agent.is_some())?,
             Rung::Landlock => builder.landlock_only(&mut status)?,
         }
-        let Builder { steps, landlock, .. } = builder;
+        let Builder { steps, landlock, layer, .. } = builder;
         let options = seccomp::Options {
             ptrace: policy.processes.ptrace && rung == Rung::Namespaces,
             io_uring: policy.processes.io_uring,
@@ -401,6 +436,9 @@ impl Plan {
             status.enforce("secrets", secrets);
         }
         report(policy, &survey, &mut status);
+        if let Some(layer) = &layer {
+            status.enforce("layer", layer.detail());
+        }
         let plan = Self {
             rung,
             layers: policy.layers.clone(),
@@ -429,6 +467,7 @@ impl Plan {
                 && survey.workspace_permission == Permission::Write,
             directories: u64::MAX,
             listing: None,
+            layer,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -463,9 +502,16 @@ impl Plan {
     }
 }
 
+impl Survey {
+    /// A root caller becomes an unprivileged host id.
+    fn demotes(&self) -> bool {
+        self.caller.maps_ids && self.idmap && self.rung == Rung::Namespaces
+    }
+}
+
 fn identity(survey: &Survey, status: &mut Status) -> Identity {
     let Caller { uid, gid, maps_ids } = survey.caller;
-    let demoted = maps_ids && survey.idmap && survey.rung == Rung::Namespaces;
+    let demoted = survey.demotes();
     if demoted {
         // Inside, the ids stay those of the owner of the files, so that tools see their own files.
         status.enforce(
@@ -571,7 +617,7 @@ fn report(policy: &Policy, survey: &Survey, status: &mut Status) {
     status.enforce("no-new-privs", "set-user-id programs gain nothing");
     status.enforce("capabilities", "none, bounding set empty");
     status.enforce("descriptors", "none inherited above 2");
-    if !survey.absent.is_empty() && survey.rung == Rung::Namespaces {
+    if !survey.absent.is_empty() && survey.rung == Rung::Namespaces && survey.layer.is_none() {
         status.degrade(
             "absent-guards",
             format!(
@@ -599,6 +645,7 @@ struct Builder<'a> {
     bound: Vec<PathBuf>,
     /// How many private copies there are.
     copies: usize,
+    layer: Option<LayerPlan>,
 }
 
 impl<'a> Builder<'a> {
@@ -611,11 +658,17 @@ impl<'a> Builder<'a> {
             made: BTreeSet::from([PathBuf::from("/")]),
             bound: Vec::new(),
             copies: 0,
+            layer: survey.layer.as_ref().map(|l| LayerPlan::new(l.request.clone())),
         }
     }
 
     fn push(&mut self, path: impl Into<PathBuf>, action: Action, why: impl Into<String>) {
-        self.steps.push(Step { path: path.into(), action, why: why.into() });
+        self.steps.push(Step { path: path.into(), action, why: why.into(), layered: false });
+    }
+
+    /// As [`Self::push`], for what covers something that may lie in an overlay.
+    fn cover(&mut self, path: &Path, action: Action, why: &str, layered: bool) {
+        self.steps.push(Step { path: path.to_owned(), action, why: why.to_owned(), layered });
     }
 
     fn allow(&mut self, path: impl Into<PathBuf>, access: Access) {
@@ -663,7 +716,7 @@ impl<'a> Builder<'a> {
     fn private_root(&mut self, agent: bool) -> Result<(), PlanError> {
         self.allow("/", Access::List);
         self.system();
-        self.basics();
+        self.basics()?;
         self.home();
         self.places()?;
         self.views_hold()?;
@@ -727,7 +780,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn basics(&mut self) {
+    fn basics(&mut self) -> Result<(), PlanError> {
         let files = &self.policy.files;
         self.directory(Path::new("/proc"));
         self.push("/proc", Action::Proc, "own process table, read-only");
@@ -771,8 +824,9 @@ impl<'a> Builder<'a> {
         }
         self.link("/var/run", "/run");
         if let Some(resolver) = &self.survey.resolver {
-            self.bind(resolver.clone(), Permission::Read, "the host's resolver configuration");
+            self.bind(resolver.clone(), Permission::Read, "the host's resolver configuration")?;
         }
+        Ok(())
     }
 
     fn home(&mut self) {
@@ -805,7 +859,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Binds a host object at its own path.
-    fn bind(&mut self, object: Object, permission: Permission, why: &str) {
+    fn bind(&mut self, object: Object, permission: Permission, why: &str) -> Result<(), PlanError> {
         let path = object.path.clone();
         if object.id.is_dir {
             self.directory(&path);
@@ -814,14 +868,65 @@ impl<'a> Builder<'a> {
             self.made.insert(path.clone());
         }
         let access = match permission {
-            Permission::None => return,
+            Permission::None => return Ok(()),
             Permission::View => Access::List,
             Permission::Read => Access::Read,
             Permission::Write => Access::Write,
         };
         self.bound.push(path.clone());
-        self.push(&path, Action::Bind { object, permission }, why);
+        let action = match permission {
+            Permission::Write => {
+                self.writable(object, false, |object| Action::Bind { object, permission })?
+            }
+            _ => Action::Bind { object, permission },
+        };
+        self.push(&path, action, why);
         self.allow(path, access);
+        Ok(())
+    }
+
+    /// How a host object becomes writable: itself, or in the layer.
+    fn writable(
+        &mut self,
+        object: Object,
+        over: bool,
+        itself: impl FnOnce(Object) -> Action,
+    ) -> Result<Action, PlanError> {
+        let (Some(layer), Some(survey)) = (&mut self.layer, &self.survey.layer) else {
+            return Ok(itself(object));
+        };
+        let refuse = |path: &Path, problem: &str| {
+            Err(PlanError::CannotHold {
+                path: PathBuf2(path.to_owned()),
+                problem: problem.into(),
+                rule: "--layer".into(),
+            })
+        };
+        let (directory, is_file) = if object.id.is_dir {
+            (&object, false)
+        } else {
+            let parent = object.path.parent();
+            let Some(parent) = survey.parents.iter().find(|p| Some(&*p.path) == parent) else {
+                return refuse(&object.path, "is writable, but its directory cannot be looked at");
+            };
+            (parent, true)
+        };
+        // The kernel hides what lies under a mount from whoever did not make it.
+        let within = |m: &&Object| m.path != directory.path && lies_in(&m.path, &directory.path);
+        if !self.survey.demotes()
+            && let Some(mount) = survey.mounts.iter().find(within)
+        {
+            return refuse(
+                &mount.path,
+                "is a file system of its own; only root can lay a layer over a directory with one below it",
+            );
+        }
+        let root = layer.root(directory, is_file);
+        Ok(if is_file {
+            Action::LayerFile { object, root, over }
+        } else {
+            Action::Layer { object, root, over }
+        })
     }
 
     /// The workspace, everything granted, and what is capped or hidden inside.
@@ -852,6 +957,15 @@ impl<'a> Builder<'a> {
             points.insert(w.object.path.as_os_str(), w);
         }
         let survey = self.survey;
+        // An overlay does not show what is mounted below its directory.
+        let mounted: Vec<Point> =
+            survey.layer.iter().flat_map(|l| &l.mounts).map(mounted).collect();
+        let mut own_mounts: BTreeSet<&OsStr> = BTreeSet::new();
+        for p in &mounted {
+            let name = p.object.path.as_os_str();
+            own_mounts.insert(name);
+            points.entry(name).or_insert(p);
+        }
         let mut around = Around::of(&survey.system);
         let pins: BTreeMap<&OsStr, &Object> =
             survey.pins.iter().map(|o| (o.path.as_os_str(), o)).collect();
@@ -862,16 +976,30 @@ impl<'a> Builder<'a> {
         for name in ordered {
             let path = Path::new(name);
             let inherited = around.inherited(path);
+            // Everything writable is.
+            let layered = inherited == Permission::Write && self.layer.is_some();
             if let Some(object) = pins.get(name)
                 && inherited == Permission::Write
                 && !points.contains_key(name)
             {
-                self.push(path, Action::Pin { object: (*object).clone() }, "git directory");
+                let object = (*object).clone();
+                self.cover(path, Action::Pin { object }, "git directory", layered);
                 continue;
             }
             let Some(point) = points.get(name) else { continue };
             let wanted = point.permission;
             let object = point.object.clone();
+            if own_mounts.contains(name) {
+                if !layered && mounted.iter().any(|m| std::ptr::eq(m, *point)) {
+                    // A bind brings it along.
+                    continue;
+                }
+                if layered && wanted == Permission::Write {
+                    let action = self.writable(object, true, |object| Action::Seal { object })?;
+                    self.cover(path, action, &point.why, layered);
+                    continue;
+                }
+            }
             match (inherited, wanted) {
                 (Permission::None, Permission::None) => {
                     around.0.insert(name, wanted);
@@ -890,24 +1018,34 @@ impl<'a> Builder<'a> {
                             rule: point.why.clone(),
                         });
                     }
-                    self.bind(object, wanted, &point.why);
+                    self.bind(object, wanted, &point.why)?;
                 }
                 (a, b) if a == b => {}
                 (_, Permission::None) => {
-                    self.push(path, Action::Mask { object }, &point.why);
+                    self.cover(path, Action::Mask { object }, &point.why, layered);
                 }
                 (Permission::Write, Permission::Read) => match (&point.copy, copies) {
                     (Some(config), Some(base)) => {
                         self.copy(base, path, object, config.clone(), &point.why);
+                        if let Some(step) = self.steps.last_mut() {
+                            step.layered = layered;
+                        }
                     }
-                    _ => self.push(path, Action::Seal { object }, &point.why),
+                    _ => self.cover(path, Action::Seal { object }, &point.why, layered),
                 },
                 (Permission::Read, Permission::Write) => {
-                    self.push(path, Action::Over { object, permission: wanted }, &point.why);
+                    let over = |object| Action::Over { object, permission: wanted };
+                    let action = self.writable(object, true, over)?;
+                    self.push(path, action, &point.why);
                     self.allow(path, Access::Write);
                 }
                 (Permission::View, Permission::Read | Permission::Write) => {
-                    self.push(path, Action::Over { object, permission: wanted }, &point.why);
+                    let over = |object| Action::Over { object, permission: wanted };
+                    let action = match wanted {
+                        Permission::Write => self.writable(object, true, over)?,
+                        _ => over(object),
+                    };
+                    self.push(path, action, &point.why);
                     let access =
                         if wanted == Permission::Read { Access::Read } else { Access::Write };
                     self.allow(path, access);
@@ -1081,6 +1219,12 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// A file system of its own below what a layer lies over, as far as nothing else is said of it.
+fn mounted(object: &Object) -> Point {
+    let why = "a file system of its own, which the layer does not cover".to_owned();
+    Point { object: object.clone(), permission: Permission::Read, why, guard: false, copy: None }
+}
+
 /// What surrounds a path: the nearest point above it that was made visible or hidden.
 struct Around<'a>(HashMap<&'a OsStr, Permission>);
 
@@ -1130,6 +1274,9 @@ impl fmt::Display for Plan {
                 writeln!(f, "  {}  {}", key.fingerprint, shown(Path::new(&key.comment)))?;
             }
         }
+        if let Some(layer) = &self.layer {
+            writeln!(f, "layer       {}", layer.detail())?;
+        }
         writeln!(f, "directory   {}", shown(&self.cwd))?;
         if !self.steps.is_empty() {
             writeln!(f, "view")?;
@@ -1149,6 +1296,10 @@ impl fmt::Display for Plan {
                     _ => "read-only".into(),
                 },
                 Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
+                Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
+                Action::LayerFile { .. } => {
+                    "read-write, changes go to the layer (overlay of its directory)".into()
+                }
                 Action::Seal { .. } => "read-only".into(),
                 Action::Copy { .. } => "a private copy, written inside only".into(),
                 Action::File { .. } => "private, read-only".into(),

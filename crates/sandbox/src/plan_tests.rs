@@ -96,6 +96,7 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         notes: Vec::new(),
         foreign_id: 1000,
         idmap: true,
+        layer: None,
         places,
     }
 }

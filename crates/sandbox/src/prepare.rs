@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ringfence_layers::Store;
 use ringfence_policy::{
     Base, CompiledRules, Effect, GlobRule, Kind, Network, Permission, Places, Policy, Rule,
     pattern, priority,
@@ -19,6 +20,7 @@ use crate::discover::{
     WalkOptions,
 };
 use crate::inspection::Inspection;
+use crate::layer::{self, LayerRequest, LayerSurvey};
 use crate::network::{self, Filter, Keep};
 use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
@@ -41,6 +43,8 @@ pub struct Request {
     pub filter: Option<Filter>,
     /// For a policy that inspects hosts ([`Network::inspects`]): what that needs inside.
     pub inspection: Option<Arc<Inspection>>,
+    /// What is written lands in this layer instead of the real tree.
+    pub layer: Option<LayerRequest>,
 }
 
 impl Request {
@@ -54,7 +58,19 @@ impl Request {
             cache: true,
             filter: None,
             inspection: None,
+            layer: None,
         }
+    }
+
+    /// The store of layers of this environment.
+    pub fn store(&self) -> PathBuf {
+        let home = self.variable("HOME").map_or_else(|| PathBuf::from("/nonexistent"), Into::into);
+        let directory = Store::default_directory(
+            self.variable("RINGFENCE_STATE"),
+            self.variable("XDG_STATE_HOME"),
+            &home,
+        );
+        std::fs::canonicalize(&directory).unwrap_or(directory)
     }
 
     fn variable(&self, name: &str) -> Option<&OsStr> {
@@ -191,6 +207,12 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         found.patterns(policy, &places, w, request, &mut notes)?;
     }
 
+    found.store(request)?;
+    let layer = match &request.layer {
+        Some(wanted) => Some(found.layer(wanted.clone(), workspace.as_ref())?),
+        None => None,
+    };
+
     let filter = match &request.filter {
         Some(filter) => Some(filter.clone()),
         None => Filter::of(&policy.network)?,
@@ -259,6 +281,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         notes,
         foreign_id,
         idmap,
+        layer,
         places,
     };
     let git = found.git;
@@ -630,6 +653,45 @@ impl<'a> Findings<'a> {
             });
         }
         Ok(())
+    }
+
+    /// What other runs changed in their layers is not for this one to see.
+    fn store(&mut self, request: &Request) -> Result<(), PrepareError> {
+        let path = request.layer.as_ref().map_or_else(|| request.store(), |l| l.store.clone());
+        if self.is_visible(&path)
+            && let Some(object) = self.identify(&path)?
+        {
+            let why = "the store of layers".to_owned();
+            let permission = Permission::None;
+            self.points.push(Point { object, permission, why, guard: true, copy: None });
+        }
+        Ok(())
+    }
+
+    /// What a layer needs to know: directories of single files, and what is mounted where.
+    fn layer(
+        &mut self,
+        request: LayerRequest,
+        workspace: Option<&Object>,
+    ) -> Result<LayerSurvey, PrepareError> {
+        let writable: Vec<Object> = self
+            .points
+            .iter()
+            .filter(|p| p.permission == Permission::Write)
+            .map(|p| p.object.clone())
+            .collect();
+        let mut parents: Vec<Object> = Vec::new();
+        for file in writable.iter().filter(|o| !o.id.is_dir) {
+            let Some(parent) = file.path.parent() else { continue };
+            if parents.iter().all(|p| p.path != parent) {
+                parents.extend(self.look(parent)?.filter(|object| object.path == parent));
+            }
+        }
+        let directories: Vec<&Path> =
+            writable.iter().chain(&parents).chain(workspace).map(|o| &*o.path).collect();
+        let mounts = layer::mounts_below(&directories)
+            .map_err(|e| path_error(Path::new("/proc/self/mountinfo"), plain(&e)))?;
+        Ok(LayerSurvey { request, mounts, parents })
     }
 
     /// An object reached through a symlink is shown at the name that was asked for, unless it lies

@@ -17,6 +17,7 @@ use ringfence_sys::raw::Errno;
 
 use crate::agent::{Agent, Channel};
 use crate::copies::After;
+use crate::layer::{InLayer, LayerError};
 use crate::lower::{self, Command};
 use crate::plan::{Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
@@ -33,7 +34,9 @@ pub enum RunError {
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]
-    Nul(#[from] lower::Nul),
+    Lower(#[from] lower::LowerError),
+    #[error(transparent)]
+    Layer(#[from] LayerError),
     /// A layer of the sandbox could not be set up.
     #[error("cannot {what}: {errno}{hint}")]
     Setup { what: String, errno: Errno, hint: String },
@@ -112,6 +115,7 @@ pub struct Running {
     agent: Option<Agent>,
     /// What [`Running::look_for_leavings`] found.
     held: Option<Vec<String>>,
+    layer: Option<InLayer>,
 }
 
 /// Starts a planned run.
@@ -143,13 +147,19 @@ pub fn start(
     let watch = sweep::Watch::new(&plan);
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
-    let agent_end = channel.as_ref().map_or(-1, Channel::number);
+    let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers));
+    let layer = layer.transpose().map_err(RunError::from)?;
+    let given = lower::Given {
+        agent: channel.as_ref().map_or(-1, Channel::number),
+        lock: layer.as_ref().map_or(-1, InLayer::lock),
+        mounts: layer.as_ref().map_or(&[], InLayer::mounts),
+    };
     let (spec, parent) =
-        lower::lower(&plan, limits, nproc, command, procs, agent_end).map_err(RunError::from)?;
+        lower::lower(&plan, limits, nproc, command, procs, &given).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut jailed =
-        jail::spawn(&spec, &parent, early).map_err(|f| failed(&f, &program, &spec, plan.rung))?;
+    let mut jailed = jail::spawn(&spec, &parent, early)
+        .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
     let Plan { mut status, rung, ssh_agent, .. } = plan;
     let network = jailed.network.take();
     if let Some(made) = &network {
@@ -173,6 +183,7 @@ pub fn start(
         scratch,
         agent,
         held: None,
+        layer,
     })
 }
 
@@ -242,6 +253,10 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
         jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
         jail::Step::Listen { path, .. } => (cpath(path), "listen at"),
+        jail::Step::Overlay(overlay) => match &overlay.place {
+            jail::Place::Root { path, .. } => (cpath(path), "lay the layer over"),
+            jail::Place::Stage(_) => (PathBuf::from("/"), "lay the layer over a directory below"),
+        },
         jail::Step::Mask { path, .. } => (cpath(path), "hide"),
         jail::Step::Cover { path, .. } => (cpath(path), "put authorities over"),
         jail::Step::ReadOnly { path } => (cpath(path), "make read-only"),
@@ -254,7 +269,13 @@ fn cpath(path: &std::ffi::CStr) -> PathBuf {
 }
 
 /// Words for a set-up failure: which layer refused, what to do.
-fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> RunError {
+fn failure(
+    f: &Failure,
+    program: &str,
+    spec: &jail::JailSpec,
+    rung: Rung,
+    layer: Option<&InLayer>,
+) -> RunError {
     if f.stage == Stage::Exec {
         let not_found = f.errno.0 == libc::ENOENT;
         let problem = match f.errno.0 {
@@ -282,6 +303,15 @@ fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Run
         ),
         stage => stage.text().to_owned(),
     };
+    if let Some(layer) = layer
+        && is_covered_in_layer(f, spec)
+    {
+        let hint = format!(
+            "; layer {0} changed what is guarded there, nothing was run: apply or discard that change (`ringfence diff {0}` shows it), or use another layer",
+            layer.name()
+        );
+        return RunError::Setup { what, errno: f.errno, hint };
+    }
     let hint = if f.errno.0 == libc::ESTALE {
         "; it was replaced while the sandbox was being set up, nothing was run"
     } else if namespace_refusal(f, spec) && rung == Rung::Namespaces {
@@ -292,10 +322,30 @@ fn failure(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Run
     RunError::Setup { what, errno: f.errno, hint: hint.into() }
 }
 
+/// A guard has no place in the view: only an earlier run in the same layer, to which less was guarded,
+/// or the host since then can have made it so.
+fn is_covered_in_layer(f: &Failure, spec: &jail::JailSpec) -> bool {
+    const NO_PLACE: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EINVAL];
+    let step = spec.view.as_ref().and_then(|view| view.steps.get(f.index as usize));
+    let guard = match step {
+        Some(jail::Step::Over { expect, .. }) => expect.is_none(),
+        Some(jail::Step::Copy(copy)) => copy.expect.is_none(),
+        _ => false,
+    };
+    f.stage == Stage::Step && guard && NO_PLACE.contains(&f.errno.0)
+}
+
 /// A set-up failure, and whether the lower rung may be tried after it.
-fn failed(f: &Failure, program: &str, spec: &jail::JailSpec, rung: Rung) -> Failed {
+fn failed(
+    f: &Failure,
+    program: &str,
+    spec: &jail::JailSpec,
+    rung: Rung,
+    layer: Option<&InLayer>,
+) -> Failed {
     let refusal = rung == Rung::Namespaces && namespace_refusal(f, spec);
-    Failed { error: failure(f, program, spec, rung), refusal: refusal.then(|| f.to_string()) }
+    let error = failure(f, program, spec, rung, layer);
+    Failed { error, refusal: refusal.then(|| f.to_string()) }
 }
 
 /// Whether the failure says that this host does not let us have namespaces (as opposed to a real
@@ -375,9 +425,17 @@ impl Running {
         };
         drop(self.scratch.take());
         drop(self.agent.take());
+        let layer = self.layer.take();
         match waited {
-            Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung)),
+            Err(f) => {
+                let failed = failed(&f, &self.program, &self.spec, self.rung, layer.as_ref());
+                if let Some(layer) = layer {
+                    layer.abandon();
+                }
+                Err(failed)
+            }
             Ok(status) => {
+                let layer = layer.map(InLayer::finish);
                 let ended = Ended::from_wait_status(status);
                 let (code, signal) = match ended {
                     Ended::Exited(code) => (Some(code), None),
@@ -391,6 +449,7 @@ impl Running {
                     signal,
                     wall_ms: self.started.elapsed().as_millis() as u64,
                     held,
+                    layer,
                 });
                 Ok((ended, self.status))
             }

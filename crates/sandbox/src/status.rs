@@ -60,6 +60,10 @@ pub struct End {
     /// aside, and git configuration whose private copy was not kept. A line for each.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub held: Vec<String>,
+    /// What the run's layer holds now.
+    #[cfg(target_os = "linux")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub layer: Option<crate::layer::Changed>,
 }
 
 impl Status {

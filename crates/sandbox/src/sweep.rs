@@ -20,6 +20,7 @@ pub struct Watch {
     /// How many directories the workspace had, as far as they were counted.
     directories: u64,
     copies: Copies,
+    in_layer: bool,
 }
 
 /// A run shorter than this gets the quick look for repositories that it made when the workspace is
@@ -30,6 +31,10 @@ const SMALL_TREE: u64 = 256;
 
 impl Watch {
     pub fn new(plan: &Plan) -> Self {
+        // The real tree cannot be written; what a layer holds is looked at before it is applied.
+        if plan.layer.is_some() {
+            return Self { copies: Copies::new(plan), in_layer: true, ..Self::default() };
+        }
         let mut roots: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
         let mut free = Vec::new();
         let mut read = None;
@@ -72,6 +77,7 @@ impl Watch {
             git,
             directories: plan.directories,
             copies: Copies::new(plan),
+            in_layer: false,
         }
     }
 
@@ -141,7 +147,9 @@ impl Watch {
                 lines.push(held_line(&root.join(&a.path), &a.path, absent.root(), root));
             }
         }
-        if let Ok(root) = open_directory(&self.workspace) {
+        if !self.in_layer
+            && let Ok(root) = open_directory(&self.workspace)
+        {
             let root = root.as_fd();
             let listing = Listing::read(root);
             self.free_names(root, listing.as_ref(), &mut lines);

@@ -15,9 +15,13 @@ pub mod egress;
 #[cfg(target_os = "linux")]
 pub mod entry;
 #[cfg(target_os = "linux")]
+pub mod fd;
+#[cfg(target_os = "linux")]
 pub mod landlock;
 #[cfg(target_os = "linux")]
 pub mod ns;
+#[cfg(target_os = "linux")]
+pub mod overlay;
 #[cfg(target_os = "linux")]
 pub mod processors;
 #[cfg(target_os = "linux")]

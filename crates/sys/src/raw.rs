@@ -214,6 +214,27 @@ pub fn move_mount(from: i32, from_path: &CStr, to: i32, to_path: &CStr, flags: u
     call!(libc::SYS_move_mount, from, from_path.as_ptr(), to, to_path.as_ptr(), flags).map(|_| ())
 }
 
+/// A context in which a file system is configured, see [`fsconfig`].
+pub fn fsopen(name: &CStr, flags: u32) -> Result<i32> {
+    call!(libc::SYS_fsopen, name.as_ptr(), flags).map(|fd| fd as i32)
+}
+
+/// `FSCONFIG_*` commands that take no descriptor.
+pub fn fsconfig(
+    context: i32,
+    command: u32,
+    key: Option<&CStr>,
+    value: Option<&CStr>,
+) -> Result<()> {
+    let pointer = |c: Option<&CStr>| c.map_or(std::ptr::null(), CStr::as_ptr);
+    call!(libc::SYS_fsconfig, context, command, pointer(key), pointer(value), 0).map(|_| ())
+}
+
+/// A detached mount of what was configured.
+pub fn fsmount(context: i32, flags: u32, attributes: u32) -> Result<i32> {
+    call!(libc::SYS_fsmount, context, flags, attributes).map(|fd| fd as i32)
+}
+
 #[repr(C)]
 struct MountAttr {
     attr_set: u64,

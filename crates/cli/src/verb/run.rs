@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfence_policy::{Base, Effect, Permission, Policy, Rule, priority};
 use ringfence_proxy::inspect::Inspector;
+use ringfence_sandbox::layer::{Changed, LayerRequest};
 use ringfence_sandbox::lower::Command;
 use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
@@ -97,6 +98,7 @@ fn meant(typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     let path = |id: Id| typed.last(id).map(PathBuf::from);
     let mut request =
         Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
+    request.layer = layer(&typed, &request).map_err(output::fail)?;
     request.filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
     // Set up by the helper while the rest is planned.
     if let (Some(filter), Some(early)) = (&request.filter, early) {
@@ -105,6 +107,19 @@ fn meant(typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     let inspector = inspect::prepare(&mut layered.policy, &mut request).map_err(output::fail)?;
     protect_policy_files(&mut layered, &request).map_err(output::fail)?;
     Ok(Meant { typed, layered, request, argv, inspector })
+}
+
+/// The layer that is to get what the command writes.
+fn layer(typed: &Typed, request: &Request) -> Result<Option<LayerRequest>, String> {
+    let checkpoint = typed.has(Id::Checkpoint);
+    let Some(name) = typed.last(Id::Layer) else {
+        return if checkpoint { Err("--checkpoint needs --layer".into()) } else { Ok(None) };
+    };
+    let name = name.to_str().ok_or("--layer: the name is not utf-8")?;
+    let auto = name == "auto";
+    LayerRequest::new((!auto).then_some(name), request.store(), checkpoint)
+        .map(Some)
+        .map_err(|e| e.to_string())
 }
 
 /// Layer name of the rules that guard the policy in use; they are not lifted by id.
@@ -176,6 +191,9 @@ fn go(meant: &Arc<Meant>, mut early: Option<Early>) -> ExitCode {
             for line in held {
                 output::say(printable(&line));
             }
+            if let Some(changed) = status.end.as_ref().and_then(|e| e.layer.as_ref()) {
+                tell_layer(typed, changed);
+            }
             if let Err(e) = write_status(typed.last(Id::Status), &status) {
                 return output::fail(e);
             }
@@ -186,6 +204,20 @@ fn go(meant: &Arc<Meant>, mut early: Option<Early>) -> ExitCode {
             output::say(&e);
             ExitCode::from(e.exit_code() as u8)
         }
+    }
+}
+
+/// What the layer holds after the run: for whoever looks at a terminal, asked, or did not choose its
+/// name.
+fn tell_layer(typed: &Typed, changed: &Changed) {
+    if let Some(problem) = &changed.problem {
+        output::say(format_args!("layer {}: {}", changed.name, printable(problem)));
+    }
+    let asked = typed.has(Id::Monitor) || typed.has(Id::Debug);
+    let auto = typed.last(Id::Layer).is_some_and(|name| name == "auto");
+    let told = asked || auto || std::io::stderr().is_terminal();
+    if told && !changed.is_empty() {
+        output::say(changed);
     }
 }
 

@@ -14,8 +14,6 @@
 mod cache;
 mod config;
 #[cfg(target_os = "linux")]
-mod fd;
-#[cfg(target_os = "linux")]
 mod git;
 #[cfg(target_os = "linux")]
 mod names;
@@ -25,6 +23,8 @@ mod toolchains;
 mod walk;
 
 pub use config::{Entry, executable_keys, parse};
+#[cfg(target_os = "linux")]
+use ringfence_sys::fd;
 #[cfg(target_os = "linux")]
 pub use {
     cache::cache_directory,

@@ -213,6 +213,9 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
                 Permission::Write => "mounted read-write",
             },
         ),
+        Action::Layer { .. } | Action::LayerFile { .. } => {
+            (Permission::Write, "written in a layer, the host's stays as it is")
+        }
         Action::Private { .. } | Action::Writable => (
             Permission::None,
             "not there: a private, empty directory of the sandbox stands here, writable and gone afterwards",

@@ -1,4 +1,4 @@
-//! Paths by descriptor: the only way the other files of this folder touch the file system.
+//! Paths by descriptor, never through a symbolic link: how what may be hostile is walked and read.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

@@ -1,0 +1,272 @@
+//! Runs in a layer: what the plan has to know of it, the session in the store, the words at the end.
+
+use std::ffi::OsString;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use ringfence_layers::{Outcome, Root, Session, Stamp, Store};
+use serde::Serialize;
+
+use crate::survey::{self, Object};
+
+/// The layer that a run is to write to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerRequest {
+    pub name: String,
+    /// The caller did not choose the name: the layer goes at the end if nothing was changed.
+    pub auto: bool,
+    /// The store's directory.
+    pub store: PathBuf,
+    /// Seal the changes of this run at its end, so that it can be undone alone.
+    pub checkpoint: bool,
+}
+
+impl LayerRequest {
+    /// Without a name one is made up that no layer has.
+    pub fn new(name: Option<&str>, store: PathBuf, checkpoint: bool) -> Result<Self, LayerError> {
+        let auto = name.is_none();
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => free_name(&store)?,
+        };
+        ringfence_layers::check_name(&name)?;
+        Ok(Self { name, auto, store, checkpoint })
+    }
+}
+
+fn free_name(store: &Path) -> Result<String, LayerError> {
+    loop {
+        let id = ringfence_layers::random_id()?;
+        let name = format!("auto-{}", id.get(..4).unwrap_or(&id));
+        if std::fs::symlink_metadata(store.join("layers").join(&name)).is_err() {
+            return Ok(name);
+        }
+    }
+}
+
+/// What the survey found out for a layer.
+#[derive(Debug)]
+pub struct LayerSurvey {
+    pub request: LayerRequest,
+    /// File systems of their own at or below what could become a root.
+    pub mounts: Vec<Object>,
+    /// The directories of writable single files.
+    pub parents: Vec<Object>,
+}
+
+/// A layer in the plan.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerPlan {
+    pub name: String,
+    #[serde(skip)]
+    pub request: LayerRequest,
+    /// What it lies over, in the order in which the store is told of it.
+    pub roots: Vec<LayerRoot>,
+}
+
+/// A directory that a layer lies over.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerRoot {
+    pub path: PathBuf,
+    #[serde(skip)]
+    pub object: Object,
+    /// Not shown itself, only single files of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub files_only: bool,
+}
+
+impl LayerPlan {
+    pub fn new(request: LayerRequest) -> Self {
+        Self { name: request.name.clone(), request, roots: Vec::new() }
+    }
+
+    pub fn detail(&self) -> String {
+        let roots: Vec<String> = self.roots.iter().map(|r| crate::plan::shown(&r.path)).collect();
+        match roots.as_slice() {
+            [] => format!("{}: nothing of the host is writable", self.name),
+            _ => format!(
+                "{}: over {}; the host's files stay as they are",
+                self.name,
+                roots.join(", ")
+            ),
+        }
+    }
+
+    /// The number of a root, which is entered if it is new.
+    pub fn root(&mut self, object: &Object, files_only: bool) -> usize {
+        if let Some(known) = self.roots.iter().position(|r| r.path == object.path) {
+            return known;
+        }
+        self.roots.push(LayerRoot {
+            path: object.path.clone(),
+            object: object.clone(),
+            files_only,
+        });
+        self.roots.len() - 1
+    }
+
+    /// The root whose overlay shows a path, and the path in it.
+    pub fn shows<'p>(&self, path: &'p Path) -> Option<(usize, &'p Path)> {
+        self.roots
+            .iter()
+            .enumerate()
+            .filter(|(_, root)| !root.files_only)
+            .filter_map(|(i, root)| Some((i, path.strip_prefix(&root.path).ok()?)))
+            .min_by_key(|(_, rest)| rest.as_os_str().len())
+    }
+}
+
+/// What a run changed in its layer, for [`crate::status::End`] and the last line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Changed {
+    pub name: String,
+    pub added: usize,
+    pub changed: usize,
+    pub deleted: usize,
+    /// Nothing was changed and nobody gave it its name: it is gone again.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub removed: bool,
+    /// What could not be found out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub problem: Option<String>,
+}
+
+impl Changed {
+    pub fn is_empty(&self) -> bool {
+        (self.added, self.changed, self.deleted) == (0, 0, 0)
+    }
+}
+
+impl std::fmt::Display for Changed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, added, changed, deleted, .. } = self;
+        write!(
+            f,
+            "layer {name}: {added} added, {changed} changed, {deleted} deleted; see: ringfence diff {name}"
+        )
+    }
+}
+
+/// A session and what it takes to end it.
+#[derive(Debug)]
+pub struct InLayer {
+    session: Session,
+    request: LayerRequest,
+    policy: Vec<String>,
+}
+
+/// Why no session could be begun.
+#[derive(Debug, thiserror::Error)]
+#[error("--layer: {0}")]
+pub struct LayerError(#[from] ringfence_layers::Error);
+
+impl InLayer {
+    pub fn begin(plan: &LayerPlan, policy: &[String]) -> Result<Self, LayerError> {
+        let store = Store::open(&plan.request.store)?;
+        let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
+        let session = store.begin(&plan.name, &roots, Stamp::now())?;
+        Ok(Self { session, request: plan.request.clone(), policy: policy.to_vec() })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.request.name
+    }
+
+    pub fn mounts(&self) -> &[ringfence_layers::Mount] {
+        self.session.mounts()
+    }
+
+    pub fn lock(&self) -> i32 {
+        self.session.lock().as_raw_fd()
+    }
+
+    /// Ends the session. What goes wrong here loses nothing, and is told.
+    pub fn finish(self) -> Changed {
+        let Self { session, request, policy } = self;
+        let untouched = request.auto && is_untouched(&session);
+        let ended = session.finish(&Outcome { policy });
+        let (ended, removed) = match ended {
+            Ok(()) if untouched => (discard(&request), true),
+            other => (other, false),
+        };
+        Changed {
+            name: request.name,
+            added: 0,
+            changed: 0,
+            deleted: 0,
+            removed: removed && ended.is_ok(),
+            problem: ended.err().map(|e| e.to_string()),
+        }
+    }
+
+    /// Nothing has run.
+    pub fn abandon(self) {
+        let Self { session, request, policy } = self;
+        let untouched = request.auto && is_untouched(&session);
+        if session.finish(&Outcome { policy }).is_ok() && untouched {
+            let _ = discard(&request);
+        }
+    }
+}
+
+fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
+    Store::open(&request.store)?.discard(&request.name)
+}
+
+/// Nothing was changed but perhaps the times of the roots.
+fn is_untouched(session: &Session) -> bool {
+    session.mounts().iter().all(|mount| {
+        mount.lower.len() == 1
+            && std::fs::read_dir(&mount.upper).is_ok_and(|mut names| names.next().is_none())
+    })
+}
+
+/// Mount points below directories, from `/proc/self/mountinfo`.
+pub fn mounts_below(directories: &[&Path]) -> std::io::Result<Vec<Object>> {
+    let text = std::fs::read("/proc/self/mountinfo")?;
+    let mut found: Vec<Object> = Vec::new();
+    for point in mount_points(&text) {
+        let below = directories.iter().any(|d| survey::lies_in(&point, d));
+        if !below || found.iter().any(|known| known.path == point) {
+            continue;
+        }
+        // One that cannot be reached by its name is covered by another.
+        if let Ok(Some(object)) = survey::look_at_link(&point) {
+            found.push(object);
+        }
+    }
+    Ok(found)
+}
+
+/// See proc_pid_mountinfo(5): `id parent major:minor root point ...`; space, tab, newline and
+/// backslash are written as three octal digits.
+fn mount_points(text: &[u8]) -> impl Iterator<Item = PathBuf> {
+    text.split(|b| *b == b'\n').filter_map(|line| {
+        let escaped = line.split(|b| *b == b' ').nth(4)?;
+        let mut plain = Vec::with_capacity(escaped.len());
+        let mut rest = escaped;
+        while let Some((&byte, after)) = rest.split_first() {
+            let octal = (byte == b'\\').then(|| after.get(..3)).flatten();
+            let value = octal
+                .and_then(|digits| std::str::from_utf8(digits).ok())
+                .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+            plain.push(value.unwrap_or(byte));
+            rest = if value.is_some() { &after[3..] } else { after };
+        }
+        Some(PathBuf::from(OsString::from_vec(plain)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_as_the_kernel_writes_them() {
+        let text = b"23 1 8:1 / / rw - ext4 /dev/sda rw\n\
+            24 23 0:5 / /w/a\\040b\\134c rw,nosuid shared:3 - tmpfs t rw\n\n";
+        let points: Vec<PathBuf> = mount_points(text).collect();
+        assert_eq!(points, [Path::new("/"), Path::new("/w/a b\\c")]);
+    }
+}

@@ -1,0 +1,3 @@
+//! Runs in a layer, and what can be done with it afterwards.
+
+mod run;
