@@ -36,6 +36,8 @@ pub const NO_READER: Errors = 2048;
 pub const NO_SLOT: Errors = 4096;
 /// EOPNOTSUPP.
 pub const UNSUPPORTED: Errors = 8192;
+/// ESTALE: of an overlay only.
+pub const STALE: Errors = 16384;
 const ANYTHING: Errors = !0;
 
 pub fn class(code: i32) -> Errors {
@@ -55,6 +57,7 @@ pub fn class(code: i32) -> Errors {
         E::NXIO => NO_READER,
         E::BADF => NO_SLOT,
         E::OPNOTSUPP => UNSUPPORTED,
+        E::STALE => STALE,
         _ => 1 << 31,
     }
 }
@@ -748,6 +751,9 @@ impl Model {
                 add(self.has_hidden(view, &to.path, target), DENIED);
             }
         }
+        if same && view.layer {
+            may |= STALE;
+        }
         if !same {
             add(view.mounts.contains(&from.path) || view.mounts.contains(&to.path), BUSY);
             let cannot_move =
@@ -940,7 +946,7 @@ impl Model {
 
 fn in_words(expected: &Expected) -> String {
     let names = |errors: Errors| {
-        const ALL: [(Errors, &str); 14] = [
+        const ALL: [(Errors, &str); 15] = [
             (NO_ENTRY, "ENOENT"),
             (DENIED, "denied"),
             (EXISTS, "EEXIST"),
@@ -955,6 +961,7 @@ fn in_words(expected: &Expected) -> String {
             (NO_READER, "ENXIO"),
             (NO_SLOT, "EBADF"),
             (UNSUPPORTED, "EOPNOTSUPP"),
+            (STALE, "ESTALE"),
         ];
         let named = ALL.iter().filter(|(bit, _)| errors & bit != 0).map(|(_, name)| *name);
         named.collect::<Vec<_>>().join(" or ")
