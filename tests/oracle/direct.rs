@@ -41,7 +41,8 @@ fn a_rule_that_is_not_held_is_noticed() {
 /// Each seed failed before something was mended.
 #[test]
 fn seeds_that_failed() {
-    const FAILED: [u64; 0] = [];
+    // A directory that leads to what is protected, named by a grant, could be moved away.
+    const FAILED: [u64; 1] = [133];
     as_each_user(|place| {
         for seed in FAILED {
             let case = Case::new(Mechanism::Direct, place.user, seed);

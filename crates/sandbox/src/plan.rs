@@ -980,7 +980,8 @@ impl<'a> Builder<'a> {
             let layered = inherited == Permission::Write && self.layer.is_some();
             if let Some(object) = pins.get(name)
                 && inherited == Permission::Write
-                && !points.contains_key(name)
+                // A grant that says what is granted anyway does not let go of it.
+                && points.get(name).is_none_or(|p| p.permission == Permission::Write)
             {
                 let object = (*object).clone();
                 self.cover(path, Action::Pin { object }, "git directory", layered);
