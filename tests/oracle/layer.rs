@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | moving a directory that was there before the layer | moves | EXDEV, on which programs copy |
 //! | a file that had several names before the layer | one file | each name is copied by itself when it is changed |
+//! | modes of a file from before the layer that got another name in this run | one mode | each name may go by the mode that it knew |
 //! | renaming one name of a file onto another of its names | nothing happens | nothing, or ESTALE |
 //! | what the host changes during a run | is seen | is not made here: it is undefined below an overlay |
 

@@ -21,6 +21,7 @@ mod direct;
 mod inside;
 mod law;
 mod layer;
+mod masked;
 mod model;
 mod ops;
 mod play;

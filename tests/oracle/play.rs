@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use serde_json::json;
 
 use crate::harness::{self, Place, User};
-use crate::law::{Kind, Law, Permission, Places, Rule};
+use crate::law::{Kind, Law, PRESETS, Permission, Places, Rule};
 use crate::model::{self, Hidden, Model, Names, View, What};
 use crate::ops::{self, At, Data, How, Op, Reply, SLOTS, Seen};
 use crate::random::Random;
@@ -22,6 +22,8 @@ pub enum Mechanism {
     Direct,
     /// An overlay without rules.
     Layer,
+    /// An overlay over a mask of what rules hide, names checked as they are made.
+    Masked,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,12 +288,58 @@ fn shared_below(model: &Model, path: &[Vec<u8>]) -> bool {
     })
 }
 
+/// Rules about names, wherever they are.
+fn name_rules(r: &mut Random) -> Vec<Rule> {
+    let ordered = |pattern: &str, permission, priority| Rule {
+        pattern: pattern.to_owned(),
+        kind: Kind::Glob,
+        permission,
+        priority,
+    };
+    let mut rules: Vec<Rule> = if r.one_in(3) {
+        let preset = r.pick(&PRESETS).1;
+        preset.iter().map(|p| ordered(p.pattern, p.permission, p.priority)).collect()
+    } else {
+        let base = *r.pick(&[Permission::Write, Permission::Write, Permission::Read]);
+        vec![Rule { kind: Kind::Grant, ..ordered(".", base, 0) }]
+    };
+    const PATTERNS: [&str; 14] = [
+        "**/.env*",
+        "**/secrets",
+        "**/*.key",
+        "a",
+        "a/b",
+        "**/[ab]",
+        "**/.[!e]*",
+        "output/**",
+        "*/x.key",
+        "**/{y.txt,z}",
+        "c d",
+        "**/a/**/b",
+        "tmp/*",
+        "A",
+    ];
+    for _ in 0..r.below(4) {
+        let (kind, permission) = *r.pick(&[
+            (Kind::Cap, Permission::None),
+            (Kind::Cap, Permission::None),
+            (Kind::Cap, Permission::Read),
+            (Kind::Grant, Permission::Write),
+            (Kind::Grant, Permission::Read),
+        ]);
+        let pattern = (*r.pick(&PATTERNS)).to_owned();
+        rules.push(Rule { pattern, kind, permission, priority: 0 });
+    }
+    rules
+}
+
 impl Case {
     pub fn new(mechanism: Mechanism, user: User, seed: u64) -> Self {
         let mut r = Random::new(seed);
         let (before, model) = tree(&mut r);
         let rules = match mechanism {
             Mechanism::Direct => direct_rules(&mut r, &model),
+            Mechanism::Masked => name_rules(&mut r),
             Mechanism::Layer => vec![Rule {
                 pattern: ".".to_owned(),
                 kind: Kind::Grant,
@@ -484,7 +532,7 @@ impl Game {
             self.place.own(&state);
         }
         let mut arguments = vec!["run".into(), "-s".into(), policy.into_os_string()];
-        if self.case.mechanism == Mechanism::Layer {
+        if self.case.mechanism != Mechanism::Direct {
             arguments.extend(["--layer".into(), "oracle".into()]);
         }
         arguments.extend(["--".into(), executor().as_os_str().to_owned()]);
@@ -533,7 +581,7 @@ impl Game {
                         if let Err(why) = sandbox.end() {
                             return lost(why);
                         }
-                        inside.slots = Default::default();
+                        inside.restarts();
                         sandbox = match self.sandbox() {
                             Ok(sandbox) => sandbox,
                             Err(why) => return lost(format!("does not start again: {why}")),
