@@ -18,6 +18,7 @@
 mod harness;
 
 mod direct;
+mod exact;
 mod inside;
 mod law;
 mod layer;

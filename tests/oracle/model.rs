@@ -368,6 +368,8 @@ fn fails(errors: Errors) -> Expected {
 pub struct Model {
     pub tree: Tree,
     pub slots: [Option<Node>; SLOTS],
+    /// Held directories that the host moved: what they lead to now is not promised.
+    pub lost: [bool; SLOTS],
 }
 
 const MOST_LINKS: usize = 40;
@@ -471,7 +473,7 @@ impl Model {
 
     /// The sandbox starts anew: nothing is open, nothing is cached.
     pub fn restarts(&mut self) {
-        self.slots = Default::default();
+        (self.slots, self.lost) = Default::default();
         for inode in &mut self.tree.nodes {
             inode.twin = false;
         }
@@ -691,6 +693,24 @@ impl Model {
             }
             Op::Dump => answer(0, Wanted::Anything),
         }
+    }
+
+    /// Where held directories lie.
+    pub fn held(&self) -> [Option<Names>; SLOTS] {
+        self.slots.map(|slot| slot.and_then(|node| self.tree.path_of(node)))
+    }
+
+    /// Held directories that lie elsewhere now are not used any more.
+    pub fn lose(&mut self, held: &[Option<Names>; SLOTS]) {
+        let now = self.held();
+        for slot in 0..SLOTS {
+            self.lost[slot] |= now[slot] != held[slot];
+        }
+    }
+
+    /// Whether an operation begins in a directory that the host moved.
+    pub fn is_lost(&self, op: &Op) -> bool {
+        op.places().into_iter().any(|at| at.slot.is_some_and(|s| self.lost[s as usize % SLOTS]))
     }
 
     /// Whether an operation would move or remove one of these places.

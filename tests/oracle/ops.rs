@@ -155,6 +155,33 @@ pub enum Op {
     Dump,
 }
 
+impl Op {
+    /// Every path of the operation.
+    pub fn places(&self) -> Vec<&At> {
+        match self {
+            Self::Write { at, .. }
+            | Self::Append { at, .. }
+            | Self::Truncate { at, .. }
+            | Self::Read { at }
+            | Self::List { at }
+            | Self::Stat { at, .. }
+            | Self::Readlink { at }
+            | Self::Symlink { at, .. }
+            | Self::Unlink { at }
+            | Self::Rmdir { at }
+            | Self::Mkdir { at }
+            | Self::Fifo { at }
+            | Self::Chmod { at, .. }
+            | Self::Utimes { at, .. }
+            | Self::Attribute { at, .. }
+            | Self::OpenDirectory { at, .. } => vec![at],
+            Self::Rename { from, to, .. } | Self::Link { from, to } => vec![from, to],
+            Self::Nameless { directory, to, .. } => vec![directory, to],
+            Self::Dump => Vec::new(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
     Plain,

@@ -2,6 +2,7 @@
 //! part.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -24,6 +25,15 @@ pub enum Mechanism {
     Layer,
     /// An overlay over a mask of what rules hide, names checked as they are made.
     Masked,
+    /// The real tree through FUSE, every operation decided by its path.
+    Exact,
+}
+
+impl Mechanism {
+    /// What is written lands in a layer.
+    fn is_layer(self) -> bool {
+        matches!(self, Self::Layer | Self::Masked)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -333,13 +343,23 @@ fn name_rules(r: &mut Random) -> Vec<Rule> {
     rules
 }
 
+/// Whether some file has names with other permissions.
+fn names_differ(model: &Model, rules: &[Rule]) -> bool {
+    let law = Law::new(rules, &PLACES).unwrap();
+    let view = View::of_sandbox(&law, Hidden::Absent, BTreeSet::new(), false);
+    let all = model.tree.all();
+    all.iter().any(|(path, node)| {
+        all.iter().any(|(p, n)| n == node && view.permission(p) != view.permission(path))
+    })
+}
+
 impl Case {
     pub fn new(mechanism: Mechanism, user: User, seed: u64) -> Self {
         let mut r = Random::new(seed);
         let (before, model) = tree(&mut r);
         let rules = match mechanism {
             Mechanism::Direct => direct_rules(&mut r, &model),
-            Mechanism::Masked => name_rules(&mut r),
+            Mechanism::Masked | Mechanism::Exact => name_rules(&mut r),
             Mechanism::Layer => vec![Rule {
                 pattern: ".".to_owned(),
                 kind: Kind::Grant,
@@ -347,6 +367,10 @@ impl Case {
                 priority: 0,
             }],
         };
+        let mut before = before;
+        if mechanism == Mechanism::Masked && names_differ(&model, &rules) {
+            before.retain(|op| !matches!(op, Op::Link { .. }));
+        }
         Self { mechanism, user, seed, before, judged: rules.clone(), rules }
     }
 
@@ -471,6 +495,32 @@ impl Drop for Player {
     }
 }
 
+/// The binary, by a user who can open the device of FUSE. Where only root can, an ordinary user gets a
+/// node of its own, in a mount namespace that ends with the command.
+fn with_device(place: &Place, arguments: Vec<OsString>) -> Command {
+    if place.user == User::Me {
+        return place.ringfence(arguments);
+    }
+    let id = harness::ORDINARY_ID;
+    let script = format!(
+        "d=$(mktemp -d) && mount -t tmpfs -o mode=755 private \"$d\" \
+         && mknod -m 666 \"$d/fuse\" c 10 229 && mount --bind \"$d/fuse\" /dev/fuse \
+         && umount -l \"$d\" && rmdir \"$d\" \
+         && exec setpriv --reuid {id} --regid {id} --clear-groups -- \"$@\""
+    );
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "private", "--", "/bin/sh", "-c", &script, "sh"])
+        .arg(harness::binary())
+        .args(arguments)
+        .current_dir(place.workspace())
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+        .env("HOME", place.home())
+        .env("LANG", "C.UTF-8");
+    command
+}
+
 /// Why a game ended.
 #[derive(Debug)]
 pub enum End {
@@ -531,13 +581,20 @@ impl Game {
             harness::mode(&state, 0o700);
             self.place.own(&state);
         }
-        let mut arguments = vec!["run".into(), "-s".into(), policy.into_os_string()];
-        if self.case.mechanism != Mechanism::Direct {
+        let mut arguments: Vec<OsString> = vec!["run".into(), "-s".into(), policy.into_os_string()];
+        if self.case.mechanism == Mechanism::Exact {
+            arguments.push("--exact".into());
+        }
+        if self.case.mechanism.is_layer() {
             arguments.extend(["--layer".into(), "oracle".into()]);
         }
         arguments.extend(["--".into(), executor().as_os_str().to_owned()]);
         arguments.extend(ARGUMENTS.iter().map(Into::into));
-        let mut command = self.place.ringfence(arguments);
+        let mut command = if self.case.mechanism == Mechanism::Exact {
+            with_device(&self.place, arguments)
+        } else {
+            self.place.ringfence(arguments)
+        };
         command.env("RINGFENCE_STATE", &state);
         Player::start(command)
     }
@@ -555,12 +612,15 @@ impl Game {
                 return End::Disagreed { step: 0, why: format!("making the tree: {op:?}: {why}") };
             }
         }
-        let layered = case.mechanism != Mechanism::Direct;
+        let layered = case.mechanism.is_layer();
         let mut inside = Model {
             tree: if layered { outside.tree.as_lower() } else { outside.tree.clone() },
             ..Model::default()
         };
-        let hidden = if layered { Hidden::Absent } else { Hidden::Masked };
+        let hidden = match case.mechanism {
+            Mechanism::Direct => Hidden::Masked,
+            _ => Hidden::Absent,
+        };
         let view = View::of_sandbox(&self.law, hidden, case.mounts(&self.law, &outside), layered);
         let mut sandbox = match self.sandbox() {
             Ok(sandbox) => sandbox,
@@ -575,7 +635,9 @@ impl Game {
                 let first = played.len();
                 played.extend_from_slice(batch);
                 let lost = |why: String| End::Disagreed { step: first, why };
-                let ops: Vec<Op> = batch.iter().map(|(_, op)| op.clone()).collect();
+                let known = |op: &Op| batch[0].0 != Who::Inside || !inside.is_lost(op);
+                let ops: Vec<Op> =
+                    batch.iter().map(|(_, op)| op).filter(|op| known(op)).cloned().collect();
                 match batch[0].0 {
                     Who::Restart => {
                         if let Err(why) = sandbox.end() {
@@ -601,6 +663,7 @@ impl Game {
                     Who::Host => {
                         // One tree: what the host does is done to it, with the host's own slots.
                         for (i, op) in ops.iter().enumerate() {
+                            let held = inside.held();
                             outside.tree = std::mem::take(&mut inside.tree);
                             // What the host moves takes along what is mounted on it; rules are about
                             // what was there at the start.
@@ -611,6 +674,9 @@ impl Game {
                                 outside.follow(&eyes, op, &reply)
                             };
                             inside.tree = outside.tree.clone();
+                            if case.mechanism == Mechanism::Exact {
+                                inside.lose(&held);
+                            }
                             if let Err(why) = followed {
                                 let why = format!("host: {why}");
                                 return End::Disagreed { step: first + i, why };
@@ -653,7 +719,7 @@ impl Game {
 fn steps<'a>(case: &Case, count: usize) -> impl FnMut(&Model) -> Vec<Step> + use<'a> {
     let mut r = Random::new(case.seed ^ 0x5eed);
     let mut left = count;
-    let layered = case.mechanism != Mechanism::Direct;
+    let layered = case.mechanism.is_layer();
     move |model| {
         let n = left.min(BATCH);
         left -= n;
