@@ -247,6 +247,8 @@ pub struct View<'a> {
     pub modes: bool,
     /// Directories from below the layer cannot be moved.
     pub layer: bool,
+    /// A grant inside what is not `write` may hold for what was there at the start only.
+    pub closed: bool,
     /// Mounts say that they are read-only before anything is looked for.
     pub early: bool,
     decided: RefCell<HashMap<Names, Permission>>,
@@ -261,6 +263,7 @@ impl<'a> View<'a> {
             modes: !is_root,
             layer: false,
             early: false,
+            closed: false,
             decided: RefCell::default(),
         }
     }
@@ -269,6 +272,7 @@ impl<'a> View<'a> {
         let early = layer || hidden == Hidden::Masked;
         Self {
             law: Some(law),
+            closed: layer,
             hidden,
             mounts,
             modes: true,
@@ -462,7 +466,19 @@ impl Model {
         {
             expected.may |= DENIED;
         }
+        if view.closed && op.places().into_iter().any(|at| self.is_closed(view, at)) {
+            expected.may |= DENIED;
+        }
         expected
+    }
+
+    /// Whether what is around a name is not `write`.
+    fn is_closed(&self, view: &View<'_>, at: &At) -> bool {
+        [true, false].into_iter().filter_map(|follow| self.walk(view, at, follow).ok()).any(
+            |place| {
+                (0..place.path.len()).any(|n| view.permission(&place.path[..n]) < Permission::Write)
+            },
+        )
     }
 
     /// Whether the mode refuses these bits; of a twin it may or may not.
@@ -897,6 +913,16 @@ impl Model {
             }
             _ => false,
         };
+        if let (Wanted::Names(wanted), Reply::Names(names)) = (&expected.reply, reply)
+            && !agrees
+        {
+            let only = |a: &[(Vec<u8>, Type)], b: &[(Vec<u8>, Type)]| {
+                let rest = a.iter().filter(|one| !b.contains(one));
+                rest.fold(String::new(), |t, (n, k)| format!("{t} {} {k:?}", shown(n)))
+            };
+            let (more, less) = (only(names, wanted), only(wanted, names));
+            return Err(format!("lists{more}, which should not be; does not list{less}"));
+        }
         if !agrees {
             return Err(format!("answered {reply:?}, should answer {:?}", expected.reply));
         }
