@@ -11,9 +11,16 @@
 
 pub mod copy;
 mod error;
+pub mod history;
 mod lossless;
+pub mod merge;
+pub mod pack;
+pub mod quota;
 mod store;
 
 pub use error::Error;
 pub use lossless::{bytes_of, shown};
 pub use store::*;
+
+#[cfg(test)]
+mod testing;

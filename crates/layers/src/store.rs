@@ -277,8 +277,7 @@ impl Store {
     /// Names of all layers.
     pub fn names(&self) -> Result<Vec<String>, Error> {
         let path = self.path.join("layers");
-        let (names, _) =
-            fd::list(self.layers.as_fd(), MAX_LISTED).map_err(Error::os("list", path))?;
+        let (names, _) = list_again(&self.layers).map_err(Error::os("list", path))?;
         Ok(names
             .into_iter()
             .filter_map(|(name, _)| name.into_string().ok())
@@ -349,7 +348,7 @@ impl Store {
         self.hold_locked(&lock, name, None)
     }
 
-    fn hold_locked(
+    pub(crate) fn hold_locked(
         &self,
         _lock: &StoreLock,
         name: &str,
@@ -436,18 +435,48 @@ impl Store {
 
     /// Puts a new layer into the store; an error if the name is taken.
     pub fn create(&self, name: &str, record: &Record) -> Result<(), Error> {
+        let lock = self.lock()?;
+        self.create_locked(&lock, name, record)
+    }
+
+    pub(crate) fn create_locked(
+        &self,
+        _lock: &StoreLock,
+        name: &str,
+        record: &Record,
+    ) -> Result<(), Error> {
         check_name(name)?;
-        let _lock = self.lock()?;
+        self.free(name)?;
         let path = self.layer_path(name);
-        match self.layer(name) {
-            Err(Error::NoLayer(_)) => {}
-            Ok(_) => return Err(Error::Refused(format!("a layer called {name} exists already"))),
-            Err(e) => return Err(e),
-        }
         make_directory(self.layers.as_fd(), name.as_ref(), &path)?;
         let dir = rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
         write_record(dir.as_fd(), &path, record, true)
+    }
+
+    /// An error if the name is taken.
+    pub(crate) fn free(&self, name: &str) -> Result<(), Error> {
+        match self.layer(name) {
+            Err(Error::NoLayer(_)) => Ok(()),
+            Ok(_) => Err(Error::Refused(format!("a layer called {name} exists already"))),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a delta of a directory that was filled in the layer's own, where nothing collects it. A
+    /// record must name it before the lock is given back.
+    pub(crate) fn adopt(
+        &self,
+        _lock: &StoreLock,
+        layer: &Layer,
+        draft: &str,
+    ) -> Result<String, Error> {
+        let id = random_id()?;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(&layer.dir, draft, &self.deltas, &*id, flags)
+            .map_err(Error::os("keep", layer.path.join(draft)))?;
+        sync(&self.deltas, &self.path.join("deltas"))?;
+        Ok(id)
     }
 
     /// Removes a layer with everything that no other layer needs.
@@ -490,7 +519,7 @@ impl Store {
             (&self.layers, self.path.join("layers"), false),
             (&self.deltas, self.path.join("deltas"), true),
         ] {
-            let (names, _) = fd::list(dir.as_fd(), MAX_LISTED).map_err(Error::os("list", &path))?;
+            let (names, _) = list_again(dir).map_err(Error::os("list", &path))?;
             for (name, _) in names {
                 let Some(text) = name.to_str() else { continue };
                 let unneeded = ids && is_id(text);
@@ -782,6 +811,15 @@ pub fn random_id() -> Result<String, Error> {
 
 fn is_id(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Names in a directory that is listed more than once: a descriptor remembers how far it was read, and
+/// a second listing of the layers that found none would collect every delta.
+fn list_again(
+    dir: &OwnedFd,
+) -> Result<(Vec<(std::ffi::OsString, rustix::fs::FileType)>, bool), Errno> {
+    let fresh = rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty())?;
+    fd::list(fresh.as_fd(), MAX_LISTED)
 }
 
 fn make_directory(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), Error> {
