@@ -14,6 +14,7 @@ mod error;
 pub mod history;
 mod lossless;
 pub mod merge;
+pub mod names;
 pub mod pack;
 pub mod quota;
 mod store;
