@@ -1,3 +1,5 @@
 //! Runs in a layer, and what can be done with it afterwards.
 
+mod apply;
 mod run;
+mod tools;

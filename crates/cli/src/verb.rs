@@ -1,8 +1,16 @@
 //! One file per verb.
 
+pub mod apply;
+pub mod codebase;
 pub mod completions;
+pub mod diff;
+pub mod discard;
 pub mod doctor;
+pub mod export;
+pub mod history;
+pub mod import;
 pub mod init;
+pub mod layers;
 pub mod policy;
 pub mod run;
 pub mod selftest;

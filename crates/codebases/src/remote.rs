@@ -64,6 +64,17 @@ pub struct Pushed {
     pub uploaded_bytes: u64,
 }
 
+/// What a pull is to get.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The name there.
+    pub theirs: &'a str,
+    /// The newest without one.
+    pub version: Option<u64>,
+    /// Also where the tree here was changed since.
+    pub force: bool,
+}
+
 /// An object store that was opened.
 #[derive(Debug)]
 pub struct Remote {
@@ -317,18 +328,17 @@ impl Codebases {
         })
     }
 
-    /// Makes a codebase from a version in an object store, the newest without `version`; or brings the
+    /// Makes a codebase from a version in an object store, or brings the
     /// one that is called `name` here to it. What an interrupted pull has fetched is not fetched again.
     pub fn pull(
         &self,
-        theirs: &str,
         name: &str,
         remote: &Remote,
-        version: Option<u64>,
-        force: bool,
+        wanted: &Wanted<'_>,
         options: &Options,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Made, Error> {
+        let Wanted { theirs, version, force } = *wanted;
         for name in [theirs, name] {
             check_name(name).map_err(|_| Error::Name(name.to_owned()))?;
         }

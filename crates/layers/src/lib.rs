@@ -9,15 +9,25 @@
 //! descriptor, beneath its root, never through a symbolic link.
 #![forbid(unsafe_code)]
 
+pub mod apply;
+pub mod base;
 pub mod copy;
+mod crash;
+pub mod delta;
+pub mod diff;
 mod error;
+pub mod executable;
 pub mod history;
+pub mod journal;
 mod lossless;
 pub mod merge;
 pub mod names;
+pub mod object;
 pub mod pack;
 pub mod quota;
+pub mod review;
 mod store;
+pub mod text;
 
 pub use error::Error;
 pub use lossless::{bytes_of, shown};
@@ -25,3 +35,5 @@ pub use store::*;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! ```text
 //! lock                          short, while records change and deltas are collected
 //! layers/NAME/record.json       replaced as a whole
+//! layers/NAME/last.json         when and under which policy it was last used
 //! layers/NAME/lock              held by a run or an apply; says by whom and since when
 //! layers/NAME/journal/          an apply in progress
 //! deltas/ID/<root>/{tree,work}  overlayfs' upper and work directory, one pair for each root
@@ -24,7 +25,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags, Timestamps, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, copy, lossless};
+use crate::delta::Walked;
+use crate::{Error, base, copy, lossless, object};
 
 /// The format of everything in the store.
 pub const VERSION: u32 = 1;
@@ -46,6 +48,12 @@ const GONE: &str = ".gone-";
 pub struct Stamp(pub i64, pub u32);
 
 impl Stamp {
+    /// Whether a change that was given this time can only have been made before `moment`. Some file
+    /// systems keep whole seconds, or even ones, and cut off the rest.
+    pub fn surely_before(self, moment: Self) -> bool {
+        if self.1 == 0 { self.0 + 2 < moment.0 } else { self < moment }
+    }
+
     /// Now, by the clock that file systems take their times from: a file changed before now has no
     /// later time, a file changed from now on no earlier one.
     pub fn now() -> Self {
@@ -78,6 +86,15 @@ pub struct Record {
     #[serde(default)]
     pub policy: Vec<String>,
 }
+
+/// The last run, in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Use {
+    used: Stamp,
+    policy: Vec<String>,
+}
+
+const USE: &str = "last.json";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootRecord {
@@ -177,6 +194,13 @@ pub struct Summary {
     pub unfinished: bool,
 }
 
+/// What something takes on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
 /// The store of layers of one user.
 #[derive(Debug)]
 pub struct Store {
@@ -243,6 +267,9 @@ impl Store {
             Ok(())
         };
         own(&dir, state)?;
+        // Everything below is reached without following a link; the way here may have some.
+        let real = std::fs::canonicalize(state).map_err(Error::io("resolve", state))?;
+        let state = &*real;
         let part = |name: &'static str| -> Result<OwnedFd, Error> {
             let path = state.join(name);
             make_directory(dir.as_fd(), name.as_ref(), &path)?;
@@ -319,7 +346,10 @@ impl Store {
             Err(Errno::NOENT) => return Err(Error::NoLayer(name.to_owned())),
             Err(errno) => return Err(Error::os("open", path)(errno)),
         };
-        let record = read_record(dir.as_fd(), &path)?;
+        let mut record = read_record(dir.as_fd(), &path)?;
+        if let Some(last) = read_use(dir.as_fd()).filter(|last| last.used >= record.used) {
+            (record.used, record.policy) = (last.used, last.policy);
+        }
         Ok(Layer { name: name.to_owned(), record, dir, path, deltas: self.path.join("deltas") })
     }
 
@@ -355,8 +385,8 @@ impl Store {
         run: Option<Stamp>,
     ) -> Result<Held, Error> {
         let layer = self.layer(name)?;
-        let (fd, killed) = take(&layer.dir, name, &layer.path, run)?;
-        Ok(Held { layer, lock: fd, killed })
+        let Taken { fd, killed, .. } = take(&layer.dir, name, &layer.path, run)?;
+        Ok(Held { layer, lock: fd, killed, mended: false })
     }
 
     /// Begins a run that writes to the layer, which is made if needed. Nothing here grows with the
@@ -382,10 +412,18 @@ impl Store {
         if layer.unfinished() {
             return Err(Error::Unfinished(name.to_owned()));
         }
-        let (fd, killed) = take(&layer.dir, name, &path, Some(now))?;
+        let Taken { fd, killed, at } = take(&layer.dir, name, &path, Some(now))?;
+        let holder = Holder { pid: std::process::id(), run: Some(at) };
+        if killed.is_none() {
+            write_holder(&fd, &holder).map_err(Error::os("write", path.join("lock")))?;
+        }
         let fresh = layer.record.stack.is_empty() && layer.record.open.is_none();
-        let mut held = Held { layer, lock: fd, killed };
-        held.mend()?;
+        let mut held = Held { layer, lock: fd, killed, mended: false };
+        if killed.is_some() {
+            held.mend()?;
+            held.mended = false;
+            write_holder(&held.lock, &holder).map_err(Error::os("write", path.join("lock")))?;
+        }
         let mut record = held.layer.record.clone();
         let mut indexes = Vec::with_capacity(roots.len());
         for root in roots {
@@ -413,7 +451,7 @@ impl Store {
             held.layer.record = record;
         }
         drop(lock);
-        Ok(Session { held, mounts, started: now })
+        Ok(Session { held, mounts, started: at })
     }
 
     /// Changes a layer's record under the store's lock, while nobody uses the layer.
@@ -531,6 +569,41 @@ impl Store {
         Ok(())
     }
 
+    /// What the deltas of a record take on the disk; shared ones count in full.
+    pub fn usage(&self, record: &Record) -> Result<Usage, Error> {
+        let mut usage = Usage::default();
+        for id in record.deltas() {
+            let path = self.delta_path(id);
+            let root = object::open_tree(&path).map_err(Error::os("open", &path))?;
+            let mut pending = vec![PathBuf::new()];
+            let mut counted = BTreeSet::new();
+            while let Some(at) = pending.pop() {
+                // A directory that a sandbox closed is counted as empty.
+                let Ok(dir) = object::open_directory(root.as_fd(), at.as_os_str(), true) else {
+                    continue;
+                };
+                let shown = path.join(&at);
+                let (names, _) =
+                    fd::list(dir.as_fd(), usize::MAX).map_err(Error::os("list", &shown))?;
+                for (name, _) in names {
+                    let Ok(stat) = fd::stat_name(&dir, &*name) else { continue };
+                    if fd::links(&stat) > 1
+                        && fd::kind(&stat) != rustix::fs::FileType::Directory
+                        && !counted.insert(fd::id(&stat))
+                    {
+                        continue;
+                    }
+                    usage.inodes += 1;
+                    usage.bytes += stat.st_blocks as u64 * 512;
+                    if fd::kind(&stat) == rustix::fs::FileType::Directory {
+                        pending.push(at.join(&name));
+                    }
+                }
+            }
+        }
+        Ok(usage)
+    }
+
     pub fn layer_path(&self, name: &str) -> PathBuf {
         self.path.join("layers").join(name)
     }
@@ -591,7 +664,7 @@ impl Store {
 }
 
 /// The number of a root in the record, where it is entered if it is new.
-fn root_index(record: &mut Record, layer: &str, root: &Root) -> Result<usize, Error> {
+pub(crate) fn root_index(record: &mut Record, layer: &str, root: &Root) -> Result<usize, Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let real = fd::open_absolute(&root.path, flags).map_err(Error::os("open", &root.path))?;
     let stat = rustix::fs::fstat(&real).map_err(Error::os("look at", &root.path))?;
@@ -649,13 +722,35 @@ pub struct Held {
     lock: OwnedFd,
     /// The start of a run that did not end properly.
     killed: Option<Stamp>,
+    /// What it left undone was done.
+    mended: bool,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Nobody was killed who only looked. A run clears its mark itself, when it has ended.
+        if read_holder(&self.lock).is_some_and(|h| h.run.is_none()) || self.mended {
+            let _ = rustix::fs::ftruncate(&self.lock, 0);
+        }
+    }
 }
 
 impl Held {
     /// Does what a killed run could not do any more.
     pub fn mend(&mut self) -> Result<(), Error> {
-        self.killed = None;
+        if let Some(since) = self.killed {
+            base::note(&self.layer, since)?;
+            self.killed = None;
+            self.mended = true;
+        }
         Ok(())
+    }
+
+    /// Notes the last run beside the record: every run does, and waiting for the disk would cost more
+    /// than the run.
+    fn note_use(&mut self, last: &Use) -> Result<(), Error> {
+        let text = serde_json::to_vec(last).unwrap_or_default();
+        replace(self.layer.dir.as_fd(), USE, &self.layer.path, &text, false)
     }
 
     /// Replaces the record.
@@ -698,19 +793,30 @@ impl Session {
         &self.held.layer.record
     }
 
-    /// The run ended: notes what the host had under each name that was changed.
-    pub fn finish(mut self, outcome: &Outcome) -> Result<(), Error> {
+    /// Sets what the layer may hold from now on; a part that is not given stays as it was, the largest
+    /// number takes a limit back.
+    pub fn limit(&mut self, quota: Quota) -> Result<(), Error> {
         let mut record = self.held.layer.record.clone();
-        record.used = Stamp::now();
-        record.policy.clone_from(&outcome.policy);
+        let old = record.quota.unwrap_or(Quota { bytes: None, inodes: None });
+        record.quota = Some(Quota {
+            bytes: quota.bytes.or(old.bytes).filter(|n| *n != u64::MAX),
+            inodes: quota.inodes.or(old.inodes).filter(|n| *n != u64::MAX),
+        });
+        if record == self.held.layer.record { Ok(()) } else { self.held.save(record) }
+    }
+
+    /// The run ended: notes what the host had under each name that was changed.
+    pub fn finish(mut self, outcome: &Outcome) -> Result<Vec<Walked>, Error> {
+        let walks = base::note(&self.held.layer, self.started)?;
         for mount in &self.mounts {
             let Some(delta) = mount.work.parent() else { continue };
             let dir = fd::open_absolute(delta, DIRECTORY).map_err(Error::os("open", delta))?;
             empty_work(dir.as_fd(), delta)?;
         }
-        self.held.save(record)?;
+        self.held.note_use(&Use { used: Stamp::now(), policy: outcome.policy.clone() })?;
         rustix::fs::ftruncate(&self.held.lock, 0)
-            .map_err(Error::os("write", self.held.layer.path.join("lock")))
+            .map_err(Error::os("write", self.held.layer.path.join("lock")))?;
+        Ok(walks)
     }
 }
 
@@ -722,13 +828,18 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     if good { Ok(()) } else { Err(Error::Name(name.to_owned())) }
 }
 
+/// A layer's lock, just taken.
+struct Taken {
+    fd: OwnedFd,
+    /// The start of a run that did not end properly.
+    killed: Option<Stamp>,
+    /// When it was taken, by the clock of file times: nothing changed earlier has a later time, nothing
+    /// changed later an earlier one.
+    at: Stamp,
+}
+
 /// Takes a layer's lock, and reads who held it without giving it back.
-fn take(
-    dir: &OwnedFd,
-    name: &str,
-    path: &Path,
-    run: Option<Stamp>,
-) -> Result<(OwnedFd, Option<Stamp>), Error> {
+fn take(dir: &OwnedFd, name: &str, path: &Path, run: Option<Stamp>) -> Result<Taken, Error> {
     let path = path.join("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, "lock", flags, FILE).map_err(Error::os("open", &path))?;
@@ -736,10 +847,13 @@ fn take(
     loop {
         match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => break,
+            Err(Errno::INTR) => {}
             Err(Errno::WOULDBLOCK) => {
                 let pid = read_holder(&fd).map(|h| h.pid).filter(|pid| *pid != 0);
-                // The processes of a killed run are about to end; until then they have it.
-                if asked.elapsed() < ENDING && pid.is_some_and(is_gone) {
+                // The processes of a killed run are about to end; until then they have it. Where nobody
+                // is named, a process that the last holder was starting has it, until it is another
+                // program.
+                if asked.elapsed() < ENDING && pid.is_none_or(is_gone) {
                     std::thread::sleep(std::time::Duration::from_millis(2));
                     continue;
                 }
@@ -751,8 +865,8 @@ fn take(
     let killed = read_holder(&fd).and_then(|h| h.run);
     // The older of two killed runs stays known until its work was done.
     let holder = Holder { pid: std::process::id(), run: killed.or(run) };
-    write_holder(&fd, &holder).map_err(Error::os("write", path))?;
-    Ok((fd, killed))
+    let at = write_holder(&fd, &holder).map_err(Error::os("write", path))?;
+    Ok(Taken { fd, killed, at })
 }
 
 /// Time that the processes of a killed run get to end.
@@ -763,10 +877,15 @@ fn is_gone(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
 }
 
-fn write_holder(fd: &OwnedFd, holder: &Holder) -> Result<(), Errno> {
+/// Answers when: kernels with fine file times give an exact one to what was looked at since its last
+/// change, and no later change anywhere an earlier one.
+fn write_holder(fd: &OwnedFd, holder: &Holder) -> Result<Stamp, Errno> {
     let text = serde_json::to_vec(holder).map_err(|_| Errno::INVAL)?;
+    rustix::fs::fstat(fd)?;
     rustix::fs::ftruncate(fd, 0)?;
-    rustix::io::pwrite(fd, &text, 0).map(|_| ())
+    rustix::io::pwrite(fd, &text, 0)?;
+    let [_, (seconds, nanos)] = fd::times(&rustix::fs::fstat(fd)?);
+    Ok(Stamp(seconds, nanos))
 }
 
 fn read_holder(fd: &OwnedFd) -> Option<Holder> {
@@ -861,6 +980,11 @@ fn write_record(
     let text = serde_json::to_vec_pretty(record)
         .map_err(|e| Error::Corrupt { path: file.clone(), problem: e.to_string() })?;
     replace(dir, "record.json", path, &text, synced)
+}
+
+/// Of no further consequence if it is lost with the host's power.
+fn read_use(dir: BorrowedFd<'_>) -> Option<Use> {
+    serde_json::from_slice(&fd::read_regular(dir, USE.as_bytes(), MAX_RECORD).ok()?).ok()
 }
 
 /// Replaces a file as a whole: after a kill the old content is there or the new.
