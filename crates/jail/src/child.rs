@@ -4,11 +4,13 @@ use std::ffi::CStr;
 use std::sync::atomic::Ordering;
 
 use ringfence_sys::raw::{self, Errno, FileId, mnt, resolve};
+use ringfence_sys::seccomp::SockFilter;
 use ringfence_sys::shared::Page;
-use ringfence_sys::{landlock, ns, overlay};
+use ringfence_sys::{fuse, landlock, ns, overlay};
 
 use crate::spec::{
-    self, Copy, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Overlay, Rlimit, Source, Step, View,
+    self, Copy, Fuse, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Overlay, Rlimit, Source, Step,
+    View,
 };
 use crate::stage::Stage;
 
@@ -49,7 +51,7 @@ pub(crate) fn enter(spec: &JailSpec, supervisor: i32, page: &Page) -> Res {
         nth(Stage::Cgroup, i, raw::write(*fd, b"0"))?;
     }
     if let Some(ids) = &spec.ids {
-        take_ids(ids, supervisor, page)?;
+        take_ids(spec, ids, supervisor, page)?;
         // Changing ids cleared it.
         die_with_parent(spec)?;
     }
@@ -89,11 +91,11 @@ pub(crate) fn private(spec: &JailSpec, page: &Page, has_network: bool) -> Res {
     for (i, l) in spec.rlimits.iter().enumerate() {
         nth(Stage::Rlimit, i, lower_rlimit(l))?;
     }
-    harden(spec)
+    harden(spec, &spec.seccomp)
 }
 
 /// No capabilities, no way to get any, the filter.
-pub(crate) fn harden(spec: &JailSpec) -> Res {
+pub(crate) fn harden(spec: &JailSpec, filter: &[SockFilter]) -> Res {
     at(Stage::NoNewPrivs, raw::set_no_new_privs())?;
     if spec.namespaces != 0 {
         at(Stage::Capabilities, raw::drop_capabilities())?;
@@ -102,7 +104,7 @@ pub(crate) fn harden(spec: &JailSpec) -> Res {
         // to change; `no_new_privs` already keeps an exec from gaining any.
         at(Stage::Capabilities, raw::clear_capability_sets())?;
     }
-    if spec.seccomp.is_empty() { Ok(()) } else { at(Stage::Seccomp, install_filter(&spec.seccomp)) }
+    if filter.is_empty() { Ok(()) } else { at(Stage::Seccomp, install_filter(filter)) }
 }
 
 /// The last layer, for which the view must be finished: its rules name objects.
@@ -123,7 +125,7 @@ fn die_with_parent(spec: &JailSpec) -> Res {
     at(Stage::ParentDeath, raw::prctl(libc::PR_SET_PDEATHSIG, kill, 0, 0, 0)).map(|_| ())
 }
 
-fn take_ids(ids: &Ids, supervisor: i32, page: &Page) -> Res {
+fn take_ids(spec: &JailSpec, ids: &Ids, supervisor: i32, page: &Page) -> Res {
     if ids.by_parent {
         while page.go.load(Ordering::Acquire) == 0 {
             raw::futex_wait_for(&page.go, 0, 100);
@@ -133,6 +135,8 @@ fn take_ids(ids: &Ids, supervisor: i32, page: &Page) -> Res {
         }
         // Leaves the supervisor's descriptor table, where it is shared.
         at(Stage::Ids, raw::unshare(libc::CLONE_FILES))?;
+        // While it still is the caller's: the device may be root's alone.
+        connect(spec)?;
         at(Stage::Ids, raw::setgroups_none())?;
         at(Stage::Ids, raw::setresgid(ids.inside_gid))?;
         return at(Stage::Ids, raw::setresuid(ids.inside_uid));
@@ -142,7 +146,20 @@ fn take_ids(ids: &Ids, supervisor: i32, page: &Page) -> Res {
     let uid = line.map(ids.inside_uid, ids.outside_uid);
     nth(Stage::IdMap, 1, raw::write_file(libc::AT_FDCWD, c"/proc/self/uid_map", uid))?;
     let gid = line.map(ids.inside_gid, ids.outside_gid);
-    nth(Stage::IdMap, 2, raw::write_file(libc::AT_FDCWD, c"/proc/self/gid_map", gid))
+    nth(Stage::IdMap, 2, raw::write_file(libc::AT_FDCWD, c"/proc/self/gid_map", gid))?;
+    connect(spec)
+}
+
+/// Opens the connection of each FUSE file system of the view. In the descriptor table of init's own.
+fn connect(spec: &JailSpec) -> Res {
+    for (i, step) in spec.view.iter().flat_map(|view| &view.steps).enumerate() {
+        if let Step::Fuse(fuse) = step {
+            let device = nth(Stage::Step, i, fuse::open_device())?;
+            nth(Stage::Step, i, raw::dup3(device, fuse.device, libc::O_CLOEXEC))?;
+            raw::close(device);
+        }
+    }
+    Ok(())
 }
 
 /// Formats `inside outside 1` without allocating.
@@ -367,6 +384,7 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             r
         }
         Step::Overlay(overlay) => mount_overlay(place, overlay),
+        Step::Fuse(fuse) => mount_fuse(place, fuse),
         Step::Rebind { path, expect, attributes, lower } => {
             let Some(target) = place.open_layered(path, *expect, lower.as_deref())? else {
                 return Ok(());
@@ -374,6 +392,16 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             let tree = clone_tree(target, true)?;
             let r = set_attributes(tree, mnt::AT_RECURSIVE, *attributes)
                 .and_then(|()| attach(tree, target));
+            place.close_soon(tree);
+            place.close_soon(target);
+            r
+        }
+        Step::Reopen { path, expect, lower } => {
+            let Some(target) = place.open_layered(path, *expect, lower.as_deref())? else {
+                return Ok(());
+            };
+            let tree = clone_tree(target, false)?;
+            let r = raw::mount_clear(tree, mnt::ATTR_RDONLY).and_then(|()| attach(tree, target));
             place.close_soon(tree);
             place.close_soon(target);
             r
@@ -419,6 +447,17 @@ fn hand_out_listener(path: &CStr, channel: i32) -> raw::Result<()> {
     let sent = raw::send_with_fd(channel, &[1], listener);
     raw::close(listener);
     sent
+}
+
+fn mount_fuse<'a>(place: &mut Place<'a>, spec: &'a Fuse) -> raw::Result<()> {
+    let target = place.open_inside(&spec.path, spec.expect)?;
+    let made = fuse::mount(spec.device, &spec.options)?;
+    let r = attach(made, target).and_then(|()| raw::send_with_fd(spec.channel, &[1], spec.device));
+    place.close_soon(made);
+    place.close_soon(target);
+    // The supervisor's alone: when it ends, so does the file system.
+    raw::close(spec.device);
+    r
 }
 
 fn write_new(root: i32, path: &CStr, mode: u32, content: &[u8]) -> raw::Result<()> {
@@ -623,7 +662,7 @@ fn apply_landlock(l: &Landlock) -> Res {
     Ok(())
 }
 
-fn install_filter(program: &[ringfence_sys::seccomp::SockFilter]) -> raw::Result<()> {
+fn install_filter(program: &[SockFilter]) -> raw::Result<()> {
     use ringfence_sys::seccomp::{Flags, install};
     install(program, Flags::SPEC_ALLOW).map_err(|e| Errno(e.raw_os_error()))
 }

@@ -7,8 +7,10 @@ use ringfence_sys::processors::Processors;
 use ringfence_sys::raw::{self, Errno};
 use ringfence_sys::shared::Page;
 
+use crate::broker::Broker;
 use crate::child::{self, Fail, Res, at, report};
 use crate::message;
+use crate::spawn::Birth;
 use crate::spec::{Exec, JailSpec, Step};
 use crate::stage::Stage;
 
@@ -23,19 +25,18 @@ const CONNECTOR: i32 = 6;
 /// Out of the way of all of these while they are moved.
 const HIGH: i32 = 64;
 const TERMINAL: i32 = 7;
+const LISTENER: i32 = 9;
 const LOCK: i32 = 8;
 
 /// Never returns: the rest of PID 1's life.
-pub(crate) fn run(
-    spec: &JailSpec,
-    trees: &[i32],
-    control: i32,
-    supervisor: i32,
-    page: &Page,
-    has_network: bool,
-) -> ! {
+pub(crate) fn run(birth: &Birth<'_>) -> ! {
+    let Birth { spec, trees, control, supervisor, page, has_network, .. } = *birth;
     let (terminal, front) = match session(spec, trees, control) {
         Ok(found) => found,
+        Err(fail) => fail_and_exit(page, &fail),
+    };
+    let channel = match confine_both(spec, trees) {
+        Ok(channel) => channel,
         Err(fail) => fail_and_exit(page, &fail),
     };
     let processors = Processors::several();
@@ -44,7 +45,8 @@ pub(crate) fn run(
     match unsafe { ringfence_sys::ns::fork() } {
         Err(errno) => fail_and_exit(page, &Fail::new(Stage::Fork, errno)),
         Ok(None) => {
-            let Err(fail) = become_command(spec, terminal, front, page, has_network, processors);
+            let watched = channel.map_or(-1, |(_, theirs)| theirs);
+            let Err(fail) = become_command(birth, [terminal, watched], front, processors);
             report(page, &fail);
             raw::exit(SETUP_FAILED)
         }
@@ -57,7 +59,11 @@ pub(crate) fn run(
             // The command does the same; whoever comes first, its group is there before any signal.
             let _ = raw::setpgid(pid, pid);
             let done = finish_set_up(spec, trees, pidfd, page, has_network)
-                .and_then(|()| keep_house(spec, pid, [control, supervisor, terminal], page));
+                .and_then(|()| take_listener(channel))
+                .and_then(|listener| {
+                    let kept = [control, supervisor, terminal, listener];
+                    keep_house(birth, pid, kept)
+                });
             match done {
                 Ok(()) => raw::exit(0),
                 Err(fail) => {
@@ -70,6 +76,40 @@ pub(crate) fn run(
     }
 }
 
+/// Whether the view must be there before the command's process is.
+fn builds_view_first(spec: &JailSpec) -> bool {
+    spec.stdio.wants_pty() || !spec.watch.is_empty()
+}
+
+/// Where init carries out calls of the command: a channel for the listener, and both in one Landlock
+/// domain, so that init may look into the command's processes and do no more than they may.
+fn confine_both(spec: &JailSpec, trees: &[i32]) -> Result<Option<(i32, i32)>, Fail> {
+    if spec.watch.is_empty() {
+        return Ok(None);
+    }
+    if !spec.stdio.wants_pty() {
+        child::view(spec, trees)?;
+        child::leave_host(spec)?;
+    }
+    at(Stage::NoNewPrivs, raw::set_no_new_privs())?;
+    child::landlock(spec)?;
+    at(Stage::Broker, raw::seqpacket_pair()).map(Some)
+}
+
+/// The command sends it just before it executes. Without it there is no command either: the end of
+/// its process says so.
+fn take_listener(channel: Option<(i32, i32)>) -> Result<i32, Fail> {
+    let Some((ours, theirs)) = channel else { return Ok(-1) };
+    raw::close(theirs);
+    let mut byte = [0u8; 1];
+    let listener = match raw::recv_with_fd(ours, &mut byte, 0) {
+        Ok((_, fd)) => fd.unwrap_or(-1),
+        Err(_) => -1,
+    };
+    raw::close(ours);
+    Ok(listener)
+}
+
 /// Init's half of the set-up, in parallel with [`child::private`] in the command's process.
 fn finish_set_up(
     spec: &JailSpec,
@@ -78,7 +118,7 @@ fn finish_set_up(
     page: &Page,
     has_network: bool,
 ) -> Res {
-    let first = !spec.stdio.wants_pty();
+    let first = !builds_view_first(spec);
     if first {
         child::view(spec, trees)?;
     }
@@ -102,7 +142,8 @@ fn finish_set_up(
     raw::set_and_wake(&page.sealed);
     // The command is on its way; init confines itself too. It runs nothing of the sandbox's, so
     // this guards against mistakes of our own only, and costs nothing that is waited for.
-    child::harden(spec)
+    let filter = if spec.watch.is_empty() { &spec.seccomp } else { &spec.init_seccomp };
+    child::harden(spec, filter)
 }
 
 pub(crate) fn fail_and_exit(page: &Page, fail: &Fail) -> ! {
@@ -144,13 +185,12 @@ fn open_terminal(control: i32) -> raw::Result<(i32, bool)> {
 }
 
 fn become_command(
-    spec: &JailSpec,
-    terminal: i32,
+    birth: &Birth<'_>,
+    [terminal, watched]: [i32; 2],
     front: bool,
-    page: &Page,
-    has_network: bool,
     processors: Option<Processors>,
 ) -> Result<std::convert::Infallible, Fail> {
+    let Birth { spec, page, has_network, .. } = *birth;
     if spec.namespaces == 0 {
         // No pid namespace will end us with init.
         let kill = libc::SIGKILL as u64;
@@ -162,7 +202,9 @@ fn become_command(
         // Init has moved us before it said so. A refusal would only cost time.
         let _ = processors.give(0);
     }
-    child::landlock(spec)?;
+    if spec.watch.is_empty() {
+        child::landlock(spec)?;
+    }
     // It leads a process group of its own in init's session.
     at(Stage::Session, raw::setpgid(0, 0))?;
     if front {
@@ -171,6 +213,10 @@ fn become_command(
         at(Stage::Session, taken)?;
     }
     wire_stdio(spec, terminal)?;
+    if watched >= 0 {
+        let listener = at(Stage::Broker, ringfence_sys::notify::listen(&spec.watch))?;
+        at(Stage::Broker, raw::send_with_fd(watched, &[1], listener))?;
+    }
     at(Stage::Descriptors, raw::close_from(3, false))?;
     at(Stage::Chdir, raw::chdir(&spec.exec.cwd))?;
     raw::reset_signals();
@@ -213,8 +259,9 @@ fn exec(e: &Exec) -> Errno {
 }
 
 /// Reaps and forwards until the command ends.
-fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res {
-    let [control, supervisor, terminal] = kept;
+fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
+    let Birth { spec, page, judge, .. } = *birth;
+    let [control, supervisor, terminal, listener] = kept;
     let children = at(Stage::Descriptors, raw::signalfd(libc::SIGCHLD))?;
     // Nothing of the caller's stays open here: a pipe whose writer is the command must end with it.
     let keep = [
@@ -223,10 +270,11 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
         (children, CHILDREN),
         (spec.connector, CONNECTOR),
         (terminal, TERMINAL),
+        (listener, LISTENER),
         (spec.lock, LOCK),
     ];
     // Through high numbers, so that none is overwritten before it was copied.
-    let mut high = [-1; 6];
+    let mut high = [-1; 7];
     for (slot, (fd, _)) in high.iter_mut().zip(keep) {
         if fd >= 0 {
             *slot = at(Stage::Descriptors, raw::dup_from(fd, HIGH))?;
@@ -239,20 +287,26 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
             raw::close(number);
         }
     }
-    at(Stage::Descriptors, raw::close_from(LOCK as u32 + 1, false))?;
+    at(Stage::Descriptors, raw::close_from(LISTENER as u32 + 1, false))?;
     for fd in 0..3 {
         raw::close(fd);
     }
     let connector = if spec.connector >= 0 { CONNECTOR } else { -1 };
+    let mut broker = match judge {
+        Some(judge) if listener >= 0 => Some(at(Stage::Broker, Broker::new(LISTENER, judge))?),
+        _ => None,
+    };
     // A negative descriptor is passed over by poll.
     let mut fds = [
         raw::pollin(CHILDREN),
         raw::pollin(CONTROL),
         raw::pollin(SUPERVISOR),
         raw::pollin(connector),
+        raw::pollin(if broker.is_some() { LISTENER } else { -1 }),
     ];
+    let mut changed = true;
     loop {
-        if reap(command, page) {
+        if changed && reap(command, page) {
             end_stragglers(spec);
             hand_out_copies(spec);
             page.emptied.store(1, Ordering::Release);
@@ -276,8 +330,22 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
         } else if fds[3].revents != 0 {
             fds[3].fd = -1;
         }
-        let _ = raw::poll(&mut fds, -1);
-        drain(CHILDREN);
+        let mut patience = -1;
+        if let Some(broker) = &mut broker {
+            if fds[4].revents & libc::POLLIN != 0 {
+                broker.serve();
+            } else if fds[4].revents != 0 {
+                // Every process that it concerns has ended.
+                fds[4].fd = -1;
+            }
+            broker.retry();
+            patience = broker.patience();
+        }
+        let _ = raw::poll(&mut fds, patience);
+        changed = fds[0].revents != 0;
+        if changed {
+            drain(CHILDREN);
+        }
     }
 }
 

@@ -15,12 +15,14 @@
 //! allocates nor locks, so that a multi-threaded program may use it.
 #![cfg(target_os = "linux")]
 
+mod broker;
 mod child;
 mod init;
 mod spawn;
 mod spec;
 mod stage;
 
+pub use broker::{Allowed, Judge};
 pub use ringfence_sys::early::Early;
 pub use ringfence_sys::egress;
 pub use spawn::{Jailed, spawn};

@@ -9,6 +9,7 @@ use ringfence_sys::ns::{self, Side};
 use ringfence_sys::raw::{self, Errno, mnt};
 use ringfence_sys::shared::SharedPage;
 
+use crate::broker::Judge;
 use crate::child::{self, Line};
 use crate::init;
 use crate::message;
@@ -38,14 +39,15 @@ pub struct Jailed {
 }
 
 /// What the new process needs of the supervisor's memory.
-struct Birth<'a> {
-    spec: &'a JailSpec,
-    trees: &'a [i32],
-    control: i32,
-    supervisor: i32,
-    page: &'a ringfence_sys::shared::Page,
+pub(crate) struct Birth<'a> {
+    pub(crate) spec: &'a JailSpec,
+    pub(crate) trees: &'a [i32],
+    pub(crate) control: i32,
+    pub(crate) supervisor: i32,
+    pub(crate) page: &'a ringfence_sys::shared::Page,
     /// The network namespace exists already.
-    has_network: bool,
+    pub(crate) has_network: bool,
+    pub(crate) judge: Option<&'a dyn Judge>,
 }
 
 /// The new process's first and last function.
@@ -57,7 +59,7 @@ extern "C" fn born(birth: *const libc::c_void) -> ! {
         let _ = ringfence_sys::subreaper::become_subreaper();
     }
     match child::enter(b.spec, b.supervisor, b.page) {
-        Ok(()) => init::run(b.spec, b.trees, b.control, b.supervisor, b.page, b.has_network),
+        Ok(()) => init::run(b),
         Err(f) => init::fail_and_exit(b.page, &f),
     }
 }
@@ -66,8 +68,16 @@ extern "C" fn born(birth: *const libc::c_void) -> ! {
 /// ([`Jailed::wait`]), because waiting here for the command to start would cost a wake-up.
 ///
 /// `early`: namespaces that were made in advance; used where they fit the plan.
-pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<Jailed, Failure> {
+pub fn spawn(
+    spec: &JailSpec,
+    parent: &Parent<'_>,
+    early: Option<Early>,
+) -> Result<Jailed, Failure> {
     let fail = |stage: Stage| move |errno: Errno| Failure { stage, index: 0, errno };
+    // Held calls that nobody answers would hang.
+    if !spec.watch.is_empty() && (parent.judge.is_none() || spec.view.is_none()) {
+        return Err(fail(Stage::Broker)(Errno(libc::EINVAL)));
+    }
     let wants = early::MADE | ns::flags::PID;
     let usable = spec.namespaces & wants == wants && spec.loopback;
     let early = early.filter(|e| usable && e.ready());
@@ -102,6 +112,7 @@ pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<J
         supervisor: me.as_raw_fd(),
         page: &page,
         has_network: false,
+        judge: parent.judge,
     };
 
     if let Some(mut early) = early {

@@ -66,12 +66,22 @@ pub enum Step {
     },
     /// An overlay of directories of the host over the directory at a place.
     Overlay(Overlay),
+    /// A file system whose server is the supervisor.
+    Fuse(Fuse),
     /// Binds what lies at `path` over itself: with `ATTR_RDONLY` a seal, with 0 a pin (a mount point
     /// cannot be renamed or removed). Resolved without symlinks, since the tree may be hostile.
     Rebind {
         path: CString,
         expect: Option<FileId>,
         attributes: u64,
+        /// See [`Step::Mask`].
+        lower: Option<CString>,
+    },
+    /// Makes what lies at `path` in a read-only mount of ours writable again, from here down. Resolved
+    /// without symlinks.
+    Reopen {
+        path: CString,
+        expect: Option<FileId>,
         /// See [`Step::Mask`].
         lower: Option<CString>,
     },
@@ -125,6 +135,20 @@ impl Step {
             _ => false,
         }
     }
+}
+
+/// A FUSE file system over the directory at a place. Init opens the connection, before it gives up the
+/// right to (the kernel wants it opened in the user namespace that mounts), mounts it, and hands it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fuse {
+    /// Resolved without symlinks.
+    pub path: CString,
+    pub expect: Option<FileId>,
+    /// A descriptor of the supervisor whose number the connection gets in init.
+    pub device: i32,
+    /// `SOCK_SEQPACKET`: one byte and the connection, once it is mounted.
+    pub channel: i32,
+    pub options: ringfence_sys::fuse::Options,
 }
 
 /// An overlay. What it is made of is attached to the stage first, a tmpfs that lies under the private
@@ -280,6 +304,12 @@ pub struct JailSpec {
     pub landlock: Option<Landlock>,
     /// Empty: no filter (only where a test's control asks for it).
     pub seccomp: Vec<SockFilter>,
+    /// A second filter: what it holds is carried out by init as [`Parent::judge`] allows. Needs a view.
+    /// Empty: nothing is held.
+    pub watch: Vec<SockFilter>,
+    /// Init's own filter with `watch`: as `seccomp`, but it may read memory and take descriptors of
+    /// the sandbox's processes.
+    pub init_seccomp: Vec<SockFilter>,
     pub rlimits: Vec<Rlimit>,
     pub exec: Exec,
     pub stdio: Stdio,
@@ -298,8 +328,10 @@ pub struct JailSpec {
 
 /// What the parent does while the child waits: see [`Source::Tree`].
 #[derive(Debug, Default)]
-pub struct Parent {
+pub struct Parent<'a> {
     pub trees: Vec<Tree>,
+    /// The rules of names for [`JailSpec::watch`]; used by init's copy of the caller's memory.
+    pub judge: Option<&'a dyn crate::broker::Judge>,
 }
 
 /// A source that the parent opens.

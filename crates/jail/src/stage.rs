@@ -48,6 +48,7 @@ stages! {
     Network = 24, "create a network namespace";
     Dumpable = 23, "hide the supervisor's memory";
     Egress = 25, "prepare the egress filter";
+    Broker = 26, "prepare the check of names";
 }
 
 /// A failed set-up: nothing of the command has run.

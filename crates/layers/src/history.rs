@@ -62,6 +62,11 @@ fn seal(store: &Store, record: &mut Record) -> Result<(), Error> {
     Ok(())
 }
 
+/// Seals what runs of a layer wrote, while nobody uses it: what the next one is not to see as its own.
+pub fn seal_open(store: &Store, name: &str) -> Result<(), Error> {
+    store.edit(name, |record| seal(store, record))
+}
+
 fn directory(at: &OwnedFd, name: &Path, path: &Path) -> Result<Option<OwnedFd>, Error> {
     use std::os::unix::ffi::OsStrExt as _;
     match fd::open_beneath(at.as_fd(), name.as_os_str().as_bytes(), fd::DIRECTORY) {

@@ -17,9 +17,13 @@ pub mod delta;
 pub mod diff;
 mod error;
 pub mod executable;
+#[cfg(target_os = "linux")]
+pub mod fuse;
 pub mod history;
+pub mod index;
 pub mod journal;
 mod lossless;
+pub mod mask;
 pub mod merge;
 pub mod names;
 pub mod object;

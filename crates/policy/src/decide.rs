@@ -125,6 +125,15 @@ struct Ordered<'a> {
     root: bool,
 }
 
+/// Most components of a path for [`CompiledRules::permission`]: they lie on the stack.
+pub const MAX_LEVELS: usize = 512;
+
+/// Memory that deciding needs, made in advance.
+#[derive(Debug)]
+pub struct Room<'a> {
+    found: Vec<(Key, &'a Rule)>,
+}
+
 /// A policy compiled for deciding many paths.
 #[derive(Debug)]
 pub struct CompiledRules<'a> {
@@ -140,6 +149,7 @@ pub struct CompiledRules<'a> {
     rules: Vec<&'a Rule>,
     places: Places,
     names: NameFilter,
+    distinct: NameFilter,
 }
 
 /// The absolute paths that patterns are relative to, in the form of [`Clean`].
@@ -263,6 +273,23 @@ struct NameFilter {
 }
 
 impl NameFilter {
+    /// As [`Self::add`], but a pattern that covers every name of a directory alike adds nothing, and
+    /// one without wildcards adds its last name.
+    fn add_distinct(&mut self, glob: &Glob) {
+        let named = glob.parts.iter().rposition(|p| *p != Part::Deep);
+        match named.map(|at| &glob.parts[at]) {
+            None => {
+                if let Some(name) = glob.prefix.last() {
+                    self.exact.insert(name.clone());
+                }
+            }
+            Some(Part::Wild(tokens)) if *tokens == [Token::Many] => {}
+            Some(part) => {
+                self.add(&Glob { prefix: Vec::new(), parts: vec![part.clone()] });
+            }
+        }
+    }
+
     fn add(&mut self, glob: &Glob) {
         match glob.parts.last() {
             None => {}
@@ -336,14 +363,6 @@ impl Clean {
             .collect()
     }
 
-    /// The path of the first `depth` components; empty for the root.
-    fn ancestor(&self, depth: usize) -> &[u8] {
-        match depth {
-            0 => &[],
-            _ => &self.bytes[..self.ends[depth - 1]],
-        }
-    }
-
     fn into_path(self) -> PathBuf {
         to_path(&self.bytes)
     }
@@ -401,6 +420,7 @@ impl<'a> CompiledRules<'a> {
             rules: policy.files.rules.iter().chain(extra).collect(),
             places: places.clone(),
             names: NameFilter::default(),
+            distinct: NameFilter::default(),
         };
         compiled.literal.first.reserve(compiled.rules.len() + 32);
         compiled.literal.entries.reserve(compiled.rules.len() + 32);
@@ -430,6 +450,9 @@ impl<'a> CompiledRules<'a> {
                     self.raising.push(path);
                 }
                 self.literal.add(rule, None, &self.bases);
+                if let Some(name) = rule.pattern.rsplit('/').next() {
+                    self.distinct.exact.insert(name.as_bytes().to_vec());
+                }
             }
             Kind::Path => {
                 let base = owned_names(self.places.base(rule.base));
@@ -445,6 +468,7 @@ impl<'a> CompiledRules<'a> {
                     if rule.effect != Effect::Cap {
                         self.raising.push(join(&glob.prefix));
                     }
+                    self.distinct.add_distinct(&glob);
                     if glob.is_literal() {
                         self.literal.add(rule, Some(join(&glob.prefix)), &self.bases);
                     } else {
@@ -457,6 +481,9 @@ impl<'a> CompiledRules<'a> {
             }
             Kind::Glob | Kind::Directory | Kind::File => {
                 let ordered = self.ordered(rule);
+                for glob in &ordered.globs {
+                    self.distinct.add_distinct(glob);
+                }
                 if rule.kind == Kind::Glob {
                     for glob in &ordered.globs {
                         self.names.add(glob);
@@ -488,7 +515,8 @@ impl<'a> CompiledRules<'a> {
 
     /// Decides one path. Relative paths are taken from the workspace; `..` is resolved lexically.
     pub fn decide(&self, path: &Path) -> Decision<'a> {
-        let outcome = self.fold(&Clean::new(path, &self.workspace), None);
+        let clean = Clean::new(path, &self.workspace);
+        let outcome = self.fold(&clean.bytes, &clean.names(), &mut Vec::new(), None);
         Decision { permission: outcome.permission, rule: outcome.decided }
     }
 
@@ -496,7 +524,8 @@ impl<'a> CompiledRules<'a> {
     pub fn explain(&self, path: &Path) -> Explanation<'a> {
         let clean = Clean::new(path, &self.workspace);
         let mut steps = Vec::new();
-        let outcome = self.fold(&clean, Some(&mut steps));
+        let found = &mut Vec::new();
+        let outcome = self.fold(&clean.bytes, &clean.names(), found, Some(&mut steps));
         Explanation {
             path: clean.into_path(),
             permission: outcome.permission,
@@ -507,39 +536,42 @@ impl<'a> CompiledRules<'a> {
         }
     }
 
-    fn matching(&self, clean: &Clean) -> Vec<(Key, &'a Rule)> {
-        let names = clean.names();
+    /// Every rule that matches a clean absolute path (the root is empty), in the order of
+    /// application. Allocates nothing as long as `found` has room.
+    fn matching(&self, path: &[u8], names: &[&[u8]], found: &mut Vec<(Key, &'a Rule)>) {
+        found.clear();
         let depth = names.len();
-        let mut found: Vec<(Key, &'a Rule)> = Vec::new();
         let mut hash = HASH_START;
-        let mut hashed = 0;
+        let mut end = 0;
         for level in 0..=depth {
-            let path = clean.ancestor(level);
-            hash = hash_on(hash, &path[hashed..]);
-            hashed = path.len();
-            self.literal.each(hash, path, &self.bases, |rule| {
+            let start = end;
+            if level > 0 {
+                end += 1 + names[level - 1].len();
+            }
+            hash = hash_on(hash, &path[start..end]);
+            self.literal.each(hash, &path[..end], &self.bases, |rule| {
                 found.push((key(rule, level as u32 * 2 + 1), rule));
             });
         }
         for native in &self.globs {
             let level = if native.rule.effect == Effect::Grant {
-                native.glob.deepest_named(&names)
+                native.glob.deepest_named(names)
             } else {
-                native.glob.deepest(&names)
+                native.glob.deepest(names)
             };
             if let Some(level) = level {
                 found.push((key(native.rule, level as u32 * 2), native.rule));
             }
         }
-        if !self.ordered.is_empty() && to_path(&clean.bytes).starts_with(&self.workspace) {
-            let root = to_path(&clean.bytes) == self.workspace;
+        if !self.ordered.is_empty() && self.is_in_workspace(path) {
+            let root = path == self.bases.workspace;
             for ordered in &self.ordered {
                 let hit = match ordered.rule.kind {
                     Kind::Directory => ordered
                         .globs
                         .iter()
                         .any(|g| (0..=depth).any(|level| g.matches(&names[..level]))),
-                    _ => ordered.globs.iter().any(|g| g.matches(&names)),
+                    _ => ordered.globs.iter().any(|g| g.matches(names)),
                 };
                 if hit || (root && ordered.root) {
                     found.push((key(ordered.rule, ordered.specificity), ordered.rule));
@@ -547,17 +579,55 @@ impl<'a> CompiledRules<'a> {
             }
         }
         // The last tie-breaks decide nothing; they make the rule that is named reproducible.
-        found.sort_by(|(ka, a), (kb, b)| {
+        found.sort_unstable_by(|(ka, a), (kb, b)| {
             ka.cmp(kb).then_with(|| {
                 let tie = |r: &'a Rule| (&r.origin.layer, r.origin.line, &r.id, &r.pattern);
                 tie(a).cmp(&tie(b))
             })
         });
-        found
     }
 
-    fn fold(&self, clean: &Clean, mut steps: Option<&mut Vec<Step<'a>>>) -> Outcome<'a> {
-        let found = self.matching(clean);
+    fn is_in_workspace(&self, path: &[u8]) -> bool {
+        path.strip_prefix(self.bases.workspace.as_slice())
+            .is_some_and(|rest| rest.first().is_none_or(|next| *next == b'/'))
+    }
+
+    /// Room for [`Self::permission`].
+    pub fn room(&self) -> Room<'a> {
+        Room {
+            found: Vec::with_capacity(
+                self.literal.entries.len() + self.globs.len() + self.ordered.len(),
+            ),
+        }
+    }
+
+    /// What [`Self::decide`] answers, for a path that the kernel gave: absolute, without `.`, `..` or
+    /// doubled slashes. Neither allocates nor locks, so that it may be asked after a fork of a program
+    /// with threads. A path of more than [`MAX_LEVELS`] components gets nothing.
+    pub fn permission(&self, path: &[u8], room: &mut Room<'a>) -> Permission {
+        let path = path.strip_suffix(b"/").unwrap_or(path);
+        let mut names: [&[u8]; MAX_LEVELS] = [&[]; MAX_LEVELS];
+        let mut count = 0;
+        if let Some(rest) = path.strip_prefix(b"/") {
+            for name in rest.split(|b| *b == b'/') {
+                let Some(slot) = names.get_mut(count) else { return Permission::None };
+                *slot = name;
+                count += 1;
+            }
+        } else if !path.is_empty() {
+            return Permission::None;
+        }
+        self.fold(path, &names[..count], &mut room.found, None).permission
+    }
+
+    fn fold(
+        &self,
+        path: &[u8],
+        names: &[&[u8]],
+        found: &mut Vec<(Key, &'a Rule)>,
+        mut steps: Option<&mut Vec<Step<'a>>>,
+    ) -> Outcome<'a> {
+        self.matching(path, names, found);
         let mut value = Permission::None;
         let mut decided: Option<&'a Rule> = None;
         let mut ceiling = Permission::Write;
@@ -567,7 +637,7 @@ impl<'a> CompiledRules<'a> {
             Effect::Cap => value.min(rule.permission),
             Effect::Set => rule.permission,
         };
-        for (_, rule) in found {
+        for &(_, rule) in found.iter() {
             let after = apply(rule, value);
             // The one to name: a set decides alone, a cap where it binds, a grant where it raises.
             let speaks = match rule.effect {
@@ -600,12 +670,20 @@ impl<'a> CompiledRules<'a> {
         if outcome.permission == Permission::None
             && ceiling != Permission::None
             && !self.ordered.is_empty()
-            && to_path(&clean.bytes) == self.workspace
+            && path == self.bases.workspace
         {
             outcome.permission = Permission::View;
             outcome.root_visible = true;
         }
         outcome
+    }
+
+    /// Calls `seen` with every rule of the policy and what was found on the host, and the place that
+    /// its pattern begins at.
+    pub fn each(&self, mut seen: impl FnMut(&Rule, &Path)) {
+        for rule in &self.rules {
+            seen(rule, self.places.base(rule.base));
+        }
     }
 
     /// Every path that a rule names without wildcards: native literals, and ordered rules of the
@@ -702,6 +780,12 @@ impl<'a> CompiledRules<'a> {
             rules.push(GlobRule { rule, base, globs });
         }
         rules
+    }
+
+    /// Whether a path that ends in `name` can be decided in another way than other names of the same
+    /// directory. Those for which this says no are decided alike.
+    pub fn name_may_differ(&self, name: &OsStr) -> bool {
+        self.distinct.may_match(name.as_bytes())
     }
 
     /// Whether a path that ends in `name` can match a rule with wildcards at all; a walk asks this

@@ -615,10 +615,27 @@ fn name_matches(tokens: &[Token], name: &[u8]) -> bool {
         [.., Token::Text(end)] if !name.ends_with(end) => return false,
         _ => {}
     }
-    let mut at = vec![false; name.len() + 1];
+    // Names of files fit on the stack: nothing is allocated for them.
+    const ROOM: usize = 256;
+    if name.len() < ROOM {
+        let (mut at, mut next) = ([false; ROOM], [false; ROOM]);
+        run(tokens, name, &mut at[..=name.len()], &mut next[..=name.len()])
+    } else {
+        let (mut at, mut next) = (vec![false; name.len() + 1], vec![false; name.len() + 1]);
+        run(tokens, name, &mut at, &mut next)
+    }
+}
+
+/// Bit i of `at`: what stands before byte i has matched.
+fn run<'b>(
+    tokens: &[Token],
+    name: &[u8],
+    mut at: &'b mut [bool],
+    mut next: &'b mut [bool],
+) -> bool {
     at[0] = true;
     for token in tokens {
-        let mut next = vec![false; name.len() + 1];
+        next.fill(false);
         match token {
             Token::Many => {
                 let mut seen = false;
@@ -628,19 +645,19 @@ fn name_matches(tokens: &[Token], name: &[u8]) -> bool {
                 }
             }
             Token::Text(text) => {
-                for start in positions(&at) {
+                for start in positions(at) {
                     if name[start..].starts_with(text) {
                         next[start + text.len()] = true;
                     }
                 }
             }
             Token::One => {
-                for start in positions(&at).filter(|s| *s < name.len()) {
+                for start in positions(at).filter(|s| *s < name.len()) {
                     next[start + decode(&name[start..]).1] = true;
                 }
             }
             Token::Class { negated, ranges } => {
-                for start in positions(&at).filter(|s| *s < name.len()) {
+                for start in positions(at).filter(|s| *s < name.len()) {
                     let (c, length) = decode(&name[start..]);
                     let inside = c.is_some_and(|c| {
                         ranges.iter().any(|(low, high)| (*low..=*high).contains(&(c as u32)))
@@ -651,7 +668,7 @@ fn name_matches(tokens: &[Token], name: &[u8]) -> bool {
                 }
             }
             Token::Not(names) => {
-                for start in positions(&at) {
+                for start in positions(at) {
                     for end in start..=name.len() {
                         let text = &name[start..end];
                         if !text.is_empty() && !names.iter().any(|n| n == text) {
@@ -661,7 +678,7 @@ fn name_matches(tokens: &[Token], name: &[u8]) -> bool {
                 }
             }
         }
-        at = next;
+        std::mem::swap(&mut at, &mut next);
     }
     at[name.len()]
 }

@@ -6,10 +6,12 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use ringfence_layers::delta::ChangeKind;
+use ringfence_layers::mask::Mask;
 use ringfence_layers::quota::{self, Exceeded, Watch, Watched};
-use ringfence_layers::{Outcome, Quota, Root, Session, Stamp, Store, history};
+use ringfence_layers::{Mount, Outcome, Quota, Root, Session, Stamp, Store, history};
 use serde::Serialize;
 
+use crate::names::{NamesError, NamesPlan};
 use crate::survey::{self, Object};
 
 /// The layer that a run is to write to.
@@ -161,12 +163,21 @@ pub struct InLayer {
     session: Session,
     request: LayerRequest,
     policy: Vec<String>,
+    mounts: Vec<Mount>,
+    /// In use as long as the run lasts.
+    masks: Vec<Mask>,
 }
 
 /// Why no session could be begun.
 #[derive(Debug, thiserror::Error)]
 #[error("--layer: {0}")]
-pub struct LayerError(#[from] ringfence_layers::Error);
+pub struct LayerError(#[from] NamesError);
+
+impl From<ringfence_layers::Error> for LayerError {
+    fn from(e: ringfence_layers::Error) -> Self {
+        Self(NamesError::Layer(e))
+    }
+}
 
 impl InLayer {
     pub fn begin(
@@ -176,15 +187,39 @@ impl InLayer {
     ) -> Result<Self, LayerError> {
         quota::refuse_full(existing(&plan.request.store), quota::FREE_FLOOR)?;
         let store = Store::open(&plan.request.store)?;
-        let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
         if plan.request.checkpoint {
             history::checkpoint(&store, &plan.name, Some(in_short(argv)), Stamp::now())?;
         }
+        Self::open(&store, plan, policy.to_vec())
+    }
+
+    fn open(store: &Store, plan: &LayerPlan, policy: Vec<String>) -> Result<Self, LayerError> {
+        let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
         let mut session = store.begin(&plan.name, &roots, Stamp::now())?;
         if let Some(quota) = plan.request.quota {
             session.limit(quota)?;
         }
-        Ok(Self { session, request: plan.request.clone(), policy: policy.to_vec() })
+        let mounts = session.mounts().to_vec();
+        Ok(Self { session, request: plan.request.clone(), policy, mounts, masks: Vec::new() })
+    }
+
+    /// Puts masks between the layer's directories, for this run.
+    pub fn mask(mut self, names: &NamesPlan, plan: &LayerPlan) -> Result<Self, LayerError> {
+        let store = Store::open(&self.request.store)?;
+        if names.must_seal(&self.mounts)? {
+            // What an earlier run was allowed to make is hidden from this one: the delta becomes one
+            // of those below the run's own.
+            let policy = self.policy;
+            self.session.finish(&Outcome { policy: policy.clone() })?;
+            ringfence_layers::history::seal_open(&store, &plan.name)?;
+            self = Self::open(&store, plan, policy)?;
+            if names.must_seal(&self.mounts)? {
+                let problem = "an open delta holds names that the rules hide".to_owned();
+                return Err(ringfence_layers::Error::Refused(problem).into());
+            }
+        }
+        self.masks = names.masks(&store, &mut self.mounts)?;
+        Ok(self)
     }
 
     pub fn name(&self) -> &str {
@@ -192,7 +227,7 @@ impl InLayer {
     }
 
     pub fn mounts(&self) -> &[ringfence_layers::Mount] {
-        self.session.mounts()
+        &self.mounts
     }
 
     pub fn lock(&self) -> i32 {
@@ -217,7 +252,8 @@ impl InLayer {
 
     /// Ends the session. What goes wrong here loses nothing, and is told.
     pub fn finish(self) -> Changed {
-        let Self { session, request, policy } = self;
+        let Self { session, request, policy, masks, .. } = self;
+        drop(masks);
         let untouched = request.auto && is_untouched(&session);
         let deep = session.record().stack.len() >= history::SOFT_DEPTH;
         let ended = session.finish(&Outcome { policy });
@@ -257,7 +293,7 @@ impl InLayer {
 
     /// Nothing has run.
     pub fn abandon(self) {
-        let Self { session, request, policy } = self;
+        let Self { session, request, policy, .. } = self;
         let untouched = request.auto && is_untouched(&session);
         let checkpointed = request.checkpoint.then(|| Store::open(&request.store));
         if session.finish(&Outcome { policy }).is_ok() && untouched {

@@ -14,6 +14,8 @@ pub mod layer;
 #[cfg(target_os = "linux")]
 pub mod lower;
 #[cfg(target_os = "linux")]
+pub mod names;
+#[cfg(target_os = "linux")]
 pub mod network;
 #[cfg(target_os = "linux")]
 pub mod plan;
@@ -30,6 +32,8 @@ mod survey;
 mod sweep;
 #[cfg(unix)]
 pub mod terminal;
+#[cfg(target_os = "linux")]
+pub mod view;
 
 #[cfg(target_os = "linux")]
 pub use ringfence_jail::{Early, egress};

@@ -67,6 +67,8 @@ pub struct Given<'a> {
     pub lock: i32,
     /// For each of [`crate::layer::LayerPlan::roots`].
     pub mounts: &'a [ringfence_layers::Mount],
+    /// Init's end of the channel for the exact view, and the number of its connection there.
+    pub view: (i32, i32),
 }
 
 /// Lowers a plan. The second part is what the parent must hold open for it.
@@ -77,7 +79,7 @@ pub fn lower(
     command: &Command,
     cgroup_procs: Vec<i32>,
     given: &Given<'_>,
-) -> Result<(jail::JailSpec, jail::Parent), LowerError> {
+) -> Result<(jail::JailSpec, jail::Parent<'static>), LowerError> {
     let mut parent = jail::Parent::default();
     let demoted = plan.identity.demoted;
     let view = match plan.rung {
@@ -98,6 +100,8 @@ pub fn lower(
         outside_gid: plan.identity.host_gid,
         by_parent: demoted,
     });
+    let (watch, init_seccomp) =
+        plan.names.as_ref().map(|names| names.filters(&plan.seccomp)).unwrap_or_default();
     let spec = jail::JailSpec {
         namespaces,
         ids,
@@ -105,6 +109,8 @@ pub fn lower(
         loopback: namespaces & flags::NET != 0,
         egress: plan.filter.as_ref().map(|filter| filter.config.clone()),
         landlock: landlock(plan)?,
+        watch,
+        init_seccomp,
         seccomp: seccomp::native().map(|a| seccomp::compile(a, &plan.seccomp)).unwrap_or_default(),
         rlimits: rlimits(limits, nproc_fallback),
         exec: exec(plan, command)?,
@@ -210,7 +216,7 @@ fn view(
     plan: &Plan,
     demoted: bool,
     given: &Given<'_>,
-    parent: &mut jail::Parent,
+    parent: &mut jail::Parent<'_>,
 ) -> Result<jail::View, LowerError> {
     let mut steps = Vec::with_capacity(plan.steps.len() + 8);
     let masks = plan.steps.iter().any(|s| matches!(s.action, Action::Mask { .. }));
@@ -222,16 +228,42 @@ fn view(
     let mut stage = Stage::new(plan, demoted, given.mounts);
     for step in &plan.steps {
         match &step.action {
-            Action::Layer { object, root, over } => {
+            Action::Layer { object, root, over, read_only } => {
                 // What is inside another overlay is what an earlier run left there.
                 let expect = (*over && !step.layered).then_some(object.id);
                 let place = jail::Place::Root { path: inside(&step.path)?, expect };
-                steps.push(jail::Step::Overlay(stage.overlay(*root, place, parent)?));
+                let mut overlay = stage.overlay(*root, place, parent)?;
+                if *read_only {
+                    overlay.attributes |= mnt::ATTR_RDONLY;
+                }
+                steps.push(jail::Step::Overlay(overlay));
             }
             Action::LayerFile { object, root, over } => {
                 stage.file(step, object, (*root, *over), parent, &mut steps)?;
             }
             _ if step.layered => stage.covered(step, given.agent, parent, &mut steps)?,
+            Action::View { object, over } => steps.push(jail::Step::Fuse(jail::Fuse {
+                path: inside(&step.path)?,
+                // In a directory of the host, that must be the one.
+                expect: over.then_some(object.id),
+                device: given.view.1,
+                channel: given.view.0,
+                options: ringfence_sys::fuse::Options {
+                    uid: plan.identity.inside_uid,
+                    gid: plan.identity.inside_gid,
+                    others: false,
+                    attributes: PLAIN,
+                },
+            })),
+            Action::Copy { .. }
+                if plan.view.is_some() && step.path.starts_with(&plan.workspace) =>
+            {
+                lower_step(step, demoted, given.agent, parent, &mut steps)?;
+                // What the view shows has identities of its own.
+                if let Some(jail::Step::Copy(copy)) = steps.last_mut() {
+                    copy.expect = None;
+                }
+            }
             _ => lower_step(step, demoted, given.agent, parent, &mut steps)?,
         }
     }
@@ -286,7 +318,11 @@ fn scaffold(plan: &Plan) -> PathBuf {
         .to_owned()
 }
 
-fn source(object: &Object, demoted: bool, parent: &mut jail::Parent) -> Result<jail::Source, Nul> {
+fn source(
+    object: &Object,
+    demoted: bool,
+    parent: &mut jail::Parent<'_>,
+) -> Result<jail::Source, Nul> {
     source_of(object, demoted, object.id.is_dir, parent)
 }
 
@@ -294,7 +330,7 @@ fn source_of(
     object: &Object,
     demoted: bool,
     recursive: bool,
-    parent: &mut jail::Parent,
+    parent: &mut jail::Parent<'_>,
 ) -> Result<jail::Source, Nul> {
     if demoted && let Ok(fd) = object.open() {
         parent.trees.push(jail::Tree { object: fd, recursive, idmap: true });
@@ -307,7 +343,7 @@ fn lower_step(
     step: &Step,
     demoted: bool,
     agent: i32,
-    parent: &mut jail::Parent,
+    parent: &mut jail::Parent<'_>,
     out: &mut Vec<jail::Step>,
 ) -> Result<(), Nul> {
     let path = inside(&step.path)?;
@@ -398,7 +434,10 @@ fn lower_step(
             lower: None,
         }),
         // Lowered by the stage.
-        Action::Layer { .. } | Action::LayerFile { .. } => {}
+        Action::Reopen { .. }
+        | Action::View { .. }
+        | Action::Layer { .. }
+        | Action::LayerFile { .. } => {}
     }
     Ok(())
 }
@@ -430,7 +469,7 @@ impl<'a> Stage<'a> {
     fn staged(
         &mut self,
         object: &Object,
-        parent: &mut jail::Parent,
+        parent: &mut jail::Parent<'_>,
         sources: &mut Vec<jail::Staged>,
     ) -> Result<String, Nul> {
         let name = self.name();
@@ -443,7 +482,7 @@ impl<'a> Stage<'a> {
         &mut self,
         root: usize,
         place: jail::Place,
-        parent: &mut jail::Parent,
+        parent: &mut jail::Parent<'_>,
     ) -> Result<jail::Overlay, LowerError> {
         let none = || LowerError::Layer {
             path: PathBuf::from("/"),
@@ -501,7 +540,7 @@ impl<'a> Stage<'a> {
         step: &Step,
         object: &Object,
         (root, over): (usize, bool),
-        parent: &mut jail::Parent,
+        parent: &mut jail::Parent<'_>,
         out: &mut Vec<jail::Step>,
     ) -> Result<(), LowerError> {
         let shared = if let Some(shared) = self.shared.get(root).cloned().flatten() {
@@ -533,7 +572,7 @@ impl<'a> Stage<'a> {
         &mut self,
         step: &Step,
         agent: i32,
-        parent: &mut jail::Parent,
+        parent: &mut jail::Parent<'_>,
         out: &mut Vec<jail::Step>,
     ) -> Result<(), LowerError> {
         let path = inside(&step.path)?;
@@ -556,6 +595,9 @@ impl<'a> Stage<'a> {
             Action::Pin { object } => {
                 let expect = Some(object.id);
                 out.push(jail::Step::Rebind { path, expect, attributes: 0, lower });
+            }
+            Action::Reopen { object } => {
+                out.push(jail::Step::Reopen { path, expect: Some(object.id), lower });
             }
             Action::Mask { object } => out.push(jail::Step::Mask {
                 path,

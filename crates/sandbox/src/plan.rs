@@ -15,9 +15,11 @@ use crate::agent::Granted;
 use crate::discover::ConfigFile;
 use crate::inspection::{Inspection, OWN};
 use crate::layer::{LayerPlan, LayerSurvey};
+use crate::names::NamesPlan;
 use crate::network::Filter;
 use crate::status::{Rung, Status};
 use crate::survey::{Caller, Object, SystemEntry, above, lies_in};
+use crate::view::{self, Wanted};
 
 /// Where a rule or discovery asks for something else than what surrounds it.
 #[derive(Clone, Debug)]
@@ -77,6 +79,14 @@ pub struct Survey {
     pub idmap: bool,
     /// What is written is to land in a layer.
     pub layer: Option<LayerSurvey>,
+    /// How rules of names are held in the layer.
+    pub names: Option<NamesPlan>,
+    /// Paths of points that a mask of the layer covers.
+    pub covered: BTreeSet<OsString>,
+    /// The workspace is to be served with the permission of each path.
+    pub view: Option<Wanted>,
+    /// Why that cannot be had here.
+    pub no_view: Option<String>,
 }
 
 /// One mount or entry of the private root, in order.
@@ -129,6 +139,14 @@ pub enum Action {
         object: Object,
         permission: Permission,
     },
+    /// A directory of the host, served with the permission of each path (FUSE).
+    View {
+        #[serde(skip)]
+        object: Object,
+        /// Inside another directory of the host.
+        #[serde(skip)]
+        over: bool,
+    },
     /// What is written lands in the layer: an overlay of this directory.
     Layer {
         #[serde(skip)]
@@ -139,6 +157,13 @@ pub enum Action {
         /// Over what lies there, inside another bind.
         #[serde(skip)]
         over: bool,
+        /// Only what is reopened in it can be written.
+        read_only: bool,
+    },
+    /// What lies here in a read-only layer can be written.
+    Reopen {
+        #[serde(skip)]
+        object: Object,
     },
     /// As [`Self::Layer`], of a single file.
     LayerFile {
@@ -255,6 +280,12 @@ pub struct Plan {
     /// Where what is written lands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<LayerPlan>,
+    /// How rules of names are held in it.
+    #[serde(skip)]
+    pub names: Option<NamesPlan>,
+    /// What decides for [`Action::View`].
+    #[serde(skip)]
+    pub(crate) view: Option<Wanted>,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -413,6 +444,23 @@ impl Plan {
                 "--layer: needs namespaces, which this host refuses; nothing was run\n  remedy: run `ringfence doctor`; or run without a layer".into(),
             ));
         }
+        if survey.view.is_some() {
+            let refusal = if rung == Rung::Landlock {
+                Some("--exact: needs namespaces, which this host refuses; nothing was run\n  remedy: run `ringfence doctor`; or leave --exact away".to_owned())
+            } else if survey.layer.is_some() {
+                Some(
+                    "--exact: not together with --layer: a layer holds patterns by other means"
+                        .to_owned(),
+                )
+            } else {
+                survey.no_view.take()
+            };
+            if let Some(refusal) = refusal {
+                return Err(PlanError::Unsupported(refusal));
+            }
+            // The view guards names whether they exist or not.
+            survey.absent.retain(|path| !lies_in(path, &survey.places.workspace));
+        }
         let mut builder = Builder::new(policy, &survey);
         match rung {
             Rung::Namespaces => builder.private_root(ssh_agent.is_some())?,
@@ -440,6 +488,11 @@ impl Plan {
         report(policy, &survey, &mut status);
         if let Some(layer) = &layer {
             status.enforce("layer", layer.detail());
+        }
+        let names = survey.names.take().filter(|_| layer.is_some());
+        report_names(names.as_ref(), &options, &mut status)?;
+        if survey.view.is_some() {
+            status.enforce("exact-view", view::DETAIL);
         }
         let plan = Self {
             rung,
@@ -470,6 +523,8 @@ impl Plan {
             directories: u64::MAX,
             listing: None,
             layer,
+            names,
+            view: survey.view,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -592,6 +647,30 @@ fn network(
             NetworkPlan::Host
         }
     }
+}
+
+/// What holds rules of names in a layer.
+fn report_names(
+    names: Option<&NamesPlan>,
+    options: &seccomp::Options,
+    status: &mut Status,
+) -> Result<(), PlanError> {
+    let Some(names) = names else { return Ok(()) };
+    let refuse = |problem: &str| Err(PlanError::Unsupported(problem.into()));
+    if options.nested_namespaces || options.io_uring {
+        return refuse(
+            "--layer: names cannot be checked with processes.nested_namespaces or processes.io_uring, which go around the check\n  remedy: leave them off, or run without --layer",
+        );
+    }
+    if let Some(problem) = crate::names::broker_problem() {
+        return Err(PlanError::Unsupported(format!("--layer: {problem}")));
+    }
+    status.enforce("names", names.detail());
+    status.degrade(
+        "names-live",
+        "a name that the host adds to the real directory while the command runs is covered from the next start on",
+    );
+    Ok(())
 }
 
 fn filter_detail(allowed: usize, denied: usize) -> String {
@@ -851,11 +930,25 @@ impl<'a> Builder<'a> {
             Permission::Write => {
                 self.writable(object, false, |object| Action::Bind { object, permission })?
             }
-            _ => Action::Bind { object, permission },
+            _ => match self.masked(&object) {
+                Some(action) => action,
+                None => Action::Bind { object, permission },
+            },
         };
         self.push(&path, action, why);
         self.allow(path, access);
         Ok(())
+    }
+
+    /// Serves a directory by name. Landlock leaves to the view what only that can tell.
+    fn view(&mut self, object: Object, over: bool, why: &str) {
+        let path = object.path.clone();
+        if !over {
+            self.directory(&path);
+        }
+        self.bound.push(path.clone());
+        self.push(&path, Action::View { object, over }, why);
+        self.allow(path, Access::Write);
     }
 
     /// How a host object becomes writable: itself, or in the layer.
@@ -898,8 +991,19 @@ impl<'a> Builder<'a> {
         Ok(if is_file {
             Action::LayerFile { object, root, over }
         } else {
-            Action::Layer { object, root, over }
+            Action::Layer { object, root, over, read_only: false }
         })
+    }
+
+    /// The workspace where names in it are covered by a mask, which needs an overlay also where nothing
+    /// of it can be written.
+    fn masked(&mut self, object: &Object) -> Option<Action> {
+        self.survey.names.as_ref()?;
+        let workspace = self.survey.workspace.as_ref()?;
+        let layer = self.layer.as_mut().filter(|_| workspace.path == object.path)?;
+        let root = layer.root(object, false);
+        let read_only = true;
+        Some(Action::Layer { object: object.clone(), root, over: false, read_only })
     }
 
     /// The workspace, everything granted, and what is capped or hidden inside.
@@ -921,7 +1025,11 @@ impl<'a> Builder<'a> {
         }
         let workspace = self.survey.workspace.clone().map(|object| Point {
             object,
-            permission: self.survey.workspace_permission,
+            permission: match &self.survey.names {
+                // Init says no, not the mount.
+                Some(names) if names.by_broker => Permission::Write,
+                _ => self.survey.workspace_permission,
+            },
             why: "workspace".to_owned(),
             guard: false,
             copy: None,
@@ -939,6 +1047,10 @@ impl<'a> Builder<'a> {
             own_mounts.insert(name);
             points.entry(name).or_insert(p);
         }
+        let by_broker = survey.names.as_ref().is_some_and(|n| n.by_broker);
+        // Where names are covered, the workspace is an overlay; but for what is bound over it.
+        let overlay = survey.names.as_ref().and(workspace.as_ref()).map(|w| &*w.object.path);
+        let mut sealed: Vec<&Path> = Vec::new();
         let mut around = Around::of(&survey.system);
         let pins: BTreeMap<&OsStr, &Object> =
             survey.pins.iter().map(|o| (o.path.as_os_str(), o)).collect();
@@ -946,12 +1058,17 @@ impl<'a> Builder<'a> {
             points.keys().copied().chain(pins.keys().copied()).collect();
         let copies =
             survey.points.iter().any(|p| p.copy.is_some()).then(|| self.copies_place()).flatten();
+        let viewed = survey.view.as_ref().map(|_| &*survey.places.workspace);
         for name in ordered {
             let path = Path::new(name);
             let inherited = around.inherited(path);
             // Everything writable is.
-            let layered = inherited == Permission::Write && self.layer.is_some();
+            let in_overlay = overlay.is_some_and(|w| {
+                path != w && lies_in(path, w) && !sealed.iter().any(|s| lies_in(path, s))
+            });
+            let layered = self.layer.is_some() && (inherited == Permission::Write || in_overlay);
             if let Some(object) = pins.get(name)
+                && viewed.is_none_or(|w| !lies_in(path, w))
                 && inherited == Permission::Write
                 && !points.contains_key(name)
             {
@@ -959,9 +1076,32 @@ impl<'a> Builder<'a> {
                 self.cover(path, Action::Pin { object }, "git directory", layered);
                 continue;
             }
+            if viewed.is_some_and(|w| path != w && lies_in(path, w)) {
+                // The view decides by name. Only what the command writes elsewhere lies over it.
+                let copy = points.get(name).and_then(|p| Some((*p, p.copy.as_ref()?, copies?)));
+                if let Some((point, config, base)) = copy
+                    && around.inherited(path) == Permission::Write
+                    && point.permission == Permission::Read
+                {
+                    self.copy(base, path, point.object.clone(), config.clone(), &point.why);
+                }
+                continue;
+            }
             let Some(point) = points.get(name) else { continue };
             let wanted = point.permission;
             let object = point.object.clone();
+            if in_overlay && !own_mounts.contains(name) {
+                let covered = wanted <= Permission::View && survey.covered.contains(name);
+                if covered || (by_broker && !point.guard && wanted > Permission::None) {
+                    continue;
+                }
+            }
+            if viewed == Some(path) && wanted > Permission::None {
+                let over = inherited > Permission::None;
+                self.view(object, over, view::WHY);
+                around.0.insert(name, Permission::Write);
+                continue;
+            }
             if own_mounts.contains(name) {
                 if !layered && mounted.iter().any(|m| std::ptr::eq(m, *point)) {
                     // A bind brings it along.
@@ -997,6 +1137,13 @@ impl<'a> Builder<'a> {
                 (_, Permission::None) => {
                     self.cover(path, Action::Mask { object }, &point.why, layered);
                 }
+                (Permission::Read | Permission::View, Permission::Write) if in_overlay => {
+                    self.cover(path, Action::Reopen { object }, &point.why, layered);
+                    self.allow(path, Access::Write);
+                }
+                (Permission::View, Permission::Read) if in_overlay => {
+                    self.allow(path, Access::Read);
+                }
                 (Permission::Write, Permission::Read) => match (&point.copy, copies) {
                     (Some(config), Some(base)) => {
                         self.copy(base, path, object, config.clone(), &point.why);
@@ -1004,7 +1151,10 @@ impl<'a> Builder<'a> {
                             step.layered = layered;
                         }
                     }
-                    _ => self.cover(path, Action::Seal { object }, &point.why, layered),
+                    _ => {
+                        self.cover(path, Action::Seal { object }, &point.why, layered);
+                        sealed.push(path);
+                    }
                 },
                 (Permission::Read, Permission::Write) => {
                     let over = |object| Action::Over { object, permission: wanted };
@@ -1269,6 +1419,9 @@ impl fmt::Display for Plan {
                     _ => "read-only".into(),
                 },
                 Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
+                Action::Layer { read_only: true, .. } => "read-only in the layer (overlay)".into(),
+                Action::Reopen { .. } => "read-write, changes go to the layer".into(),
+                Action::View { .. } => "each path by the rules, new ones too (fuse)".into(),
                 Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
                 Action::LayerFile { .. } => {
                     "read-write, changes go to the layer (overlay of its directory)".into()

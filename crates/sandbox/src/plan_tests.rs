@@ -97,6 +97,10 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         foreign_id: 1000,
         idmap: true,
         layer: None,
+        names: None,
+        covered: std::collections::BTreeSet::new(),
+        view: None,
+        no_view: None,
         places,
     }
 }

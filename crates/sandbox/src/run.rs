@@ -19,11 +19,13 @@ use crate::agent::{Agent, Channel};
 use crate::copies::After;
 use crate::layer::{InLayer, LayerError};
 use crate::lower::{self, Command};
-use crate::plan::{Plan, PlanError};
+use crate::names::NameJudge;
+use crate::plan::{Action, Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
 use crate::sweep;
 use crate::terminal::{Child as _, Event};
+use crate::view;
 use ringfence_layers::quota::Watch;
 
 /// Why a run did not happen. In every case nothing of the command has run, except for
@@ -119,6 +121,8 @@ pub struct Running {
     layer: Option<InLayer>,
     /// Ends the run when its layer holds too much.
     quota: Option<Watch>,
+    /// What serves the exact view; ends with the run.
+    view: Option<view::Serving>,
 }
 
 /// Starts a planned run.
@@ -151,22 +155,32 @@ pub fn start(
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
     let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers, &command.argv));
-    let layer = layer.transpose().map_err(RunError::from)?;
+    let mut layer = layer.transpose().map_err(RunError::from)?;
+    if let (Some(names), Some(planned)) = (&plan.names, &plan.layer) {
+        layer = layer.map(|l| l.mask(names, planned)).transpose().map_err(RunError::from)?;
+    }
     if let Some(layer) = &layer {
         hold_quota(layer, policy, &mut plan);
     }
+    let exact = plan.view.as_ref().map(|_| view::Channel::new()).transpose();
+    let exact = exact.map_err(|e| setup("make a channel for the exact view", &e.into()))?;
     let given = lower::Given {
+        view: exact.as_ref().map_or((-1, -1), view::Channel::numbers),
         agent: channel.as_ref().map_or(-1, Channel::number),
         lock: layer.as_ref().map_or(-1, InLayer::lock),
         mounts: layer.as_ref().map_or(&[], InLayer::mounts),
     };
-    let (spec, parent) =
+    let (spec, mut parent) =
         lower::lower(&plan, limits, nproc, command, procs, &given).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+    let judge = plan.names.as_ref().zip(plan.layer.as_ref());
+    let judge = judge.map(|(names, layer)| NameJudge::new(names, layer));
+    parent.judge = judge.as_ref().map(|judge| judge as &dyn jail::Judge);
     let mut jailed = jail::spawn(&spec, &parent, early)
         .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
     let quota = layer.as_ref().map(|layer| watch_layer(layer, &jailed)).transpose()?;
+    let view = serve(&mut plan, exact).map_err(|e| setup("serve the exact view", &e))?;
     let Plan { mut status, rung, ssh_agent, .. } = plan;
     let network = jailed.network.take();
     if let Some(made) = &network {
@@ -192,6 +206,7 @@ pub fn start(
         held: None,
         layer,
         quota,
+        view,
     })
 }
 
@@ -223,6 +238,23 @@ fn watch_layer(layer: &InLayer, jailed: &jail::Jailed) -> Result<Watch, RunError
         let _ = rustix::process::pidfd_send_signal(&init, rustix::process::Signal::KILL);
     };
     Ok(layer.watch(jailed.pid() as u32, end)?)
+}
+
+/// Serves the exact view, where the plan has one.
+fn serve(
+    plan: &mut Plan,
+    channel: Option<view::Channel>,
+) -> std::io::Result<Option<view::Serving>> {
+    let viewed = plan.steps.iter().find_map(|step| match &step.action {
+        Action::View { object, .. } => Some(object),
+        _ => None,
+    });
+    match (viewed, plan.view.take(), channel) {
+        (Some(object), Some(wanted), Some(channel)) => {
+            view::Serving::start(channel, object, wanted, plan.identity).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// What this host's kernel lacks of the egress filter.
@@ -289,12 +321,14 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::DevPts { path } => (cpath(path), "mount devpts on"),
         jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => (cpath(path), "bind"),
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
+        jail::Step::Reopen { path, .. } => (cpath(path), "make writable"),
         jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
         jail::Step::Listen { path, .. } => (cpath(path), "listen at"),
         jail::Step::Overlay(overlay) => match &overlay.place {
             jail::Place::Root { path, .. } => (cpath(path), "lay the layer over"),
             jail::Place::Stage(_) => (PathBuf::from("/"), "lay the layer over a directory below"),
         },
+        jail::Step::Fuse(fuse) => (cpath(&fuse.path), "serve the exact view at"),
         jail::Step::Mask { path, .. } => (cpath(path), "hide"),
         jail::Step::Cover { path, .. } => (cpath(path), "put authorities over"),
         jail::Step::ReadOnly { path } => (cpath(path), "make read-only"),
@@ -463,6 +497,7 @@ impl Running {
         };
         drop(self.scratch.take());
         drop(self.agent.take());
+        drop(self.view.take());
         let layer = self.layer.take();
         let exceeded = self.quota.take().and_then(Watch::stop);
         match waited {

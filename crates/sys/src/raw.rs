@@ -269,6 +269,20 @@ pub fn mount_setattr(
     .map(|_| ())
 }
 
+/// Takes attributes off the mount at a descriptor, not off what is mounted below it.
+pub fn mount_clear(fd: i32, clear: u64) -> Result<()> {
+    let attr = MountAttr { attr_set: 0, attr_clr: clear, propagation: 0, userns_fd: 0 };
+    call!(
+        libc::SYS_mount_setattr,
+        fd,
+        c"".as_ptr(),
+        mnt::AT_EMPTY_PATH,
+        &raw const attr,
+        std::mem::size_of::<MountAttr>()
+    )
+    .map(|_| ())
+}
+
 pub fn setgroups_none() -> Result<()> {
     call!(libc::SYS_setgroups, 0usize, std::ptr::null::<u32>()).map(|_| ())
 }
@@ -518,6 +532,14 @@ pub fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) -> Result<usize> {
             r => return r,
         }
     }
+}
+
+/// Milliseconds of a clock that nobody sets.
+pub fn monotonic_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is valid for writes of its type.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
 pub fn pollin(fd: i32) -> libc::pollfd {

@@ -20,12 +20,14 @@
 
 mod compile;
 mod install;
+mod names;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use compile::{MAX_INSTRUCTIONS, SockFilter, compile};
 pub use install::{Flags, install, set_no_new_privs};
+pub use names::{Watch, watch};
 pub use table::{NEWEST, RULES, Rule, TableRow, Test, When, evaluate, table};
 
 /// An architecture whose call numbers are known here.
@@ -71,6 +73,8 @@ pub enum Action {
     Errno(u16),
     /// The whole process ends with `SIGSYS`.
     Kill,
+    /// The call is held until the listener has answered it.
+    Ask,
 }
 
 impl Action {
@@ -80,6 +84,7 @@ impl Action {
             Self::Allow => 0x7FFF_0000,
             Self::Errno(errno) => 0x0005_0000 | errno as u32,
             Self::Kill => 0x8000_0000,
+            Self::Ask => 0x7FC0_0000,
         }
     }
 }
@@ -89,6 +94,7 @@ impl std::fmt::Display for Action {
         match *self {
             Self::Allow => f.write_str("allow"),
             Self::Kill => f.write_str("kill"),
+            Self::Ask => f.write_str("ask"),
             Self::Errno(0) => f.write_str("pretend success"),
             Self::Errno(errno) => match table::errno_name(errno) {
                 Some(name) => f.write_str(name),

@@ -100,6 +100,7 @@ fn meant(typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     let mut request =
         Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
     request.layer = layer(&typed, &request).map_err(output::fail)?;
+    request.exact = typed.has(Id::Exact);
     request.filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
     // Set up by the helper while the rest is planned.
     if let (Some(filter), Some(early)) = (&request.filter, early) {

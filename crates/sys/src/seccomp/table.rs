@@ -39,12 +39,18 @@ impl Rule {
         }
     }
 
+    /// The listener decides.
+    pub(super) const fn asks(mut self) -> Self {
+        self.action = Action::Ask;
+        self
+    }
+
     const fn when(mut self, when: When) -> Self {
         self.when = when;
         self
     }
 
-    const fn only_if(mut self, condition: &'static str, tests: &'static [Test]) -> Self {
+    pub(super) const fn only_if(mut self, condition: &'static str, tests: &'static [Test]) -> Self {
         self.condition = condition;
         self.tests = tests;
         self
@@ -75,7 +81,7 @@ impl Test {
     }
 }
 
-const fn is(arg: u8, values: &'static [u32]) -> Test {
+pub(super) const fn is(arg: u8, values: &'static [u32]) -> Test {
     Test { arg, mask: u32::MAX, values, member: true }
 }
 
@@ -83,7 +89,7 @@ const fn is_not(arg: u8, values: &'static [u32]) -> Test {
     Test { arg, mask: u32::MAX, values, member: false }
 }
 
-const fn has_any(arg: u8, mask: u32) -> Test {
+pub(super) const fn has_any(arg: u8, mask: u32) -> Test {
     Test { arg, mask, values: &[0], member: false }
 }
 
@@ -163,7 +169,7 @@ const fn row(
 }
 
 /// A call with a number on both architectures.
-const fn deny(
+pub(super) const fn deny(
     call: &'static str,
     x86_64: u32,
     aarch64: u32,
@@ -174,12 +180,22 @@ const fn deny(
 }
 
 /// A call from 424 on, where the numbers are shared.
-const fn deny_new(call: &'static str, number: u32, errno: u16, reason: &'static str) -> Rule {
+pub(super) const fn deny_new(
+    call: &'static str,
+    number: u32,
+    errno: u16,
+    reason: &'static str,
+) -> Rule {
     row(call, Some(number), Some(number), errno, reason)
 }
 
 /// A call that only 64-bit x86 has.
-const fn deny_x86(call: &'static str, number: u32, errno: u16, reason: &'static str) -> Rule {
+pub(super) const fn deny_x86(
+    call: &'static str,
+    number: u32,
+    errno: u16,
+    reason: &'static str,
+) -> Rule {
     row(call, Some(number), None, errno, reason)
 }
 

@@ -221,7 +221,9 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
                 Permission::Write => "mounted read-write",
             },
         ),
-        Action::Layer { .. } | Action::LayerFile { .. } => {
+        Action::Layer { read_only: true, .. } => (Permission::Read, ""),
+        Action::View { .. } => (Permission::Write, "served by its path, operation by operation"),
+        Action::Reopen { .. } | Action::Layer { .. } | Action::LayerFile { .. } => {
             (Permission::Write, "written in a layer, the host's stays as it is")
         }
         Action::Private { .. } | Action::Writable => (

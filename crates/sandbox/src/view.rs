@@ -1,0 +1,129 @@
+//! The exact view of a run: what serves it, from the moment that init hands out the connection.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use ringfence_layers::fuse::{Options, Owners, Rules, View};
+use ringfence_policy::{Places, Policy, Rule};
+use ringfence_sys::raw;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::plan::Identity;
+use crate::survey::Object;
+
+/// What a view is asked about: the policy, and what was found on this host.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub policy: Arc<Policy>,
+    pub places: Places,
+    pub extra: Vec<Rule>,
+}
+
+pub(crate) const DETAIL: &str =
+    "the workspace is served through fuse: every operation is decided by its path";
+pub(crate) const WHY: &str = "asked for: rules hold for names that appear later, by patterns too";
+
+/// Why no view can be served here, with what helps.
+pub(crate) fn refusal() -> Option<String> {
+    let device = ringfence_sys::fuse::DEVICE.to_string_lossy();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    match rustix::fs::open(&*device, flags, rustix::fs::Mode::empty()) {
+        Ok(_) => None,
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Some(format!(
+            "the exact view needs {device}, which only others may open here\n  remedy: have the \
+             administrator run `chmod 0666 {device}`, which is what distributions ship; or leave \
+             --exact away"
+        )),
+        Err(errno) => Some(format!(
+            "the exact view needs {device}: {}\n  remedy: have the administrator run `modprobe fuse`; \
+             in a container, give it the device; or leave --exact away",
+            raw::Errno(errno.raw_os_error())
+        )),
+    }
+}
+
+/// The two ends that a view needs before the jail is made.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    ours: OwnedFd,
+    theirs: OwnedFd,
+    /// Its number is that of the connection in init.
+    place: OwnedFd,
+}
+
+impl Channel {
+    pub fn new() -> raw::Result<Self> {
+        let (ours, theirs) = raw::seqpacket_owned()?;
+        let place = theirs.try_clone().map_err(|_| raw::Errno(libc::EMFILE))?;
+        Ok(Self { ours, theirs, place })
+    }
+
+    /// Init's end, and the number that the connection gets there.
+    pub fn numbers(&self) -> (i32, i32) {
+        (self.theirs.as_raw_fd(), self.place.as_raw_fd())
+    }
+}
+
+/// A view at work. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+    /// The child of a root caller shares our table of descriptors for a while, and nobody knows how
+    /// long.
+    _theirs: [OwnedFd; 2],
+}
+
+impl Serving {
+    pub fn start(
+        channel: Channel,
+        object: &Object,
+        wanted: Wanted,
+        identity: Identity,
+    ) -> std::io::Result<Self> {
+        let Channel { ours, theirs, place } = channel;
+        let (stop, stopped) = UnixStream::pair()?;
+        let directory = object.open()?;
+        let root = object.path.clone();
+        let Wanted { policy, places, extra } = wanted;
+        let rules = Rules { policy, places, extra, root };
+        let options = Options::new(Owners::One {
+            uid: identity.inside_uid,
+            gid: identity.inside_gid,
+            demoted: identity.demoted,
+        });
+        let serve = move || {
+            let Some(device) = receive(&ours, &stopped) else { return };
+            drop(ours);
+            // Without a server the connection ends here, and the command gets errors.
+            let Ok(_view) = View::serve(device, directory, rules, options) else { return };
+            // Readable at the end of the run.
+            let mut end = [PollFd::new(&stopped, PollFlags::IN)];
+            while poll(&mut end, None) == Err(rustix::io::Errno::INTR) {}
+        };
+        let thread = std::thread::Builder::new().name("exact-view".into()).spawn(serve)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread), _theirs: [theirs, place] })
+    }
+}
+
+/// The connection, once it is mounted.
+fn receive(channel: &OwnedFd, stop: &UnixStream) -> Option<OwnedFd> {
+    let mut fds = [PollFd::new(channel, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+    while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+    if !fds[0].revents().contains(PollFlags::IN) {
+        return None;
+    }
+    let mut byte = [0u8; 1];
+    raw::recv_owned(channel.as_fd(), &mut byte).ok()?.1
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
