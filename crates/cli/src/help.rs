@@ -254,6 +254,7 @@ pub fn command() -> Command {
         .subcommands(verb::history::commands())
         .subcommand(verb::export::command())
         .subcommand(verb::import::command())
+        .subcommand(verb::codebase::command())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

@@ -82,6 +82,7 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         "snapshot" | "restore" | "fork" | "undo" => verb::history::main(args),
         "export" => verb::export::main(args),
         "import" => verb::import::main(args),
+        "codebase" => verb::codebase::main(args),
         "init" => verb::init::main(args),
         "trust" => verb::trust::main(args),
         "completions" => verb::completions::main(args),

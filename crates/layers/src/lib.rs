@@ -25,6 +25,7 @@ pub mod journal;
 mod lossless;
 pub mod mask;
 pub mod merge;
+pub mod names;
 pub mod object;
 pub mod pack;
 pub mod quota;
