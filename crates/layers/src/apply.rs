@@ -853,7 +853,7 @@ fn forget(layer: &Layer, trees: &[Trees], plan: &Plan) -> Result<(), Error> {
             Base { root: place.root, path: place.path.clone(), since: plan.started, was, settled };
         changed.insert(key, base);
     }
-    base::edit(&delta, &path, |all| all.extend(changed))
+    base::edit(&delta, &path, true, |all| all.extend(changed))
 }
 
 /// What the layer shows at a path.
@@ -955,7 +955,7 @@ pub fn discard(store: &Store, name: &str, places: &[Place]) -> Result<Vec<Place>
         thrown.push(place.clone());
     }
     let delta = object::open_tree(&path).map_err(Error::os("open", &path))?;
-    base::edit(&delta, &path, |all| {
+    base::edit(&delta, &path, true, |all| {
         all.retain(|(root, path), _| {
             !gone.iter().any(|g: &Place| g.root == *root && path.starts_with(&g.path))
         });

@@ -219,6 +219,7 @@ impl InLayer {
     pub fn finish(self) -> Changed {
         let Self { session, request, policy } = self;
         let untouched = request.auto && is_untouched(&session);
+        let deep = session.record().stack.len() >= history::SOFT_DEPTH;
         let ended = session.finish(&Outcome { policy });
         let mut changed = Changed {
             name: request.name.clone(),
@@ -239,7 +240,7 @@ impl InLayer {
                         _ => changed.changed += 1,
                     }
                 }
-                Ok(())
+                if deep { settle(&request) } else { Ok(()) }
             }
             Err(e) => Err(e),
         };
@@ -286,6 +287,10 @@ fn existing(store: &Path) -> &Path {
 
 fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
     Store::open(&request.store)?.discard(&request.name)
+}
+
+fn settle(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
+    history::settle(&Store::open(&request.store)?, &request.name)
 }
 
 /// Nothing was changed but perhaps the times of the roots.
