@@ -3,6 +3,7 @@
 //! ```text
 //! lock                          short, while records change and deltas are collected
 //! layers/NAME/record.json       replaced as a whole
+//! layers/NAME/last.json         when and under which policy it was last used
 //! layers/NAME/lock              held by a run or an apply; says by whom and since when
 //! layers/NAME/journal/          an apply in progress
 //! deltas/ID/<root>/{tree,work}  overlayfs' upper and work directory, one pair for each root
@@ -85,6 +86,15 @@ pub struct Record {
     #[serde(default)]
     pub policy: Vec<String>,
 }
+
+/// The last run, in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Use {
+    used: Stamp,
+    policy: Vec<String>,
+}
+
+const USE: &str = "last.json";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootRecord {
@@ -336,7 +346,10 @@ impl Store {
             Err(Errno::NOENT) => return Err(Error::NoLayer(name.to_owned())),
             Err(errno) => return Err(Error::os("open", path)(errno)),
         };
-        let record = read_record(dir.as_fd(), &path)?;
+        let mut record = read_record(dir.as_fd(), &path)?;
+        if let Some(last) = read_use(dir.as_fd()).filter(|last| last.used >= record.used) {
+            (record.used, record.policy) = (last.used, last.policy);
+        }
         Ok(Layer { name: name.to_owned(), record, dir, path, deltas: self.path.join("deltas") })
     }
 
@@ -733,6 +746,13 @@ impl Held {
         Ok(())
     }
 
+    /// Notes the last run beside the record: every run does, and waiting for the disk would cost more
+    /// than the run.
+    fn note_use(&mut self, last: &Use) -> Result<(), Error> {
+        let text = serde_json::to_vec(last).unwrap_or_default();
+        replace(self.layer.dir.as_fd(), USE, &self.layer.path, &text, false)
+    }
+
     /// Replaces the record.
     pub fn save(&mut self, record: Record) -> Result<(), Error> {
         write_record(self.layer.dir.as_fd(), &self.layer.path, &record, true)?;
@@ -788,15 +808,12 @@ impl Session {
     /// The run ended: notes what the host had under each name that was changed.
     pub fn finish(mut self, outcome: &Outcome) -> Result<Vec<Walked>, Error> {
         let walks = base::note(&self.held.layer, self.started)?;
-        let mut record = self.held.layer.record.clone();
-        record.used = Stamp::now();
-        record.policy.clone_from(&outcome.policy);
         for mount in &self.mounts {
             let Some(delta) = mount.work.parent() else { continue };
             let dir = fd::open_absolute(delta, DIRECTORY).map_err(Error::os("open", delta))?;
             empty_work(dir.as_fd(), delta)?;
         }
-        self.held.save(record)?;
+        self.held.note_use(&Use { used: Stamp::now(), policy: outcome.policy.clone() })?;
         rustix::fs::ftruncate(&self.held.lock, 0)
             .map_err(Error::os("write", self.held.layer.path.join("lock")))?;
         Ok(walks)
@@ -963,6 +980,11 @@ fn write_record(
     let text = serde_json::to_vec_pretty(record)
         .map_err(|e| Error::Corrupt { path: file.clone(), problem: e.to_string() })?;
     replace(dir, "record.json", path, &text, synced)
+}
+
+/// Of no further consequence if it is lost with the host's power.
+fn read_use(dir: BorrowedFd<'_>) -> Option<Use> {
+    serde_json::from_slice(&fd::read_regular(dir, USE.as_bytes(), MAX_RECORD).ok()?).ok()
 }
 
 /// Replaces a file as a whole: after a kill the old content is there or the new.

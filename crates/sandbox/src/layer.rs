@@ -219,6 +219,7 @@ impl InLayer {
     pub fn finish(self) -> Changed {
         let Self { session, request, policy } = self;
         let untouched = request.auto && is_untouched(&session);
+        let deep = session.record().stack.len() >= history::SOFT_DEPTH;
         let ended = session.finish(&Outcome { policy });
         let mut changed = Changed {
             name: request.name.clone(),
@@ -239,16 +240,9 @@ impl InLayer {
                         _ => changed.changed += 1,
                     }
                 }
-                Ok(())
+                if deep { settle(&request) } else { Ok(()) }
             }
             Err(e) => Err(e),
-        };
-        // A stack that grows by a delta with each run is made flat from time to time, after a run.
-        let ended = match ended {
-            Ok(()) if request.checkpoint && !changed.removed => {
-                Store::open(&request.store).and_then(|store| history::settle(&store, &request.name))
-            }
-            other => other,
         };
         changed.problem = ended.err().map(|e| e.to_string());
         changed
@@ -286,6 +280,10 @@ fn existing(store: &Path) -> &Path {
 
 fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
     Store::open(&request.store)?.discard(&request.name)
+}
+
+fn settle(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
+    history::settle(&Store::open(&request.store)?, &request.name)
 }
 
 /// Nothing was changed but perhaps the times of the roots.

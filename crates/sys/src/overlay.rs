@@ -18,7 +18,7 @@ const MOST: usize = 256;
 
 /// Sealed deltas and the directory below them that one overlay may have. The kernel's own limit is
 /// 500; every one of them costs each lookup of a name that does not exist.
-pub const MOST_LOWER: usize = 128;
+pub const MOST_LOWER: usize = 480;
 
 /// What one overlay is made of.
 #[derive(Clone, Copy, Debug)]

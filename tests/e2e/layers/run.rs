@@ -319,6 +319,27 @@ fn a_layer_is_used_by_one_run_at_a_time() {
 }
 
 #[test]
+fn a_checkpoint_seals_what_was_there_before() {
+    as_each_user(|p| {
+        p.write("f", "0\n");
+        for n in 1..=3 {
+            let script = format!("echo {n} >> f; echo {n} > n{n}; rm -f n{}", n - 2);
+            p.shell(&["--layer", "l", "--checkpoint"], &script).ok();
+        }
+        assert_eq!(
+            p.shell(&["--layer", "l"], "cat f n2 n3; ls").ok().out,
+            "0\n1\n2\n3\n2\n3\nf\nn2\nn3\n"
+        );
+        let record = p.home().join(".local/state/ringfence/layers/l/record.json");
+        let record: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+        assert_eq!(record["stack"].as_array().unwrap().len(), 2, "{record:#}");
+        let command = record["checkpoints"][1]["command"].as_str().unwrap();
+        assert!(command.starts_with("/bin/sh -c echo 3 >> f"), "{record:#}");
+    });
+}
+
+#[test]
 fn a_name_is_made_up_and_goes_with_a_layer_that_holds_nothing() {
     as_each_user(|p| {
         p.write("f", "x");
@@ -448,5 +469,14 @@ fn what_is_in_force_is_said() {
         let enforced = status["enforced"].as_array().unwrap();
         assert!(enforced.iter().any(|e| e["name"] == "layer"), "{status:#}");
         assert_eq!(status["end"]["layer"]["name"], "l", "{status:#}");
+        assert_eq!(status["end"]["layer"]["changed"], 1, "{status:#}");
+        // A line for whoever asks; nothing in a pipe else.
+        let told = p.shell(&["--layer", "l", "-m"], "echo z > new; rm f").ok();
+        assert!(
+            told.err.contains("layer l: 1 added, 0 changed, 1 deleted; see: ringfence diff l"),
+            "{told:#?}"
+        );
+        assert_eq!(p.shell(&["--layer", "l"], "echo z > new").ok().err, "");
+        p.shell(&["--layer", "auto"], "echo z > new").ok().says("layer auto-");
     });
 }
