@@ -74,8 +74,11 @@ fn snapshots_come_back_and_a_restore_can_be_taken_back() {
 fn forks_go_on_apart_and_one_in_use_is_refused() {
     as_each_user(|p| {
         project(p);
-        p.shell(&["--layer", "work"], "echo 1 > a; dd if=/dev/urandom of=big bs=1M count=32 2>/dev/null")
-            .ok();
+        p.shell(
+            &["--layer", "work"],
+            "echo 1 > a; dd if=/dev/urandom of=big bs=1M count=32 2>/dev/null",
+        )
+        .ok();
         let used = |p: &Place| {
             let store = p.home().join(".local/state/ringfence");
             let out = p.bare(&format!("du -sk {}", store.display())).ok().out;
