@@ -3,5 +3,6 @@
 mod apply;
 mod fuse;
 mod rules;
+mod history;
 mod run;
 mod tools;
