@@ -1,4 +1,5 @@
 //! Runs in a layer, and what can be done with it afterwards.
 
+mod caches;
 mod run;
 mod tools;
