@@ -1,8 +1,9 @@
 //! Runs in a layer, and what can be done with it afterwards.
 
 mod apply;
+mod caches;
 mod fuse;
-mod rules;
 mod history;
+mod rules;
 mod run;
 mod tools;

@@ -87,6 +87,22 @@ pub struct Survey {
     pub view: Option<Wanted>,
     /// Why that cannot be had here.
     pub no_view: Option<String>,
+    pub caches: Option<Caches>,
+}
+
+/// Caches of tools that are shown copy-on-write.
+#[derive(Clone, Debug)]
+pub struct Caches {
+    /// What the overlay lies over; nothing else of it is shown.
+    pub home: Object,
+    pub rules: Vec<Rule>,
+    pub paths: Vec<PathBuf>,
+}
+
+impl Caches {
+    fn has(&self, path: &Path) -> bool {
+        self.paths.iter().any(|p| p == path)
+    }
 }
 
 /// One mount or entry of the private root, in order.
@@ -173,6 +189,11 @@ pub enum Action {
         root: usize,
         #[serde(skip)]
         over: bool,
+    },
+    /// The host's, with what is written kept in memory and gone afterwards.
+    Cache {
+        #[serde(skip)]
+        object: Object,
     },
     /// Read-only from here down.
     Seal {
@@ -286,6 +307,11 @@ pub struct Plan {
     /// What decides for [`Action::View`].
     #[serde(skip)]
     pub(crate) view: Option<Wanted>,
+    #[serde(skip)]
+    pub(crate) caches: Option<Caches>,
+    /// Bytes that private places may hold.
+    #[serde(skip)]
+    pub(crate) private_bytes: u64,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -525,6 +551,8 @@ impl Plan {
             layer,
             names,
             view: survey.view,
+            caches: survey.caches,
+            private_bytes: policy.files.tmp_bytes,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -955,7 +983,9 @@ impl<'a> Builder<'a> {
             Permission::Write => Access::Write,
         };
         self.bound.push(path.clone());
+        let cache = self.survey.caches.as_ref().is_some_and(|c| c.has(&path));
         let action = match permission {
+            Permission::Write if cache && object.id.is_dir => Action::Cache { object },
             Permission::Write => {
                 self.writable(object, false, |object| Action::Bind { object, permission })?
             }
@@ -1095,7 +1125,9 @@ impl<'a> Builder<'a> {
             let in_overlay = overlay.is_some_and(|w| {
                 path != w && lies_in(path, w) && !sealed.iter().any(|s| lies_in(path, s))
             });
-            let layered = self.layer.is_some() && (inherited == Permission::Write || in_overlay);
+            let written = inherited == Permission::Write;
+            let cached = || survey.caches.iter().flat_map(|c| &c.paths).any(|c| lies_in(path, c));
+            let layered = self.layer.is_some() && (written || in_overlay) || written && cached();
             if let Some(object) = pins.get(name)
                 && viewed.is_none_or(|w| !lies_in(path, w))
                 && inherited == Permission::Write
@@ -1453,6 +1485,7 @@ impl fmt::Display for Plan {
                 Action::Reopen { .. } => "read-write, changes go to the layer".into(),
                 Action::View { .. } => "each path by the rules, new ones too (fuse)".into(),
                 Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
+                Action::Cache { .. } => "the host's, changes stay inside (overlay)".into(),
                 Action::LayerFile { .. } => {
                     "read-write, changes go to the layer (overlay of its directory)".into()
                 }

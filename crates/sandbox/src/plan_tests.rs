@@ -101,6 +101,7 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         covered: std::collections::BTreeSet::new(),
         view: None,
         no_view: None,
+        caches: None,
         places,
     }
 }
