@@ -761,6 +761,7 @@ impl<'a> Builder<'a> {
         self.basics()?;
         self.home();
         self.places()?;
+        self.views_hold()?;
         if agent {
             self.agent()?;
         }
@@ -771,6 +772,34 @@ impl<'a> Builder<'a> {
                 self.parents(place);
                 self.made.insert(place.clone());
                 self.push(place, Action::Link { target: target.clone() }, "");
+            }
+        }
+        Ok(())
+    }
+
+    /// Landlock rights add up along the path: what is only listed would be readable below a directory
+    /// that may be read, such as the private `/tmp`.
+    fn views_hold(&self) -> Result<(), PlanError> {
+        let survey = self.survey;
+        let workspace = survey
+            .workspace
+            .iter()
+            .filter(|_| survey.workspace_permission == Permission::View)
+            .map(|w| (&w.path, "workspace"));
+        let points = survey.points.iter().filter(|p| p.permission == Permission::View);
+        for (path, why) in workspace.chain(points.map(|p| (&p.object.path, p.why.as_str()))) {
+            let around = |rule: &&LandlockRule| {
+                rule.access != Access::List && rule.path != *path && path.starts_with(&rule.path)
+            };
+            if let Some(rule) = self.landlock.iter().find(around) {
+                return Err(PlanError::CannotHold {
+                    path: PathBuf2(path.clone()),
+                    problem: format!(
+                        "`view` cannot be held below {}, whose files the command may read",
+                        rule.path.display()
+                    ),
+                    rule: why.to_owned(),
+                });
             }
         }
         Ok(())
@@ -1018,7 +1047,8 @@ impl<'a> Builder<'a> {
             let layered = self.layer.is_some() && (inherited == Permission::Write || in_overlay);
             if let Some(object) = pins.get(name)
                 && inherited == Permission::Write
-                && !points.contains_key(name)
+                // A grant that says what is granted anyway does not let go of it.
+                && points.get(name).is_none_or(|p| p.permission == Permission::Write)
             {
                 let object = (*object).clone();
                 self.cover(path, Action::Pin { object }, "git directory", layered);
