@@ -1,4 +1,6 @@
 //! Runs in a layer, and what can be done with it afterwards.
 
 mod fuse;
+mod rules;
 mod run;
+mod tools;

@@ -34,7 +34,7 @@ pub enum Allowed {
 }
 
 /// The rules of names. Asked after the clone: must neither allocate, lock nor panic.
-pub trait Judge: Sync + std::fmt::Debug {
+pub trait Judge: std::fmt::Debug {
     /// Of a path as the kernel spells it in the sandbox; [`Allowed::Write`] where no rule speaks.
     fn allowed(&self, path: &[u8]) -> Allowed;
     /// Whether rules speak of anything at or below this directory or around it.

@@ -25,7 +25,8 @@ const CONNECTOR: i32 = 6;
 /// Out of the way of all of these while they are moved.
 const HIGH: i32 = 64;
 const TERMINAL: i32 = 7;
-const LISTENER: i32 = 8;
+const LISTENER: i32 = 9;
+const LOCK: i32 = 8;
 
 /// Never returns: the rest of PID 1's life.
 pub(crate) fn run(birth: &Birth<'_>) -> ! {
@@ -88,6 +89,7 @@ fn confine_both(spec: &JailSpec, trees: &[i32]) -> Result<Option<(i32, i32)>, Fa
     }
     if !spec.stdio.wants_pty() {
         child::view(spec, trees)?;
+        child::leave_host(spec)?;
     }
     at(Stage::NoNewPrivs, raw::set_no_new_privs())?;
     child::landlock(spec)?;
@@ -116,8 +118,13 @@ fn finish_set_up(
     page: &Page,
     has_network: bool,
 ) -> Res {
-    if !builds_view_first(spec) {
+    let first = !builds_view_first(spec);
+    if first {
         child::view(spec, trees)?;
+    }
+    raw::set_and_wake(&page.view_ready);
+    if first {
+        child::leave_host(spec)?;
     }
     if !has_network && spec.namespaces & ringfence_sys::ns::flags::NET != 0 {
         // Through /proc/1/net the command could otherwise read the host's network tables.
@@ -132,7 +139,7 @@ fn finish_set_up(
     raw::close(command);
     // Nobody inside may look into the memory that was copied from the supervisor.
     at(Stage::Dumpable, raw::set_dumpable(false))?;
-    raw::set_and_wake(&page.view_ready);
+    raw::set_and_wake(&page.sealed);
     // The command is on its way; init confines itself too. It runs nothing of the sandbox's, so
     // this guards against mistakes of our own only, and costs nothing that is waited for.
     let filter = if spec.watch.is_empty() { &spec.seccomp } else { &spec.init_seccomp };
@@ -156,6 +163,7 @@ fn session(spec: &JailSpec, trees: &[i32], control: i32) -> Result<(i32, bool), 
         return Ok((-1, false));
     }
     child::view(spec, trees)?;
+    child::leave_host(spec)?;
     at(Stage::Session, open_terminal(control))
 }
 
@@ -212,6 +220,7 @@ fn become_command(
     at(Stage::Descriptors, raw::close_from(3, false))?;
     at(Stage::Chdir, raw::chdir(&spec.exec.cwd))?;
     raw::reset_signals();
+    raw::wait_until_set(&page.sealed);
     page.started.store(1, Ordering::Release);
     let errno = exec(&spec.exec);
     page.started.store(0, Ordering::Release);
@@ -262,9 +271,10 @@ fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
         (spec.connector, CONNECTOR),
         (terminal, TERMINAL),
         (listener, LISTENER),
+        (spec.lock, LOCK),
     ];
     // Through high numbers, so that none is overwritten before it was copied.
-    let mut high = [-1; 6];
+    let mut high = [-1; 7];
     for (slot, (fd, _)) in high.iter_mut().zip(keep) {
         if fd >= 0 {
             *slot = at(Stage::Descriptors, raw::dup_from(fd, HIGH))?;
@@ -300,11 +310,16 @@ fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
             end_stragglers(spec);
             hand_out_copies(spec);
             page.emptied.store(1, Ordering::Release);
+            // The supervisor wakes by it, and looks for what the run left while the kernel ends us.
+            raw::close(CONTROL);
             return Ok(());
         }
         // The supervisor is gone (or closed its end): nothing may outlive it.
         if fds[2].revents != 0 || fds[1].revents & (libc::POLLHUP | libc::POLLERR) != 0 {
             kill_all(spec, libc::SIGKILL);
+            if spec.lock >= 0 {
+                end_stragglers(spec);
+            }
             return Ok(());
         }
         if fds[1].revents & libc::POLLIN != 0 {

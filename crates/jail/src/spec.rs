@@ -77,6 +77,14 @@ pub enum Step {
         /// See [`Step::Mask`].
         lower: Option<CString>,
     },
+    /// Makes what lies at `path` in a read-only mount of ours writable again, from here down. Resolved
+    /// without symlinks.
+    Reopen {
+        path: CString,
+        expect: Option<FileId>,
+        /// See [`Step::Mask`].
+        lower: Option<CString>,
+    },
     /// Covers `path` with an object that can be neither read nor changed.
     Mask {
         path: CString,
@@ -310,6 +318,10 @@ pub struct JailSpec {
     /// Init's end of a channel over which the supervisor asks for connections to the sandbox's
     /// loopback (`SOCK_SEQPACKET`: family 4 or 6 and port in, descriptor out); -1 for none.
     pub connector: i32,
+    /// A descriptor that init keeps until every other process of the sandbox has ended, also when the
+    /// supervisor was killed: the lock on what they write to. -1 for none. Goes with
+    /// `die_with_parent` unset, or init could end before them.
+    pub lock: i32,
     /// Die with the thread that made the jail (the command line; a library user may not want it).
     pub die_with_parent: bool,
 }

@@ -491,6 +491,15 @@ pub fn metadata(
     Ok(owner_kept)
 }
 
+/// The mode and times of `like` onto the directory `to`, once it is full.
+pub fn mode_and_times(to: BorrowedFd<'_>, like: &Stat, name: &OsStr) -> Result<(), Error> {
+    let there = through_proc(to);
+    rustix::fs::chmodat(CWD, &there, Mode::from_raw_mode(like.st_mode), AtFlags::empty())
+        .map_err(|errno| failed("change the mode of", name, errno))?;
+    rustix::fs::utimensat(CWD, &there, &times(like), AtFlags::empty())
+        .map_err(|errno| failed("set the times of", name, errno))
+}
+
 fn own(to: BorrowedFd<'_>, like: &Stat, name: &OsStr, owner: Owner) -> Result<bool, Error> {
     let is = rustix::fs::fstat(to).map_err(|errno| failed("look at", name, errno))?;
     if (is.st_uid, is.st_gid) == (like.st_uid, like.st_gid) {

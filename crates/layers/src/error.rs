@@ -55,3 +55,17 @@ impl Error {
         move |e| Self::Os { what, path, errno: Errno::from_io_error(&e).unwrap_or(Errno::IO) }
     }
 }
+
+impl From<crate::merge::Error> for Error {
+    fn from(e: crate::merge::Error) -> Self {
+        use crate::merge::Error as Merge;
+        match e {
+            Merge::Os { what, path, errno } => Self::Os { what, path, errno },
+            Merge::Invalid { path, attribute } => Self::Delta {
+                path,
+                problem: format!("it has the attribute {attribute}, which means nothing here"),
+            },
+            Merge::Copy(e) => Self::Refused(e.to_string()),
+        }
+    }
+}

@@ -9,13 +9,33 @@
 //! descriptor, beneath its root, never through a symbolic link.
 #![forbid(unsafe_code)]
 
+pub mod apply;
+pub mod base;
 pub mod copy;
+mod crash;
+pub mod delta;
 mod error;
+pub mod executable;
 #[cfg(target_os = "linux")]
 pub mod fuse;
+pub mod history;
+pub mod index;
+pub mod journal;
 mod lossless;
+pub mod mask;
+pub mod merge;
+pub mod object;
+pub mod pack;
+pub mod quota;
+pub mod review;
 mod store;
+pub mod text;
 
 pub use error::Error;
 pub use lossless::{bytes_of, shown};
 pub use store::*;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

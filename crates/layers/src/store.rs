@@ -24,7 +24,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags, Timestamps, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, copy, lossless};
+use crate::delta::Walked;
+use crate::{Error, base, copy, lossless};
 
 /// The format of everything in the store.
 pub const VERSION: u32 = 1;
@@ -46,6 +47,12 @@ const GONE: &str = ".gone-";
 pub struct Stamp(pub i64, pub u32);
 
 impl Stamp {
+    /// Whether a change that was given this time can only have been made before `moment`. Some file
+    /// systems keep whole seconds, or even ones, and cut off the rest.
+    pub fn surely_before(self, moment: Self) -> bool {
+        if self.1 == 0 { self.0 + 2 < moment.0 } else { self < moment }
+    }
+
     /// Now, by the clock that file systems take their times from: a file changed before now has no
     /// later time, a file changed from now on no earlier one.
     pub fn now() -> Self {
@@ -243,6 +250,9 @@ impl Store {
             Ok(())
         };
         own(&dir, state)?;
+        // Everything below is reached without following a link; the way here may have some.
+        let real = std::fs::canonicalize(state).map_err(Error::io("resolve", state))?;
+        let state = &*real;
         let part = |name: &'static str| -> Result<OwnedFd, Error> {
             let path = state.join(name);
             make_directory(dir.as_fd(), name.as_ref(), &path)?;
@@ -277,8 +287,7 @@ impl Store {
     /// Names of all layers.
     pub fn names(&self) -> Result<Vec<String>, Error> {
         let path = self.path.join("layers");
-        let (names, _) =
-            fd::list(self.layers.as_fd(), MAX_LISTED).map_err(Error::os("list", path))?;
+        let (names, _) = list_again(&self.layers).map_err(Error::os("list", path))?;
         Ok(names
             .into_iter()
             .filter_map(|(name, _)| name.into_string().ok())
@@ -349,15 +358,15 @@ impl Store {
         self.hold_locked(&lock, name, None)
     }
 
-    fn hold_locked(
+    pub(crate) fn hold_locked(
         &self,
         _lock: &StoreLock,
         name: &str,
         run: Option<Stamp>,
     ) -> Result<Held, Error> {
         let layer = self.layer(name)?;
-        let (fd, killed) = take(&layer.dir, name, &layer.path, run)?;
-        Ok(Held { layer, lock: fd, killed })
+        let Taken { fd, killed, .. } = take(&layer.dir, name, &layer.path, run)?;
+        Ok(Held { layer, lock: fd, killed, mended: false })
     }
 
     /// Begins a run that writes to the layer, which is made if needed. Nothing here grows with the
@@ -383,10 +392,18 @@ impl Store {
         if layer.unfinished() {
             return Err(Error::Unfinished(name.to_owned()));
         }
-        let (fd, killed) = take(&layer.dir, name, &path, Some(now))?;
+        let Taken { fd, killed, at } = take(&layer.dir, name, &path, Some(now))?;
+        let holder = Holder { pid: std::process::id(), run: Some(at) };
+        if killed.is_none() {
+            write_holder(&fd, &holder).map_err(Error::os("write", path.join("lock")))?;
+        }
         let fresh = layer.record.stack.is_empty() && layer.record.open.is_none();
-        let mut held = Held { layer, lock: fd, killed };
-        held.mend()?;
+        let mut held = Held { layer, lock: fd, killed, mended: false };
+        if killed.is_some() {
+            held.mend()?;
+            held.mended = false;
+            write_holder(&held.lock, &holder).map_err(Error::os("write", path.join("lock")))?;
+        }
         let mut record = held.layer.record.clone();
         let mut indexes = Vec::with_capacity(roots.len());
         for root in roots {
@@ -414,7 +431,7 @@ impl Store {
             held.layer.record = record;
         }
         drop(lock);
-        Ok(Session { held, mounts, started: now })
+        Ok(Session { held, mounts, started: at })
     }
 
     /// Changes a layer's record under the store's lock, while nobody uses the layer.
@@ -436,18 +453,48 @@ impl Store {
 
     /// Puts a new layer into the store; an error if the name is taken.
     pub fn create(&self, name: &str, record: &Record) -> Result<(), Error> {
+        let lock = self.lock()?;
+        self.create_locked(&lock, name, record)
+    }
+
+    pub(crate) fn create_locked(
+        &self,
+        _lock: &StoreLock,
+        name: &str,
+        record: &Record,
+    ) -> Result<(), Error> {
         check_name(name)?;
-        let _lock = self.lock()?;
+        self.free(name)?;
         let path = self.layer_path(name);
-        match self.layer(name) {
-            Err(Error::NoLayer(_)) => {}
-            Ok(_) => return Err(Error::Refused(format!("a layer called {name} exists already"))),
-            Err(e) => return Err(e),
-        }
         make_directory(self.layers.as_fd(), name.as_ref(), &path)?;
         let dir = rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
         write_record(dir.as_fd(), &path, record, true)
+    }
+
+    /// An error if the name is taken.
+    pub(crate) fn free(&self, name: &str) -> Result<(), Error> {
+        match self.layer(name) {
+            Err(Error::NoLayer(_)) => Ok(()),
+            Ok(_) => Err(Error::Refused(format!("a layer called {name} exists already"))),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a delta of a directory that was filled in the layer's own, where nothing collects it. A
+    /// record must name it before the lock is given back.
+    pub(crate) fn adopt(
+        &self,
+        _lock: &StoreLock,
+        layer: &Layer,
+        draft: &str,
+    ) -> Result<String, Error> {
+        let id = random_id()?;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(&layer.dir, draft, &self.deltas, &*id, flags)
+            .map_err(Error::os("keep", layer.path.join(draft)))?;
+        sync(&self.deltas, &self.path.join("deltas"))?;
+        Ok(id)
     }
 
     /// Removes a layer with everything that no other layer needs.
@@ -490,7 +537,7 @@ impl Store {
             (&self.layers, self.path.join("layers"), false),
             (&self.deltas, self.path.join("deltas"), true),
         ] {
-            let (names, _) = fd::list(dir.as_fd(), MAX_LISTED).map_err(Error::os("list", &path))?;
+            let (names, _) = list_again(dir).map_err(Error::os("list", &path))?;
             for (name, _) in names {
                 let Some(text) = name.to_str() else { continue };
                 let unneeded = ids && is_id(text);
@@ -620,12 +667,27 @@ pub struct Held {
     lock: OwnedFd,
     /// The start of a run that did not end properly.
     killed: Option<Stamp>,
+    /// What it left undone was done.
+    mended: bool,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Nobody was killed who only looked. A run clears its mark itself, when it has ended.
+        if read_holder(&self.lock).is_some_and(|h| h.run.is_none()) || self.mended {
+            let _ = rustix::fs::ftruncate(&self.lock, 0);
+        }
+    }
 }
 
 impl Held {
     /// Does what a killed run could not do any more.
     pub fn mend(&mut self) -> Result<(), Error> {
-        self.killed = None;
+        if let Some(since) = self.killed {
+            base::note(&self.layer, since)?;
+            self.killed = None;
+            self.mended = true;
+        }
         Ok(())
     }
 
@@ -660,12 +722,18 @@ impl Session {
         self.started
     }
 
+    /// The layer is ours as long as anybody has this open.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.held.lock.as_fd()
+    }
+
     pub fn record(&self) -> &Record {
         &self.held.layer.record
     }
 
     /// The run ended: notes what the host had under each name that was changed.
-    pub fn finish(mut self, outcome: &Outcome) -> Result<(), Error> {
+    pub fn finish(mut self, outcome: &Outcome) -> Result<Vec<Walked>, Error> {
+        let walks = base::note(&self.held.layer, self.started)?;
         let mut record = self.held.layer.record.clone();
         record.used = Stamp::now();
         record.policy.clone_from(&outcome.policy);
@@ -676,7 +744,8 @@ impl Session {
         }
         self.held.save(record)?;
         rustix::fs::ftruncate(&self.held.lock, 0)
-            .map_err(Error::os("write", self.held.layer.path.join("lock")))
+            .map_err(Error::os("write", self.held.layer.path.join("lock")))?;
+        Ok(walks)
     }
 }
 
@@ -688,35 +757,64 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     if good { Ok(()) } else { Err(Error::Name(name.to_owned())) }
 }
 
+/// A layer's lock, just taken.
+struct Taken {
+    fd: OwnedFd,
+    /// The start of a run that did not end properly.
+    killed: Option<Stamp>,
+    /// When it was taken, by the clock of file times: nothing changed earlier has a later time, nothing
+    /// changed later an earlier one.
+    at: Stamp,
+}
+
 /// Takes a layer's lock, and reads who held it without giving it back.
-fn take(
-    dir: &OwnedFd,
-    name: &str,
-    path: &Path,
-    run: Option<Stamp>,
-) -> Result<(OwnedFd, Option<Stamp>), Error> {
+fn take(dir: &OwnedFd, name: &str, path: &Path, run: Option<Stamp>) -> Result<Taken, Error> {
     let path = path.join("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, "lock", flags, FILE).map_err(Error::os("open", &path))?;
-    match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let pid = read_holder(&fd).map(|h| h.pid).filter(|pid| *pid != 0);
-            return Err(Error::InUse { name: name.to_owned(), pid });
+    let asked = std::time::Instant::now();
+    loop {
+        match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let pid = read_holder(&fd).map(|h| h.pid).filter(|pid| *pid != 0);
+                // The processes of a killed run are about to end; until then they have it. Where nobody
+                // is named, a process that the last holder was starting has it, until it is another
+                // program.
+                if asked.elapsed() < ENDING && pid.is_none_or(is_gone) {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                    continue;
+                }
+                return Err(Error::InUse { name: name.to_owned(), pid });
+            }
+            Err(errno) => return Err(Error::os("lock", path)(errno)),
         }
-        Err(errno) => return Err(Error::os("lock", path)(errno)),
     }
     let killed = read_holder(&fd).and_then(|h| h.run);
     // The older of two killed runs stays known until its work was done.
     let holder = Holder { pid: std::process::id(), run: killed.or(run) };
-    write_holder(&fd, &holder).map_err(Error::os("write", path))?;
-    Ok((fd, killed))
+    let at = write_holder(&fd, &holder).map_err(Error::os("write", path))?;
+    Ok(Taken { fd, killed, at })
 }
 
-fn write_holder(fd: &OwnedFd, holder: &Holder) -> Result<(), Errno> {
+/// Time that the processes of a killed run get to end.
+const ENDING: std::time::Duration = std::time::Duration::from_secs(2);
+
+fn is_gone(pid: u32) -> bool {
+    let pid = rustix::process::Pid::from_raw(pid as i32);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
+}
+
+/// Answers when: kernels with fine file times give an exact one to what was looked at since its last
+/// change, and no later change anywhere an earlier one.
+fn write_holder(fd: &OwnedFd, holder: &Holder) -> Result<Stamp, Errno> {
     let text = serde_json::to_vec(holder).map_err(|_| Errno::INVAL)?;
+    rustix::fs::fstat(fd)?;
     rustix::fs::ftruncate(fd, 0)?;
-    rustix::io::pwrite(fd, &text, 0).map(|_| ())
+    rustix::io::pwrite(fd, &text, 0)?;
+    let [_, (seconds, nanos)] = fd::times(&rustix::fs::fstat(fd)?);
+    Ok(Stamp(seconds, nanos))
 }
 
 fn read_holder(fd: &OwnedFd) -> Option<Holder> {
@@ -761,6 +859,15 @@ pub fn random_id() -> Result<String, Error> {
 
 fn is_id(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Names in a directory that is listed more than once: a descriptor remembers how far it was read, and
+/// a second listing of the layers that found none would collect every delta.
+fn list_again(
+    dir: &OwnedFd,
+) -> Result<(Vec<(std::ffi::OsString, rustix::fs::FileType)>, bool), Errno> {
+    let fresh = rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty())?;
+    fd::list(fresh.as_fd(), MAX_LISTED)
 }
 
 fn make_directory(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), Error> {

@@ -149,6 +149,7 @@ pub struct CompiledRules<'a> {
     rules: Vec<&'a Rule>,
     places: Places,
     names: NameFilter,
+    distinct: NameFilter,
 }
 
 /// The absolute paths that patterns are relative to, in the form of [`Clean`].
@@ -272,6 +273,23 @@ struct NameFilter {
 }
 
 impl NameFilter {
+    /// As [`Self::add`], but a pattern that covers every name of a directory alike adds nothing, and
+    /// one without wildcards adds its last name.
+    fn add_distinct(&mut self, glob: &Glob) {
+        let named = glob.parts.iter().rposition(|p| *p != Part::Deep);
+        match named.map(|at| &glob.parts[at]) {
+            None => {
+                if let Some(name) = glob.prefix.last() {
+                    self.exact.insert(name.clone());
+                }
+            }
+            Some(Part::Wild(tokens)) if *tokens == [Token::Many] => {}
+            Some(part) => {
+                self.add(&Glob { prefix: Vec::new(), parts: vec![part.clone()] });
+            }
+        }
+    }
+
     fn add(&mut self, glob: &Glob) {
         match glob.parts.last() {
             None => {}
@@ -402,6 +420,7 @@ impl<'a> CompiledRules<'a> {
             rules: policy.files.rules.iter().chain(extra).collect(),
             places: places.clone(),
             names: NameFilter::default(),
+            distinct: NameFilter::default(),
         };
         compiled.literal.first.reserve(compiled.rules.len() + 32);
         compiled.literal.entries.reserve(compiled.rules.len() + 32);
@@ -431,6 +450,9 @@ impl<'a> CompiledRules<'a> {
                     self.raising.push(path);
                 }
                 self.literal.add(rule, None, &self.bases);
+                if let Some(name) = rule.pattern.rsplit('/').next() {
+                    self.distinct.exact.insert(name.as_bytes().to_vec());
+                }
             }
             Kind::Path => {
                 let base = owned_names(self.places.base(rule.base));
@@ -446,6 +468,7 @@ impl<'a> CompiledRules<'a> {
                     if rule.effect != Effect::Cap {
                         self.raising.push(join(&glob.prefix));
                     }
+                    self.distinct.add_distinct(&glob);
                     if glob.is_literal() {
                         self.literal.add(rule, Some(join(&glob.prefix)), &self.bases);
                     } else {
@@ -458,6 +481,9 @@ impl<'a> CompiledRules<'a> {
             }
             Kind::Glob | Kind::Directory | Kind::File => {
                 let ordered = self.ordered(rule);
+                for glob in &ordered.globs {
+                    self.distinct.add_distinct(glob);
+                }
                 if rule.kind == Kind::Glob {
                     for glob in &ordered.globs {
                         self.names.add(glob);
@@ -478,7 +504,8 @@ impl<'a> CompiledRules<'a> {
             let names = clean.split('/').filter(|p| !p.is_empty());
             vec![Glob { prefix: names.map(|p| p.as_bytes().to_vec()).collect(), parts: vec![] }]
         };
-        let root = clean.is_empty() || clean == "**" || clean == "**/*";
+        let root =
+            clean.is_empty() || (rule.kind == Kind::Glob && (clean == "**" || clean == "**/*"));
         let workspace = owned_names(&self.places.workspace);
         for glob in &mut globs {
             glob.prefix =
@@ -652,6 +679,14 @@ impl<'a> CompiledRules<'a> {
         outcome
     }
 
+    /// Calls `seen` with every rule of the policy and what was found on the host, and the place that
+    /// its pattern begins at.
+    pub fn each(&self, mut seen: impl FnMut(&Rule, &Path)) {
+        for rule in &self.rules {
+            seen(rule, self.places.base(rule.base));
+        }
+    }
+
     /// Every path that a rule names without wildcards: native literals, and ordered rules of the
     /// kinds file and directory. What is enforced by a mechanism of its own (git guards, system
     /// directories) is left out.
@@ -746,6 +781,12 @@ impl<'a> CompiledRules<'a> {
             rules.push(GlobRule { rule, base, globs });
         }
         rules
+    }
+
+    /// Whether a path that ends in `name` can be decided in another way than other names of the same
+    /// directory. Those for which this says no are decided alike.
+    pub fn name_may_differ(&self, name: &OsStr) -> bool {
+        self.distinct.may_match(name.as_bytes())
     }
 
     /// Whether a path that ends in `name` can match a rule with wildcards at all; a walk asks this

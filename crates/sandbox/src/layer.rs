@@ -1,12 +1,16 @@
 //! Runs in a layer: what the plan has to know of it, the session in the store, the words at the end.
 
 use std::ffi::OsString;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use ringfence_layers::{Outcome, Root, Session, Stamp, Store};
+use ringfence_layers::delta::ChangeKind;
+use ringfence_layers::mask::Mask;
+use ringfence_layers::{Mount, Outcome, Root, Session, Stamp, Store};
 use serde::Serialize;
 
+use crate::names::{NamesError, NamesPlan};
 use crate::survey::{self, Object};
 
 /// The layer that a run is to write to.
@@ -153,19 +157,49 @@ pub struct InLayer {
     session: Session,
     request: LayerRequest,
     policy: Vec<String>,
+    mounts: Vec<Mount>,
+    /// In use as long as the run lasts.
+    masks: Vec<Mask>,
 }
 
 /// Why no session could be begun.
 #[derive(Debug, thiserror::Error)]
 #[error("--layer: {0}")]
-pub struct LayerError(#[from] ringfence_layers::Error);
+pub struct LayerError(#[from] NamesError);
+
+impl From<ringfence_layers::Error> for LayerError {
+    fn from(e: ringfence_layers::Error) -> Self {
+        Self(NamesError::Layer(e))
+    }
+}
 
 impl InLayer {
     pub fn begin(plan: &LayerPlan, policy: &[String]) -> Result<Self, LayerError> {
         let store = Store::open(&plan.request.store)?;
         let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
         let session = store.begin(&plan.name, &roots, Stamp::now())?;
-        Ok(Self { session, request: plan.request.clone(), policy: policy.to_vec() })
+        let mounts = session.mounts().to_vec();
+        let (request, policy) = (plan.request.clone(), policy.to_vec());
+        Ok(Self { session, request, policy, mounts, masks: Vec::new() })
+    }
+
+    /// Puts masks between the layer's directories, for this run.
+    pub fn mask(mut self, names: &NamesPlan, plan: &LayerPlan) -> Result<Self, LayerError> {
+        let store = Store::open(&self.request.store)?;
+        if names.must_seal(&self.mounts)? {
+            // What an earlier run was allowed to make is hidden from this one: the delta becomes one
+            // of those below the run's own.
+            let policy = self.policy;
+            self.session.finish(&Outcome { policy: policy.clone() })?;
+            ringfence_layers::history::seal_open(&store, &plan.name)?;
+            self = Self::begin(plan, &policy)?;
+            if names.must_seal(&self.mounts)? {
+                let problem = "an open delta holds names that the rules hide".to_owned();
+                return Err(ringfence_layers::Error::Refused(problem).into());
+            }
+        }
+        self.masks = names.masks(&store, &mut self.mounts)?;
+        Ok(self)
     }
 
     pub fn name(&self) -> &str {
@@ -173,22 +207,65 @@ impl InLayer {
     }
 
     pub fn mounts(&self) -> &[ringfence_layers::Mount] {
-        self.session.mounts()
+        &self.mounts
+    }
+
+    pub fn lock(&self) -> i32 {
+        self.session.lock().as_raw_fd()
     }
 
     /// Ends the session. What goes wrong here loses nothing, and is told.
     pub fn finish(self) -> Changed {
-        let name = self.request.name.clone();
-        let problem = self.session.finish(&Outcome { policy: self.policy }).err();
-        Changed {
-            name,
+        let Self { session, request, policy, masks, .. } = self;
+        drop(masks);
+        let untouched = request.auto && is_untouched(&session);
+        let ended = session.finish(&Outcome { policy });
+        let mut changed = Changed {
+            name: request.name.clone(),
             added: 0,
             changed: 0,
             deleted: 0,
             removed: false,
-            problem: problem.map(|e| e.to_string()),
+            problem: None,
+        };
+        let ended = match ended {
+            Ok(_) if untouched => discard(&request).map(|()| changed.removed = true),
+            Ok(walks) => {
+                for kind in walks.iter().flat_map(|w| &w.held).filter_map(|h| h.change) {
+                    match kind {
+                        ChangeKind::Added => changed.added += 1,
+                        ChangeKind::Deleted => changed.deleted += 1,
+                        _ => changed.changed += 1,
+                    }
+                }
+                Ok(())
+            }
+            Err(e) => Err(e),
+        };
+        changed.problem = ended.err().map(|e| e.to_string());
+        changed
+    }
+
+    /// Nothing has run.
+    pub fn abandon(self) {
+        let Self { session, request, policy, .. } = self;
+        let untouched = request.auto && is_untouched(&session);
+        if session.finish(&Outcome { policy }).is_ok() && untouched {
+            let _ = discard(&request);
         }
     }
+}
+
+fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
+    Store::open(&request.store)?.discard(&request.name)
+}
+
+/// Nothing was changed but perhaps the times of the roots.
+fn is_untouched(session: &Session) -> bool {
+    session.mounts().iter().all(|mount| {
+        mount.lower.len() == 1
+            && std::fs::read_dir(&mount.upper).is_ok_and(|mut names| names.next().is_none())
+    })
 }
 
 /// Mount points below directories, from `/proc/self/mountinfo`.

@@ -14,6 +14,8 @@ pub mod layer;
 #[cfg(target_os = "linux")]
 pub mod lower;
 #[cfg(target_os = "linux")]
+pub mod names;
+#[cfg(target_os = "linux")]
 pub mod network;
 #[cfg(target_os = "linux")]
 pub mod plan;

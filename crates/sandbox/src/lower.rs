@@ -63,6 +63,8 @@ pub fn stdio(pty: [bool; 3]) -> jail::Stdio {
 pub struct Given<'a> {
     /// Init's end of the channel for the agent's socket.
     pub agent: i32,
+    /// The lock on the layer, -1 without one.
+    pub lock: i32,
     /// For each of [`crate::layer::LayerPlan::roots`].
     pub mounts: &'a [ringfence_layers::Mount],
     /// Init's end of the channel for the exact view, and the number of its connection there.
@@ -98,6 +100,8 @@ pub fn lower(
         outside_gid: plan.identity.host_gid,
         by_parent: demoted,
     });
+    let (watch, init_seccomp) =
+        plan.names.as_ref().map(|names| names.filters(&plan.seccomp)).unwrap_or_default();
     let spec = jail::JailSpec {
         namespaces,
         ids,
@@ -105,15 +109,16 @@ pub fn lower(
         loopback: namespaces & flags::NET != 0,
         egress: plan.filter.as_ref().map(|filter| filter.config.clone()),
         landlock: landlock(plan)?,
-        watch: Vec::new(),
-        init_seccomp: Vec::new(),
+        watch,
+        init_seccomp,
         seccomp: seccomp::native().map(|a| seccomp::compile(a, &plan.seccomp)).unwrap_or_default(),
         rlimits: rlimits(limits, nproc_fallback),
         exec: exec(plan, command)?,
         stdio: command.stdio,
         cgroup_procs,
         connector: command.connector.as_ref().map_or(-1, AsRawFd::as_raw_fd),
-        die_with_parent: command.die_with_parent,
+        lock: given.lock,
+        die_with_parent: command.die_with_parent && given.lock < 0,
     };
     Ok((spec, parent))
 }
@@ -223,11 +228,15 @@ fn view(
     let mut stage = Stage::new(plan, demoted, given.mounts);
     for step in &plan.steps {
         match &step.action {
-            Action::Layer { object, root, over } => {
+            Action::Layer { object, root, over, read_only } => {
                 // What is inside another overlay is what an earlier run left there.
                 let expect = (*over && !step.layered).then_some(object.id);
                 let place = jail::Place::Root { path: inside(&step.path)?, expect };
-                steps.push(jail::Step::Overlay(stage.overlay(*root, place, parent)?));
+                let mut overlay = stage.overlay(*root, place, parent)?;
+                if *read_only {
+                    overlay.attributes |= mnt::ATTR_RDONLY;
+                }
+                steps.push(jail::Step::Overlay(overlay));
             }
             Action::LayerFile { object, root, over } => {
                 stage.file(step, object, (*root, *over), parent, &mut steps)?;
@@ -425,7 +434,10 @@ fn lower_step(
             lower: None,
         }),
         // Lowered by the stage.
-        Action::View { .. } | Action::Layer { .. } | Action::LayerFile { .. } => {}
+        Action::Reopen { .. }
+        | Action::View { .. }
+        | Action::Layer { .. }
+        | Action::LayerFile { .. } => {}
     }
     Ok(())
 }
@@ -583,6 +595,9 @@ impl<'a> Stage<'a> {
             Action::Pin { object } => {
                 let expect = Some(object.id);
                 out.push(jail::Step::Rebind { path, expect, attributes: 0, lower });
+            }
+            Action::Reopen { object } => {
+                out.push(jail::Step::Reopen { path, expect: Some(object.id), lower });
             }
             Action::Mask { object } => out.push(jail::Step::Mask {
                 path,

@@ -15,6 +15,7 @@ use crate::agent::Granted;
 use crate::discover::ConfigFile;
 use crate::inspection::{Inspection, OWN};
 use crate::layer::{LayerPlan, LayerSurvey};
+use crate::names::NamesPlan;
 use crate::network::Filter;
 use crate::status::{Rung, Status};
 use crate::survey::{Caller, Object, SystemEntry, above, lies_in};
@@ -82,6 +83,10 @@ pub struct Survey {
     pub view: Option<Wanted>,
     /// Why that cannot be had here.
     pub no_view: Option<String>,
+    /// How rules of names are held in the layer.
+    pub names: Option<NamesPlan>,
+    /// Paths of points that a mask of the layer covers.
+    pub covered: BTreeSet<OsString>,
 }
 
 /// One mount or entry of the private root, in order.
@@ -152,6 +157,13 @@ pub enum Action {
         /// Over what lies there, inside another bind.
         #[serde(skip)]
         over: bool,
+        /// Only what is reopened in it can be written.
+        read_only: bool,
+    },
+    /// What lies here in a read-only layer can be written.
+    Reopen {
+        #[serde(skip)]
+        object: Object,
     },
     /// As [`Self::Layer`], of a single file.
     LayerFile {
@@ -271,6 +283,9 @@ pub struct Plan {
     /// What decides for [`Action::View`].
     #[serde(skip)]
     pub(crate) view: Option<Wanted>,
+    /// How rules of names are held in it.
+    #[serde(skip)]
+    pub names: Option<NamesPlan>,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -475,6 +490,8 @@ impl Plan {
         if survey.view.is_some() {
             status.enforce("exact-view", view::DETAIL);
         }
+        let names = survey.names.take().filter(|_| layer.is_some());
+        report_names(names.as_ref(), &options, &mut status)?;
         let plan = Self {
             rung,
             layers: policy.layers.clone(),
@@ -505,6 +522,7 @@ impl Plan {
             listing: None,
             layer,
             view: survey.view,
+            names,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -627,6 +645,30 @@ fn network(
             NetworkPlan::Host
         }
     }
+}
+
+/// What holds rules of names in a layer.
+fn report_names(
+    names: Option<&NamesPlan>,
+    options: &seccomp::Options,
+    status: &mut Status,
+) -> Result<(), PlanError> {
+    let Some(names) = names else { return Ok(()) };
+    let refuse = |problem: &str| Err(PlanError::Unsupported(problem.into()));
+    if options.nested_namespaces || options.io_uring {
+        return refuse(
+            "--layer: names cannot be checked with processes.nested_namespaces or processes.io_uring, which go around the check\n  remedy: leave them off, or run without --layer",
+        );
+    }
+    if let Some(problem) = crate::names::broker_problem() {
+        return Err(PlanError::Unsupported(format!("--layer: {problem}")));
+    }
+    status.enforce("names", names.detail());
+    status.degrade(
+        "names-live",
+        "a name that the host adds to the real directory while the command runs is covered from the next start on",
+    );
+    Ok(())
 }
 
 fn filter_detail(allowed: usize, denied: usize) -> String {
@@ -756,6 +798,7 @@ impl<'a> Builder<'a> {
         self.basics()?;
         self.home();
         self.places()?;
+        self.views_hold()?;
         if agent {
             self.agent()?;
         }
@@ -766,6 +809,34 @@ impl<'a> Builder<'a> {
                 self.parents(place);
                 self.made.insert(place.clone());
                 self.push(place, Action::Link { target: target.clone() }, "");
+            }
+        }
+        Ok(())
+    }
+
+    /// Landlock rights add up along the path: what is only listed would be readable below a directory
+    /// that may be read, such as the private `/tmp`.
+    fn views_hold(&self) -> Result<(), PlanError> {
+        let survey = self.survey;
+        let workspace = survey
+            .workspace
+            .iter()
+            .filter(|_| survey.workspace_permission == Permission::View)
+            .map(|w| (&w.path, "workspace"));
+        let points = survey.points.iter().filter(|p| p.permission == Permission::View);
+        for (path, why) in workspace.chain(points.map(|p| (&p.object.path, p.why.as_str()))) {
+            let around = |rule: &&LandlockRule| {
+                rule.access != Access::List && rule.path != *path && path.starts_with(&rule.path)
+            };
+            if let Some(rule) = self.landlock.iter().find(around) {
+                return Err(PlanError::CannotHold {
+                    path: PathBuf2(path.clone()),
+                    problem: format!(
+                        "`view` cannot be held below {}, whose files the command may read",
+                        rule.path.display()
+                    ),
+                    rule: why.to_owned(),
+                });
             }
         }
         Ok(())
@@ -886,7 +957,10 @@ impl<'a> Builder<'a> {
             Permission::Write => {
                 self.writable(object, false, |object| Action::Bind { object, permission })?
             }
-            _ => Action::Bind { object, permission },
+            _ => match self.masked(&object) {
+                Some(action) => action,
+                None => Action::Bind { object, permission },
+            },
         };
         self.push(&path, action, why);
         self.allow(path, access);
@@ -944,8 +1018,19 @@ impl<'a> Builder<'a> {
         Ok(if is_file {
             Action::LayerFile { object, root, over }
         } else {
-            Action::Layer { object, root, over }
+            Action::Layer { object, root, over, read_only: false }
         })
+    }
+
+    /// The workspace where names in it are covered by a mask, which needs an overlay also where nothing
+    /// of it can be written.
+    fn masked(&mut self, object: &Object) -> Option<Action> {
+        self.survey.names.as_ref()?;
+        let workspace = self.survey.workspace.as_ref()?;
+        let layer = self.layer.as_mut().filter(|_| workspace.path == object.path)?;
+        let root = layer.root(object, false);
+        let read_only = true;
+        Some(Action::Layer { object: object.clone(), root, over: false, read_only })
     }
 
     /// The workspace, everything granted, and what is capped or hidden inside.
@@ -967,7 +1052,11 @@ impl<'a> Builder<'a> {
         }
         let workspace = self.survey.workspace.clone().map(|object| Point {
             object,
-            permission: self.survey.workspace_permission,
+            permission: match &self.survey.names {
+                // Init says no, not the mount.
+                Some(names) if names.by_broker => Permission::Write,
+                _ => self.survey.workspace_permission,
+            },
             why: "workspace".to_owned(),
             guard: false,
             copy: None,
@@ -985,6 +1074,10 @@ impl<'a> Builder<'a> {
             own_mounts.insert(name);
             points.entry(name).or_insert(p);
         }
+        let by_broker = survey.names.as_ref().is_some_and(|n| n.by_broker);
+        // Where names are covered, the workspace is an overlay; but for what is bound over it.
+        let overlay = survey.names.as_ref().and(workspace.as_ref()).map(|w| &*w.object.path);
+        let mut sealed: Vec<&Path> = Vec::new();
         let mut around = Around::of(&survey.system);
         let pins: BTreeMap<&OsStr, &Object> =
             survey.pins.iter().map(|o| (o.path.as_os_str(), o)).collect();
@@ -997,11 +1090,15 @@ impl<'a> Builder<'a> {
             let path = Path::new(name);
             let inherited = around.inherited(path);
             // Everything writable is.
-            let layered = inherited == Permission::Write && self.layer.is_some();
+            let in_overlay = overlay.is_some_and(|w| {
+                path != w && lies_in(path, w) && !sealed.iter().any(|s| lies_in(path, s))
+            });
+            let layered = self.layer.is_some() && (inherited == Permission::Write || in_overlay);
             if let Some(object) = pins.get(name)
                 && viewed.is_none_or(|w| !lies_in(path, w))
                 && inherited == Permission::Write
-                && !points.contains_key(name)
+                // A grant that says what is granted anyway does not let go of it.
+                && points.get(name).is_none_or(|p| p.permission == Permission::Write)
             {
                 let object = (*object).clone();
                 self.cover(path, Action::Pin { object }, "git directory", layered);
@@ -1026,6 +1123,12 @@ impl<'a> Builder<'a> {
                 self.view(object, over, view::WHY);
                 around.0.insert(name, Permission::Write);
                 continue;
+            }
+            if in_overlay && !own_mounts.contains(name) {
+                let covered = wanted <= Permission::View && survey.covered.contains(name);
+                if covered || (by_broker && !point.guard && wanted > Permission::None) {
+                    continue;
+                }
             }
             if own_mounts.contains(name) {
                 if !layered && mounted.iter().any(|m| std::ptr::eq(m, *point)) {
@@ -1062,6 +1165,13 @@ impl<'a> Builder<'a> {
                 (_, Permission::None) => {
                     self.cover(path, Action::Mask { object }, &point.why, layered);
                 }
+                (Permission::Read | Permission::View, Permission::Write) if in_overlay => {
+                    self.cover(path, Action::Reopen { object }, &point.why, layered);
+                    self.allow(path, Access::Write);
+                }
+                (Permission::View, Permission::Read) if in_overlay => {
+                    self.allow(path, Access::Read);
+                }
                 (Permission::Write, Permission::Read) => match (&point.copy, copies) {
                     (Some(config), Some(base)) => {
                         self.copy(base, path, object, config.clone(), &point.why);
@@ -1069,7 +1179,10 @@ impl<'a> Builder<'a> {
                             step.layered = layered;
                         }
                     }
-                    _ => self.cover(path, Action::Seal { object }, &point.why, layered),
+                    _ => {
+                        self.cover(path, Action::Seal { object }, &point.why, layered);
+                        sealed.push(path);
+                    }
                 },
                 (Permission::Read, Permission::Write) => {
                     let over = |object| Action::Over { object, permission: wanted };
@@ -1335,6 +1448,8 @@ impl fmt::Display for Plan {
                 },
                 Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
                 Action::View { .. } => "each path by the rules, new ones too (fuse)".into(),
+                Action::Layer { read_only: true, .. } => "read-only in the layer (overlay)".into(),
+                Action::Reopen { .. } => "read-write, changes go to the layer".into(),
                 Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
                 Action::LayerFile { .. } => {
                     "read-write, changes go to the layer (overlay of its directory)".into()

@@ -21,6 +21,7 @@ use crate::discover::{
 };
 use crate::inspection::Inspection;
 use crate::layer::{self, LayerRequest, LayerSurvey};
+use crate::names::NamesPlan;
 use crate::network::{self, Filter, Keep};
 use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
@@ -193,6 +194,10 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let rules = CompiledRules::with_extra(policy, &places, &extra);
     let listing = workspace.as_ref().and_then(Listing::of);
     let mut found = Findings::new(&rules, workspace.is_some(), listing);
+    if request.layer.is_some() && request.rung == Rung::Namespaces && workspace.is_some() {
+        let cache = walk_cache(request, &places);
+        found.names = NamesPlan::new(policy, &extra, &places, cache);
+    }
 
     let system = if policy.files.system { survey::system_entries() } else { Vec::new() };
     found.visible.extend(system.iter().filter_map(|s| match s {
@@ -215,6 +220,16 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let layer = match &request.layer {
         Some(wanted) => Some(found.layer(wanted.clone(), workspace.as_ref())?),
         None => None,
+    };
+    let names = found.names.take();
+    let covered = match &names {
+        Some(names) => {
+            let rules = names.rules();
+            let covers = |o: &Object| names.covers(&rules, &o.path, o.id.is_dir);
+            let points = found.points.iter().filter(|p| !p.guard && covers(&p.object));
+            points.map(|p| p.object.path.clone().into_os_string()).collect()
+        }
+        None => std::collections::BTreeSet::new(),
     };
 
     let view = match &workspace {
@@ -294,6 +309,8 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         layer,
         view,
         no_view,
+        names,
+        covered,
         places,
     };
     let git = found.git;
@@ -439,6 +456,8 @@ struct Findings<'a> {
     git: discover::GitGuards,
     directories: u64,
     truncated: Option<String>,
+    /// In a layer: names are covered by masks, and held by the overlay where they are.
+    names: Option<NamesPlan>,
 }
 
 impl<'a> Findings<'a> {
@@ -457,6 +476,7 @@ impl<'a> Findings<'a> {
             git: discover::GitGuards::default(),
             directories: u64::MAX,
             truncated: None,
+            names: None,
         }
     }
 
@@ -572,7 +592,7 @@ impl<'a> Findings<'a> {
             let why = describe(rule);
             let stays =
                 rule.permission < Permission::Write && survey::lies_in(path, &places.workspace);
-            if stays {
+            if stays && (guard || self.names.is_none()) {
                 self.pin_parents(path, &places.workspace)?;
             }
             // A name that must not change and is a symlink: the link is held where it is, too.
@@ -772,10 +792,10 @@ impl<'a> Findings<'a> {
         // The view needs no list of what there is.
         let needs_walk = !globs.is_empty() && !request.exact;
         let mut hints = Vec::new();
-        if needs_walk {
-            let cache = request.cache.then(|| {
-                discover::cache_directory(request.variable("XDG_CACHE_HOME"), &places.home)
-            });
+        if self.names.is_some() {
+            hints = self.names_in_layer(workspace, notes)?;
+        } else if needs_walk {
+            let cache = walk_cache(request, places);
             let matcher = PatternMatcher { rules, globs: &globs, workspace: &workspace.path };
             let options = WalkOptions { cache: cache.as_deref(), ..WalkOptions::default() };
             let root = workspace.open().map_err(|e| path_error(&workspace.path, e))?;
@@ -829,6 +849,45 @@ impl<'a> Findings<'a> {
             self.git(places, &workspace.path, &hints, notes)?;
         }
         Ok(())
+    }
+
+    /// As a walk for patterns, for what a mask will cover.
+    fn names_in_layer(
+        &mut self,
+        workspace: &Object,
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<RepositoryHint>, PrepareError> {
+        let Some(mut names) = self.names.take() else { return Ok(Vec::new()) };
+        let root = workspace.open().map_err(|e| path_error(&workspace.path, e))?;
+        let walk = names.look(&root, &workspace.path).map_err(|e| PrepareError::Walk {
+            path: workspace.path.display().to_string(),
+            problem: plain(&e),
+        })?;
+        self.names = Some(names);
+        if let Some(t) = &walk.truncated {
+            self.truncated = Some(format!("{}: {t:?}", workspace.path.display()));
+        }
+        for (path, why) in &walk.unreadable {
+            notes.push(format!("{}: not looked into: {why}", path.display()));
+        }
+        for found in walk.matches.iter().filter(|f| f.rule == crate::names::HIDDEN) {
+            for alias in &found.aliases {
+                if let Some(object) = self.identify(&workspace.path.join(alias))? {
+                    let why = format!("another name of {}", found.path.display());
+                    let permission = Permission::None;
+                    self.points.push(Point { object, permission, why, guard: false, copy: None });
+                }
+            }
+            if found.unseen > 0 {
+                notes.push(format!(
+                    "{} has {} more hard links outside the workspace",
+                    found.path.display(),
+                    found.unseen
+                ));
+            }
+        }
+        self.directories = walk.statistics.directories;
+        Ok(walk.repositories)
     }
 
     fn matched(
@@ -928,6 +987,12 @@ impl<'a> Findings<'a> {
         self.git = git;
         Ok(())
     }
+}
+
+fn walk_cache(request: &Request, places: &Places) -> Option<PathBuf> {
+    request
+        .cache
+        .then(|| discover::cache_directory(request.variable("XDG_CACHE_HOME"), &places.home))
 }
 
 /// Whether a pattern speaks of a name alone, wherever in the workspace it is.

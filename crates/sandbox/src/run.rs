@@ -19,6 +19,7 @@ use crate::agent::{Agent, Channel};
 use crate::copies::After;
 use crate::layer::{InLayer, LayerError};
 use crate::lower::{self, Command};
+use crate::names::NameJudge;
 use crate::plan::{Action, Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
@@ -151,18 +152,25 @@ pub fn start(
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
     let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers));
-    let layer = layer.transpose().map_err(RunError::from)?;
+    let mut layer = layer.transpose().map_err(RunError::from)?;
+    if let (Some(names), Some(planned)) = (&plan.names, &plan.layer) {
+        layer = layer.map(|l| l.mask(names, planned)).transpose().map_err(RunError::from)?;
+    }
     let exact = plan.view.as_ref().map(|_| view::Channel::new()).transpose();
     let exact = exact.map_err(|e| setup("make a channel for the exact view", &e.into()))?;
     let given = lower::Given {
         view: exact.as_ref().map_or((-1, -1), view::Channel::numbers),
         agent: channel.as_ref().map_or(-1, Channel::number),
+        lock: layer.as_ref().map_or(-1, InLayer::lock),
         mounts: layer.as_ref().map_or(&[], InLayer::mounts),
     };
-    let (spec, parent) =
+    let (spec, mut parent) =
         lower::lower(&plan, limits, nproc, command, procs, &given).map_err(RunError::from)?;
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+    let judge = plan.names.as_ref().zip(plan.layer.as_ref());
+    let judge = judge.map(|(names, layer)| NameJudge::new(names, layer));
+    parent.judge = judge.as_ref().map(|judge| judge as &dyn jail::Judge);
     let mut jailed = jail::spawn(&spec, &parent, early)
         .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
     let view = serve(&mut plan, exact).map_err(|e| setup("serve the exact view", &e))?;
@@ -275,6 +283,7 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         jail::Step::DevPts { path } => (cpath(path), "mount devpts on"),
         jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => (cpath(path), "bind"),
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
+        jail::Step::Reopen { path, .. } => (cpath(path), "make writable"),
         jail::Step::Copy(copy) => (cpath(&copy.path), "put a private copy over"),
         jail::Step::Listen { path, .. } => (cpath(path), "listen at"),
         jail::Step::Overlay(overlay) => match &overlay.place {
@@ -350,13 +359,13 @@ fn failure(
 /// A guard has no place in the view: only an earlier run in the same layer, to which less was guarded,
 /// or the host since then can have made it so.
 fn is_covered_in_layer(f: &Failure, spec: &jail::JailSpec) -> bool {
+    const NO_PLACE: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EINVAL];
     let step = spec.view.as_ref().and_then(|view| view.steps.get(f.index as usize));
     let guard = match step {
         Some(jail::Step::Over { expect, .. }) => expect.is_none(),
         Some(jail::Step::Copy(copy)) => copy.expect.is_none(),
         _ => false,
     };
-    const NO_PLACE: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EINVAL];
     f.stage == Stage::Step && guard && NO_PLACE.contains(&f.errno.0)
 }
 
@@ -453,7 +462,13 @@ impl Running {
         drop(self.view.take());
         let layer = self.layer.take();
         match waited {
-            Err(f) => Err(failed(&f, &self.program, &self.spec, self.rung, layer.as_ref())),
+            Err(f) => {
+                let failed = failed(&f, &self.program, &self.spec, self.rung, layer.as_ref());
+                if let Some(layer) = layer {
+                    layer.abandon();
+                }
+                Err(failed)
+            }
             Ok(status) => {
                 let layer = layer.map(InLayer::finish);
                 let ended = Ended::from_wait_status(status);

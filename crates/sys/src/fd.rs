@@ -188,8 +188,10 @@ pub fn read_with_stat(
     Ok((bytes, stat))
 }
 
-/// Names in a directory with their types, at most `limit`; the flag says that there were more.
+/// Names in a directory with their types, at most `limit`; the flag says that there were more. From the
+/// beginning, however far an earlier listing of the descriptor came.
 pub fn list(dir: BorrowedFd<'_>, limit: usize) -> Result<(Vec<(OsString, FileType)>, bool), Errno> {
+    rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0))?;
     let mut buffer = Vec::<u8>::with_capacity(LIST_BUFFER);
     let mut raw = rustix::fs::RawDir::new(dir, buffer.spare_capacity_mut());
     let mut names = Vec::new();

@@ -269,6 +269,20 @@ pub fn mount_setattr(
     .map(|_| ())
 }
 
+/// Takes attributes off the mount at a descriptor, not off what is mounted below it.
+pub fn mount_clear(fd: i32, clear: u64) -> Result<()> {
+    let attr = MountAttr { attr_set: 0, attr_clr: clear, propagation: 0, userns_fd: 0 };
+    call!(
+        libc::SYS_mount_setattr,
+        fd,
+        c"".as_ptr(),
+        mnt::AT_EMPTY_PATH,
+        &raw const attr,
+        std::mem::size_of::<MountAttr>()
+    )
+    .map(|_| ())
+}
+
 pub fn setgroups_none() -> Result<()> {
     call!(libc::SYS_setgroups, 0usize, std::ptr::null::<u32>()).map(|_| ())
 }

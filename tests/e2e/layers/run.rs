@@ -139,9 +139,10 @@ fn a_killed_run_leaves_the_host_as_it_was_and_the_layer_usable() {
             std::thread::sleep(Duration::from_millis(ms));
             child.kill().unwrap();
             child.wait().unwrap();
+            // At once: the next run gets the layer when the last process of this one has ended.
+            p.shell(&["--layer", "killed"], "echo alive > alive; cat alive; test -d src").ok();
             crate::residue::no_process_of(p.root());
             assert_untouched(&before, &host(p), "after kill -9");
-            p.shell(&["--layer", "killed"], "echo alive > alive; cat alive; test -d src").ok();
         }
         assert_untouched(&before, &host(p), "after all kills");
         assert_eq!(leftovers(p), Vec::<PathBuf>::new());
@@ -314,6 +315,26 @@ fn a_layer_is_used_by_one_run_at_a_time() {
         first.wait().unwrap();
         crate::residue::no_process_of(p.root());
         p.shell(&["--layer", "busy"], "echo ran").ok().says("ran");
+    });
+}
+
+#[test]
+fn a_name_is_made_up_and_goes_with_a_layer_that_holds_nothing() {
+    as_each_user(|p| {
+        p.write("f", "x");
+        let layers = || -> Vec<String> {
+            let dir = p.home().join(".local/state/ringfence/layers");
+            let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            names.map(|e| e.file_name().into_string().unwrap()).collect()
+        };
+        p.shell(&["--layer", "auto"], "cat f").ok();
+        assert_eq!(layers(), Vec::<String>::new());
+        Ran::of(&mut p.ringfence(["run", "--layer", "auto", "--", "no-such-program"]))
+            .failed_with(127);
+        assert_eq!(layers(), Vec::<String>::new());
+        p.shell(&["--layer", "auto"], "echo y > f").ok();
+        let made = layers();
+        assert!(made.len() == 1 && made[0].starts_with("auto-"), "{made:?}");
     });
 }
 

@@ -72,6 +72,10 @@ fn path() -> impl Strategy<Value = Vec<&'static str>> {
     )
 }
 
+fn name() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("a"), Just("c"), Just("ab"), Just("b.k"), Just("zz"), Just(".x"), Just("*")]
+}
+
 fn with(rules: Vec<Rule>) -> Policy {
     let mut policy = Fragment::default().finish().unwrap();
     policy.files = Files { rules, system: false, guard_git: false, ..policy.files };
@@ -134,7 +138,8 @@ mod reference {
 
     fn ordered(rule: &Rule, path: &[&str]) -> Option<u32> {
         let parts = split(&rule.pattern);
-        let everything = matches!(parts.as_slice(), [] | ["**"] | ["**", "*"]);
+        let everything = parts.is_empty()
+            || (rule.kind == Kind::Glob && matches!(parts.as_slice(), ["**"] | ["**", "*"]));
         let hit = match rule.kind {
             Kind::File => parts == path,
             Kind::Directory => path.starts_with(&parts),
@@ -299,6 +304,37 @@ proptest! {
             origin: Origin::default(),
         });
         prop_assert!(decide(&more, &path) <= before);
+    }
+
+    #[test]
+    fn what_is_asked_without_allocating_is_what_is_decided(
+        rules in proptest::collection::vec(rule(), 0..8),
+        path in path(),
+    ) {
+        let policy = with(rules);
+        let rules = CompiledRules::new(&policy, &places());
+        let mut room = rules.room();
+        let absolute = PathBuf::from("/w/s").join(path.join("/"));
+        let bytes = absolute.as_os_str().as_encoded_bytes();
+        for _ in 0..2 {
+            prop_assert_eq!(rules.permission(bytes, &mut room), rules.decide(&absolute).permission);
+        }
+    }
+
+    #[test]
+    fn names_that_no_pattern_singles_out_are_decided_alike(
+        rules in proptest::collection::vec(rule(), 0..8),
+        path in path(),
+        one in name(),
+        other in name(),
+    ) {
+        let policy = with(rules);
+        let rules = CompiledRules::new(&policy, &places());
+        let directory = PathBuf::from("/w/s").join(path.join("/"));
+        let decide = |name: &str| rules.decide(&directory.join(name)).permission;
+        if !rules.name_may_differ(one.as_ref()) && !rules.name_may_differ(other.as_ref()) {
+            prop_assert_eq!(decide(one), decide(other));
+        }
     }
 
     #[test]

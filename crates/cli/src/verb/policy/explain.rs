@@ -214,7 +214,8 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
             },
         ),
         Action::View { .. } => (Permission::Write, "served by its path, operation by operation"),
-        Action::Layer { .. } | Action::LayerFile { .. } => {
+        Action::Layer { read_only: true, .. } => (Permission::Read, ""),
+        Action::Reopen { .. } | Action::Layer { .. } | Action::LayerFile { .. } => {
             (Permission::Write, "written in a layer, the host's stays as it is")
         }
         Action::Private { .. } | Action::Writable => (

@@ -1,0 +1,162 @@
+//! Random trees, random changes: the host after an apply is what the view was.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Act {
+    Write(usize, u8),
+    Mkdir(usize),
+    Remove(usize),
+    Chmod(usize, u32),
+    Symlink(usize),
+    Link(usize, usize),
+    Seal,
+}
+
+const NAMES: [&str; 12] =
+    ["a", "b", "d", "d/a", "d/b", "d/e", "d/e/f", "d/e/g", "h", "h/i", "h/i/j", "k"];
+
+fn act() -> impl Strategy<Value = Act> {
+    let name = 0..NAMES.len();
+    prop_oneof![
+        4 => (name.clone(), 0u8..4).prop_map(|(n, c)| Act::Write(n, c)),
+        3 => name.clone().prop_map(Act::Mkdir),
+        4 => name.clone().prop_map(Act::Remove),
+        1 => (name.clone(), prop_oneof![Just(0o600), Just(0o644), Just(0o755)])
+            .prop_map(|(n, m)| Act::Chmod(n, m)),
+        1 => name.clone().prop_map(Act::Symlink),
+        1 => (name.clone(), name).prop_map(|(a, b)| Act::Link(a, b)),
+        1 => Just(Act::Seal),
+    ]
+}
+
+/// Does it to a plain tree, where it can be done; says whether it could.
+fn plainly(root: &Path, act: &Act) -> bool {
+    let at = |n: usize| root.join(NAMES[n]);
+    let meta = |n: usize| at(n).symlink_metadata();
+    let parent = |n: usize| at(n).parent().unwrap().symlink_metadata().is_ok_and(|m| m.is_dir());
+    match act {
+        Act::Write(n, c) => {
+            if !parent(*n) || meta(*n).is_ok_and(|m| !m.is_file()) {
+                return false;
+            }
+            fs::write(at(*n), format!("content {c}\n")).unwrap();
+        }
+        Act::Mkdir(n) => {
+            if !parent(*n) || meta(*n).is_ok() {
+                return false;
+            }
+            fs::create_dir(at(*n)).unwrap();
+        }
+        Act::Remove(n) => match meta(*n) {
+            Ok(m) if m.is_dir() => fs::remove_dir_all(at(*n)).unwrap(),
+            Ok(_) => fs::remove_file(at(*n)).unwrap(),
+            Err(_) => return false,
+        },
+        Act::Chmod(n, mode) => match meta(*n) {
+            Ok(m) if m.is_file() => {
+                fs::set_permissions(at(*n), fs::Permissions::from_mode(*mode)).unwrap();
+            }
+            Ok(m) if m.is_dir() && *mode & 0o111 != 0 => {
+                fs::set_permissions(at(*n), fs::Permissions::from_mode(*mode)).unwrap();
+            }
+            _ => return false,
+        },
+        Act::Symlink(n) => {
+            if !parent(*n) || meta(*n).is_ok() {
+                return false;
+            }
+            symlink("target", at(*n)).unwrap();
+        }
+        Act::Link(a, b) => {
+            if !meta(*a).is_ok_and(|m| m.is_file()) || !parent(*b) || meta(*b).is_ok() {
+                return false;
+            }
+            fs::hard_link(at(*a), at(*b)).unwrap();
+        }
+        Act::Seal => {}
+    }
+    true
+}
+
+fn in_view(overlay: &Overlay, act: &Act) {
+    match act {
+        Act::Write(n, c) => overlay.write(NAMES[*n], &format!("content {c}\n")),
+        Act::Mkdir(n) => overlay.mkdir(NAMES[*n]),
+        Act::Remove(n) => overlay.remove(NAMES[*n]),
+        Act::Chmod(n, mode) => overlay.chmod(NAMES[*n], *mode),
+        Act::Symlink(n) => overlay.symlink("target", NAMES[*n]),
+        Act::Link(a, b) => overlay.link(NAMES[*a], NAMES[*b]),
+        Act::Seal => {}
+    }
+}
+
+/// Without the marks of shared names: overlayfs gives a file that several names of a sealed delta share
+/// one copy for each name that is written.
+fn unshared(tree: BTreeMap<PathBuf, String>) -> BTreeMap<PathBuf, String> {
+    let cut = |t: String| t.split(" = ").next().unwrap_or_default().to_owned();
+    tree.into_iter().map(|(p, t)| (p, cut(t))).collect()
+}
+
+fn case(start: &[Act], changes: &[Act], partly: Option<usize>) {
+    let f = Fixture::new();
+    let plain = f.dir.path().join("plain");
+    fs::create_dir(&plain).unwrap();
+    for act in start.iter().filter(|a| !matches!(a, Act::Link(..))) {
+        if plainly(&plain, act) {
+            plainly(&f.host(), act);
+        }
+    }
+    let mut session = f.begin();
+    let mut overlay = Overlay::of(&session);
+    let mut sealed = false;
+    for act in changes {
+        if matches!(act, Act::Seal) {
+            session.finish(&Outcome::default()).unwrap();
+            f.store
+                .edit("l", |record| {
+                    let open = record.open.take();
+                    record.stack.extend(open);
+                    Ok(())
+                })
+                .unwrap();
+            session = f.begin();
+            overlay = Overlay::of(&session);
+            sealed = true;
+        } else if sealed && matches!(act, Act::Link(..)) {
+        } else if plainly(&plain, act) {
+            in_view(&overlay, act);
+        }
+    }
+    session.finish(&Outcome::default()).unwrap();
+    if let Some(n) = partly {
+        let items = f.review().items;
+        if let Some(item) = items.get(n % items.len().max(1)) {
+            let request =
+                Request { paths: vec![Place::new(0, &item.change.path)], ..Request::default() };
+            let report = apply::apply(&f.store, "l", &request, None, &[]).unwrap();
+            assert!(report.conflicts.is_empty(), "{report:#?}");
+        }
+    }
+    f.apply_all();
+    if sealed || partly.is_some() {
+        assert_eq!(unshared(tree(&f.host())), unshared(tree(&plain)));
+    } else {
+        assert_eq!(tree(&f.host()), tree(&plain));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn apply_makes_the_host_what_the_view_was(
+        start in proptest::collection::vec(act(), 0..16),
+        changes in proptest::collection::vec(act(), 0..24),
+        partly in proptest::option::of(0usize..12),
+    ) {
+        case(&start, &changes, partly);
+    }
+}

@@ -1,0 +1,304 @@
+//! Rules of names in a layer: which names are covered by a mask, and what init, who carries out the
+//! calls that make and move names, may do where.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use ringfence_jail::{Allowed, Judge};
+use ringfence_layers::index::{self, Covering, Seen};
+use ringfence_layers::mask::{Cover, Entry, Mask};
+use ringfence_layers::{Mount, Store};
+use ringfence_policy::{
+    CompiledRules, Effect, Kind, Permission, Places, Policy, Room, Rule, priority,
+};
+use ringfence_sys::seccomp;
+use rustix::fs::{Mode, OFlags};
+
+use crate::discover::{self, Matcher, Verdict, Walk, WalkOptions};
+use crate::layer::LayerPlan;
+use crate::survey::lies_in;
+
+/// How rules of names are held in a layer.
+#[derive(Debug)]
+pub struct NamesPlan {
+    /// The policy without guards: those hold what exists, by mounts; what a run makes at a guarded
+    /// name is shown when its layer is reviewed.
+    policy: Policy,
+    extra: Vec<Rule>,
+    places: Places,
+    cache: Option<PathBuf>,
+    /// Some rule gives less than a directory around it gives by pattern: opens for writing and changes
+    /// of attributes are carried out by init too.
+    pub changes: bool,
+    /// And so the workspace as a whole is writable for the kernel, init alone says no.
+    pub by_broker: bool,
+    /// What planning found in the workspace.
+    known: Option<(PathBuf, Vec<Entry>)>,
+}
+
+/// What cannot be had of the masks.
+#[derive(Debug, thiserror::Error)]
+pub enum NamesError {
+    #[error("cannot look for names by rule in {path}: {problem}")]
+    Walk { path: String, problem: String },
+    #[error(transparent)]
+    Layer(#[from] ringfence_layers::Error),
+}
+
+impl NamesPlan {
+    /// `None` where no rule speaks of names in what a layer may lie over.
+    pub fn new(
+        policy: &Policy,
+        extra: &[Rule],
+        places: &Places,
+        cache: Option<PathBuf>,
+    ) -> Option<Self> {
+        let mut own = policy.clone();
+        own.files.guard_git = false;
+        own.files.rules.retain(|rule| rule.priority < priority::GUARD);
+        let rules = CompiledRules::with_extra(&own, places, extra);
+        let around = rules.decide(&places.workspace).permission;
+        let inside = |path: &Path| lies_in(path, &places.workspace);
+        let globs: Vec<(Permission, Effect)> = rules
+            .glob_rules()
+            .iter()
+            .filter(|g| inside(&g.base) || lies_in(&places.workspace, &g.base))
+            .map(|g| (g.rule.permission, g.rule.effect))
+            .collect();
+        let literal = rules
+            .binding_points()
+            .iter()
+            .chain(&rules.subtree_only_globs())
+            .any(|p| p.rule.permission < Permission::Write && inside(&p.path));
+        if globs.is_empty() && !literal {
+            return None;
+        }
+        let views = own.files.rules.iter().any(|r| {
+            r.permission == Permission::View && (r.kind != Kind::Path || r.effect != Effect::Cap)
+                || r.permission == Permission::View && r.effect == Effect::Cap
+        });
+        // A grant by pattern in what may only be read, or less than writing by pattern in what may be
+        // written: no mount says either.
+        let mixed = globs.iter().any(|(permission, _)| match permission {
+            Permission::Write => around < Permission::Write,
+            Permission::Read => around != Permission::Read,
+            Permission::View => true,
+            Permission::None => false,
+        });
+        let by_broker = mixed || views;
+        let (extra, places) = (extra.to_vec(), places.clone());
+        drop(rules);
+        Some(Self { policy: own, extra, places, cache, changes: by_broker, by_broker, known: None })
+    }
+
+    /// In words, for status and `--explain`.
+    pub fn detail(&self) -> &'static str {
+        if self.by_broker {
+            "hidden and listed names by a mask in the layer; what makes, moves or changes names, and opens for writing, are carried out by init as the rules say"
+        } else {
+            "hidden names by a mask in the layer; what may only be read by mounts and landlock; what makes or moves names is carried out by init as the rules say"
+        }
+    }
+
+    pub fn rules(&self) -> CompiledRules<'_> {
+        CompiledRules::with_extra(&self.policy, &self.places, &self.extra)
+    }
+
+    /// The second filter, and init's own.
+    pub fn filters(
+        &self,
+        options: &seccomp::Options,
+    ) -> (Vec<seccomp::SockFilter>, Vec<seccomp::SockFilter>) {
+        let Some(arch) = seccomp::native() else { return (Vec::new(), Vec::new()) };
+        let own = seccomp::Options { ptrace: true, ..*options };
+        let watch = seccomp::Watch { changes: self.changes };
+        (seccomp::watch(arch, watch), seccomp::compile(arch, &own))
+    }
+
+    /// Whether a mask covers this name.
+    pub fn covers(&self, rules: &CompiledRules<'_>, path: &Path, is_dir: bool) -> bool {
+        match rules.decide(path).permission {
+            Permission::None => true,
+            Permission::View => !is_dir,
+            _ => false,
+        }
+    }
+
+    /// What is covered of a tree that is seen at `shown`.
+    pub fn walk(
+        &self,
+        rules: &CompiledRules<'_>,
+        tree: &OwnedFd,
+        shown: &Path,
+    ) -> std::io::Result<Walk> {
+        let matcher =
+            Names { covering: Covering::new(rules, shown), print: self.print(rules, shown) };
+        let options = WalkOptions { cache: self.cache.as_deref(), ..WalkOptions::default() };
+        discover::walk(tree.as_fd(), &matcher, &options)
+    }
+
+    /// Looks at the workspace, which [`Self::masks`] then need not do again.
+    pub fn look(&mut self, tree: &OwnedFd, shown: &Path) -> std::io::Result<Walk> {
+        let walk = self.walk(&self.rules(), tree, shown)?;
+        if walk.truncated.is_none() {
+            self.known = Some((shown.to_owned(), entries_of(&walk)));
+        }
+        Ok(walk)
+    }
+
+    fn print(&self, rules: &CompiledRules<'_>, shown: &Path) -> [u8; 16] {
+        index::fingerprint(&self.policy, rules, shown)
+    }
+
+    fn entries(
+        &self,
+        rules: &CompiledRules<'_>,
+        tree: &Path,
+        shown: &Path,
+    ) -> Result<(OwnedFd, Vec<Entry>), NamesError> {
+        let wrong = |problem: String| NamesError::Walk { path: crate::plan::shown(tree), problem };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(tree, flags, Mode::empty()).map_err(|e| wrong(e.to_string()))?;
+        if let Some((_, entries)) = self.known.as_ref().filter(|(known, _)| known == tree) {
+            return Ok((dir, entries.clone()));
+        }
+        let walk = self.walk(rules, &dir, shown).map_err(|e| wrong(e.to_string()))?;
+        if let Some(bound) = &walk.truncated {
+            return Err(wrong(bound.to_string()));
+        }
+        Ok((dir, entries_of(&walk)))
+    }
+
+    /// Puts the masks between the directories of a layer. They stay as long as what is answered does.
+    pub fn masks(&self, store: &Store, mounts: &mut [Mount]) -> Result<Vec<Mask>, NamesError> {
+        let rules = self.rules();
+        let mut held = Vec::new();
+        for mount in mounts.iter_mut().filter(|m| speaks_of(&rules, &m.root)) {
+            let mut lower = Vec::with_capacity(mount.lower.len() + 1);
+            for tree in &mount.lower {
+                let (dir, entries) = self.entries(&rules, tree, &mount.root)?;
+                if let Some(mask) = store.mask(dir.as_fd(), &entries)? {
+                    lower.push(mask.tree().to_owned());
+                    held.push(mask);
+                }
+                lower.push(tree.clone());
+            }
+            mount.lower = lower;
+        }
+        Ok(held)
+    }
+
+    /// Whether the open delta holds what rules cover, from a run under other rules: a mask lies below
+    /// it only once it is sealed.
+    pub fn must_seal(&self, mounts: &[Mount]) -> Result<bool, NamesError> {
+        let rules = self.rules();
+        for mount in mounts.iter().filter(|m| speaks_of(&rules, &m.root)) {
+            if !self.entries(&rules, &mount.upper, &mount.root)?.1.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Some roots are there for what was found on the host and no rule speaks of, such as the repository of
+/// a linked working tree.
+fn speaks_of(rules: &CompiledRules<'_>, root: &Path) -> bool {
+    rules.decide(root).permission > Permission::None
+}
+
+/// What could not be looked into may hold anything; nobody inside can look either.
+fn entries_of(walk: &Walk) -> Vec<Entry> {
+    let entry = |found: &discover::Found| Entry {
+        path: found.path.as_os_str().as_bytes().to_vec(),
+        cover: if found.rule == HIDDEN { Cover::Hidden } else { Cover::Listed },
+    };
+    walk.matches.iter().map(entry).collect()
+}
+
+/// Numbers of "rules" in a walk.
+pub(crate) const HIDDEN: u32 = 0;
+const LISTED: u32 = 1;
+
+struct Names<'a> {
+    covering: Covering<'a>,
+    print: [u8; 16],
+}
+
+impl Matcher for Names<'_> {
+    fn verdict(&self, path: &[u8], is_dir: bool) -> Verdict {
+        match self.covering.seen(path, is_dir) {
+            Seen::Plain => Verdict::Pass,
+            Seen::Covered(Cover::Hidden) => Verdict::Match { rule: HIDDEN, descend: false },
+            Seen::Covered(Cover::Listed) => Verdict::Match { rule: LISTED, descend: false },
+        }
+    }
+
+    fn fingerprint(&self) -> [u8; 16] {
+        self.print
+    }
+}
+
+/// What init asks. Everything that deciding needs was made before the clone.
+pub struct NameJudge<'a> {
+    rules: CompiledRules<'a>,
+    room: RefCell<Room<'a>>,
+    roots: Vec<Vec<u8>>,
+}
+
+impl std::fmt::Debug for NameJudge<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NameJudge").field("roots", &self.roots).finish_non_exhaustive()
+    }
+}
+
+impl<'a> NameJudge<'a> {
+    pub fn new(plan: &'a NamesPlan, layer: &LayerPlan) -> Self {
+        let rules = plan.rules();
+        let room = RefCell::new(rules.room());
+        let roots = layer
+            .roots
+            .iter()
+            .filter(|root| !root.files_only && speaks_of(&rules, &root.path))
+            .map(|root| root.path.as_os_str().as_bytes().to_vec())
+            .collect();
+        Self { rules, room, roots }
+    }
+}
+
+/// Whether a clean path is `directory` or lies below it.
+fn below(path: &[u8], directory: &[u8]) -> bool {
+    directory == b"/"
+        || path.strip_prefix(directory).is_some_and(|rest| rest.first().is_none_or(|b| *b == b'/'))
+}
+
+impl Judge for NameJudge<'_> {
+    fn allowed(&self, path: &[u8]) -> Allowed {
+        if !self.roots.iter().any(|root| below(path, root)) {
+            // Mounts and Landlock hold the rest, and init has no more rights than the command.
+            return Allowed::Write;
+        }
+        let Ok(mut room) = self.room.try_borrow_mut() else { return Allowed::Nothing };
+        match self.rules.permission(path, &mut room) {
+            Permission::None => Allowed::Nothing,
+            Permission::View => Allowed::List,
+            Permission::Read => Allowed::Read,
+            Permission::Write => Allowed::Write,
+        }
+    }
+
+    fn covers(&self, path: &[u8]) -> bool {
+        self.roots.iter().any(|root| below(path, root) || below(root, path))
+    }
+}
+
+/// Whether init could look into the memory of the sandbox's processes.
+pub fn broker_problem() -> Option<String> {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok()?;
+    let scope: u32 = scope.trim().parse().ok()?;
+    (scope >= 2).then(|| {
+        format!("kernel.yama.ptrace_scope is {scope}: names cannot be checked as they are made")
+    })
+}
