@@ -7,6 +7,7 @@
 //! | a file that is `view` | its mode | mode 0 |
 //! | a grant inside what is not `write`, for a name that does not exist | holds when it appears | may hold for what was there at the start only: EACCES, EROFS |
 //! | removing what is not there, where nothing may be removed | ENOENT | ENOENT or EROFS |
+//! | what exists and may not be changed | EACCES; other names move freely | a mount: also EBUSY, and EXDEV for what is moved or linked past it |
 //! | removing a directory in which everything is hidden | ENOTEMPTY | may be removed, in the layer; the real one stays |
 //! | `O_TMPFILE` in a directory that is not `write` | EACCES | may work; the name that it gets is checked |
 //! | at a start, other names of a hidden file and what a hidden symlink leads to | each by its own path | hidden too; not made here |

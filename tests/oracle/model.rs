@@ -249,6 +249,8 @@ pub struct View<'a> {
     pub layer: bool,
     /// A grant inside what is not `write` may hold for what was there at the start only.
     pub closed: bool,
+    /// Some rule caps at `read`, which is a mount where the name exists.
+    sealed: bool,
     /// Pipes are opened by the kernel, which asks nobody.
     pub pipes: bool,
     /// Mounts say that they are read-only before anything is looked for.
@@ -267,6 +269,7 @@ impl<'a> View<'a> {
             early: false,
             closed: false,
             pipes: false,
+            sealed: false,
             decided: RefCell::default(),
         }
     }
@@ -277,6 +280,7 @@ impl<'a> View<'a> {
             law: Some(law),
             closed: layer,
             pipes: !early,
+            sealed: law.seals(),
             hidden,
             mounts,
             modes: true,
@@ -469,6 +473,13 @@ impl Model {
             && self.tree.nodes[node].twin
         {
             expected.may |= DENIED;
+        }
+        // What exists and may only be read is a mount.
+        if view.closed && expected.fails & DENIED != 0 {
+            expected.may |= BUSY | ACROSS;
+        }
+        if view.closed && view.sealed && op.places().len() > 1 {
+            expected.may |= BUSY | ACROSS;
         }
         if view.closed && op.places().into_iter().any(|at| self.is_closed(view, at)) {
             expected.may |= DENIED;
