@@ -12,11 +12,20 @@
 //! | `O_TMPFILE` in a directory that is not `write` | EACCES | may work; the name that it gets is checked |
 //! | at a start, other names of a hidden file and what a hidden symlink leads to | each by its own path | hidden too; not made here |
 
-use crate::games;
 use crate::harness::as_each_user;
 use crate::play::Mechanism;
+use crate::{can, games, notices};
 
 #[test]
 fn masked_layers_agree_with_the_model() {
-    as_each_user(|place| games(Mechanism::Masked, place.user));
+    if can(Mechanism::Masked) {
+        as_each_user(|place| games(Mechanism::Masked, place.user));
+    }
+}
+
+#[test]
+fn a_rule_that_a_masked_layer_does_not_hold_is_noticed() {
+    if can(Mechanism::Masked) {
+        notices(Mechanism::Masked);
+    }
 }

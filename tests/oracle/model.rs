@@ -655,10 +655,10 @@ impl Model {
             Op::Rmdir { at } => {
                 let place = self.walk(view, at, false)?;
                 let node = place.node.ok_or_else(|| missing(&place))?;
-                let Some(entries) = self.tree.entries(node) else {
+                if self.tree.entries(node).is_none() {
                     let busy = if_so(view.mounts.contains(&place.path), BUSY);
                     return Err(NOT_DIRECTORY | unnamed(&place) | busy);
-                };
+                }
                 let busy = if_so(view.mounts.contains(&place.path), BUSY);
                 done(
                     // What is hidden in it may not be told apart from what may not be removed.

@@ -300,19 +300,6 @@ fn shared_below(model: &Model, path: &[Vec<u8>]) -> bool {
 
 /// Rules about names, wherever they are.
 fn name_rules(r: &mut Random) -> Vec<Rule> {
-    let ordered = |pattern: &str, permission, priority| Rule {
-        pattern: pattern.to_owned(),
-        kind: Kind::Glob,
-        permission,
-        priority,
-    };
-    let mut rules: Vec<Rule> = if r.one_in(3) {
-        let preset = r.pick(&PRESETS).1;
-        preset.iter().map(|p| ordered(p.pattern, p.permission, p.priority)).collect()
-    } else {
-        let base = *r.pick(&[Permission::Write, Permission::Write, Permission::Read]);
-        vec![Rule { kind: Kind::Grant, ..ordered(".", base, 0) }]
-    };
     const PATTERNS: [&str; 14] = [
         "**/.env*",
         "**/secrets",
@@ -329,6 +316,19 @@ fn name_rules(r: &mut Random) -> Vec<Rule> {
         "tmp/*",
         "A",
     ];
+    let ordered = |pattern: &str, permission, priority| Rule {
+        pattern: pattern.to_owned(),
+        kind: Kind::Glob,
+        permission,
+        priority,
+    };
+    let mut rules: Vec<Rule> = if r.one_in(3) {
+        let preset = r.pick(&PRESETS).1;
+        preset.iter().map(|p| ordered(p.pattern, p.permission, p.priority)).collect()
+    } else {
+        let base = *r.pick(&[Permission::Write, Permission::Write, Permission::Read]);
+        vec![Rule { kind: Kind::Grant, ..ordered(".", base, 0) }]
+    };
     for _ in 0..r.below(4) {
         let (kind, permission) = *r.pick(&[
             (Kind::Cap, Permission::None),
