@@ -340,6 +340,12 @@ fn name_rules(r: &mut Random) -> Vec<Rule> {
         let pattern = (*r.pick(&PATTERNS)).to_owned();
         rules.push(Rule { pattern, kind, permission, priority: 0 });
     }
+    for _ in 0..r.below(6) / 3 {
+        // Braces are no part of the protocol's patterns.
+        let pattern = *r.pick(&["/a/**", "**/b", "/output/*", "**/x.key", "**/c d/**", "A", "/z"]);
+        let permission = *r.pick(&Permission::ALL);
+        rules.push(ordered(pattern, permission, 1 + r.below(20) as i32));
+    }
     rules
 }
 
