@@ -576,11 +576,15 @@ impl<'a> Stage<'a> {
         out: &mut Vec<jail::Step>,
     ) -> Result<(), LowerError> {
         let path = inside(&step.path)?;
+        let real = match &self.plan.moved {
+            Some(moved) => moved.outside(&step.path),
+            None => step.path.clone(),
+        };
         let lower = self
             .plan
             .layer
             .as_ref()
-            .and_then(|layer| layer.shows(&step.path))
+            .and_then(|layer| layer.shows(&real))
             .and_then(|(root, rest)| Some(Path::new(self.real.get(root)?.as_ref()?).join(rest)))
             .map(|path| c(path.as_os_str()))
             .transpose()?;
