@@ -2,6 +2,7 @@
 
 mod apply;
 mod caches;
+mod codebases;
 mod fuse;
 mod history;
 mod rules;

@@ -75,6 +75,7 @@ flags! {
     AllowWrite, "allow-write", None, &["expose-host-path-rw", "allow-path"], Some("PATH"), "Files", "Let the command read and write PATH; repeatable";
     DenyRead, "deny-read", None, &["deny"], Some("PATH"), "Files", "Hide PATH (a path or a pattern such as **/*.key); repeatable";
     DenyWrite, "deny-write", None, &["protect"], Some("PATH"), "Files", "Keep PATH from being changed; repeatable";
+    Codebase, "codebase", None, &[], Some("NAME[:DIR]"), "Files", "Work in a codebase instead of a directory: its tree is seen at /workspace (or DIR), what is written goes to a layer (default: auto)";
     Layer, "layer", None, &[], Some("NAME|auto"), "Files", "Keep what the command writes in a layer; the real files stay as they are (ringfence diff, apply, discard)";
     Checkpoint, "checkpoint", None, &[], None, "Files", "With --layer: seal what this run changes, so that it can be undone by itself";
     LayerQuota, "layer-quota", None, &[], Some("SIZE"), "Files", "With --layer: end the run when the layer holds more than SIZE (2g)";

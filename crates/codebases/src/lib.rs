@@ -27,3 +27,6 @@ pub use error::Error;
 pub use make::{From, Made, Options, Progress};
 pub use record::Record;
 pub use store::{Codebase, Codebases, Layers, WORKSPACE};
+
+#[cfg(test)]
+mod tests;

@@ -96,6 +96,15 @@ pub fn apply(
         return Err(Error::Unfinished(name.to_owned()));
     }
     held.mend()?;
+    // Other layers have the same tree below them, and its index would no longer be true.
+    let codebases = store.codebases();
+    if let Some(root) = held.layer.record.roots.iter().find(|r| r.path.starts_with(&codebases)) {
+        return Err(Error::Refused(format!(
+            "layer {name} lies over a codebase ({}), which no apply changes: take what it changed by \
+             `ringfence export {name}` or `ringfence diff {name} --patch`",
+            crate::shown(&root.path)
+        )));
+    }
     run(store, &mut held, request, context)
 }
 

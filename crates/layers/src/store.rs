@@ -604,6 +604,12 @@ impl Store {
         Ok(usage)
     }
 
+    /// Where codebases lie, which layers may lie over.
+    pub fn codebases(&self) -> PathBuf {
+        let path = self.path.join("codebases");
+        std::fs::canonicalize(&path).unwrap_or(path)
+    }
+
     pub fn layer_path(&self, name: &str) -> PathBuf {
         self.path.join("layers").join(name)
     }

@@ -14,6 +14,7 @@ pub mod layer;
 #[cfg(target_os = "linux")]
 pub mod lower;
 #[cfg(target_os = "linux")]
+pub mod moved;
 pub mod names;
 #[cfg(target_os = "linux")]
 pub mod network;

@@ -656,7 +656,11 @@ impl<'a> Stage<'a> {
         out: &mut Vec<jail::Step>,
     ) -> Result<(), LowerError> {
         let path = inside(&step.path)?;
-        let lower = self.lower_of(&step.path).map(|path| c(path.as_os_str())).transpose()?;
+        let real = match &self.plan.moved {
+            Some(moved) => moved.outside(&step.path),
+            None => step.path.clone(),
+        };
+        let lower = self.lower_of(&real).map(|path| c(path.as_os_str())).transpose()?;
         match &step.action {
             // The host's object itself, not what the layer has there.
             Action::Seal { object } => {

@@ -18,6 +18,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::discover::{self, Matcher, Verdict, Walk, WalkOptions};
 use crate::layer::LayerPlan;
+use crate::moved::Moved;
 use crate::survey::lies_in;
 
 /// How rules of names are held in a layer.
@@ -245,8 +246,15 @@ impl Matcher for Names<'_> {
 pub struct NameJudge<'a> {
     rules: CompiledRules<'a>,
     room: RefCell<Room<'a>>,
+    /// As the sandbox sees them.
     roots: Vec<Vec<u8>>,
+    /// Where the sandbox sees the workspace, and where rules speak of it; room for such a path.
+    moved: Option<(Vec<u8>, Vec<u8>)>,
+    real: RefCell<Vec<u8>>,
 }
+
+/// Bytes of a path that is decided about: more than the kernel takes, and the place of a codebase.
+const MAX_PATH: usize = 16 << 10;
 
 impl std::fmt::Debug for NameJudge<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -255,16 +263,19 @@ impl std::fmt::Debug for NameJudge<'_> {
 }
 
 impl<'a> NameJudge<'a> {
-    pub fn new(plan: &'a NamesPlan, layer: &LayerPlan) -> Self {
+    pub fn new(plan: &'a NamesPlan, layer: &LayerPlan, moved: Option<&Moved>) -> Self {
+        let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
         let rules = plan.rules();
         let room = RefCell::new(rules.room());
         let roots = layer
             .roots
             .iter()
             .filter(|root| !root.files_only && speaks_of(&rules, &root.path))
-            .map(|root| root.path.as_os_str().as_bytes().to_vec())
+            .map(|root| moved.map_or_else(|| bytes(&root.path), |m| bytes(&m.inside(&root.path))))
             .collect();
-        Self { rules, room, roots }
+        let moved = moved.map(|m| (bytes(&m.to), bytes(&m.from)));
+        let real = RefCell::new(Vec::with_capacity(if moved.is_some() { MAX_PATH } else { 0 }));
+        Self { rules, room, roots, moved, real }
     }
 }
 
@@ -281,6 +292,21 @@ impl Judge for NameJudge<'_> {
             return Allowed::Write;
         }
         let Ok(mut room) = self.room.try_borrow_mut() else { return Allowed::Nothing };
+        let Ok(mut real) = self.real.try_borrow_mut() else { return Allowed::Nothing };
+        let path = match &self.moved {
+            Some((to, from)) if below(path, to) => {
+                let rest = &path[to.len()..];
+                // Room was made before the clone; nothing is allocated here.
+                if from.len() + rest.len() > real.capacity() {
+                    return Allowed::Nothing;
+                }
+                real.clear();
+                real.extend_from_slice(from);
+                real.extend_from_slice(rest);
+                &real[..]
+            }
+            _ => path,
+        };
         match self.rules.permission(path, &mut room) {
             Permission::None => Allowed::Nothing,
             Permission::View => Allowed::List,

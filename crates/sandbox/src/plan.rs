@@ -15,6 +15,7 @@ use crate::agent::Granted;
 use crate::discover::ConfigFile;
 use crate::inspection::{Inspection, OWN};
 use crate::layer::{LayerPlan, LayerSurvey};
+use crate::moved::Moved;
 use crate::names::NamesPlan;
 use crate::network::Filter;
 use crate::status::{Rung, Status};
@@ -79,6 +80,8 @@ pub struct Survey {
     pub idmap: bool,
     /// What is written is to land in a layer.
     pub layer: Option<LayerSurvey>,
+    /// The workspace is seen at another place.
+    pub moved: Option<Moved>,
     /// How rules of names are held in the layer.
     pub names: Option<NamesPlan>,
     /// Paths of points that a mask of the layer covers.
@@ -301,6 +304,9 @@ pub struct Plan {
     /// Where what is written lands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<LayerPlan>,
+    /// The workspace is seen at another place.
+    #[serde(rename = "codebase", skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Moved>,
     /// How rules of names are held in it.
     #[serde(skip)]
     pub names: Option<NamesPlan>,
@@ -492,7 +498,25 @@ impl Plan {
             Rung::Namespaces => builder.private_root(ssh_agent.is_some())?,
             Rung::Landlock => builder.landlock_only(&mut status)?,
         }
-        let Builder { steps, landlock, layer, .. } = builder;
+        let Builder { mut steps, mut landlock, layer, .. } = builder;
+        if let Some(moved) = &survey.moved {
+            // Without a view everything is where the host has it.
+            if rung == Rung::Landlock {
+                return Err(PlanError::Unsupported(
+                    "--codebase: needs namespaces, which this host refuses; nothing was run\n  remedy: run `ringfence doctor`".into(),
+                ));
+            }
+            moved.carry(&mut steps, &mut landlock).map_err(|path| {
+                PlanError::Unsupported(format!(
+                    "--codebase: {} is shown to the command, where the codebase would be",
+                    shown(&path)
+                ))
+            })?;
+            status.enforce(
+                "codebase",
+                format!("{} at {}; its own files stay as they are", moved.name, shown(&moved.to)),
+            );
+        }
         let options = seccomp::Options {
             ptrace: policy.processes.ptrace && rung == Rung::Namespaces,
             io_uring: policy.processes.io_uring,
@@ -549,6 +573,7 @@ impl Plan {
             directories: u64::MAX,
             listing: None,
             layer,
+            moved: survey.moved,
             names,
             view: survey.view,
             caches: survey.caches,
@@ -967,10 +992,19 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// The workspace, where it is seen at another place.
+    fn is_moved(&self, path: &Path) -> bool {
+        self.survey.moved.as_ref().is_some_and(|moved| moved.from == path)
+    }
+
     /// Binds a host object at its own path.
     fn bind(&mut self, object: Object, permission: Permission, why: &str) -> Result<(), PlanError> {
         let path = object.path.clone();
-        if object.id.is_dir {
+        if self.is_moved(&path) {
+            // The directories around it are where it will be seen.
+            self.made.insert(path.clone());
+            self.push(&path, Action::Directory, "");
+        } else if object.id.is_dir {
             self.directory(&path);
         } else {
             self.parents(&path);
@@ -1185,7 +1219,8 @@ impl<'a> Builder<'a> {
                         points.get(a).is_some_and(|p| p.permission == Permission::None)
                             && !self.made.contains(Path::new(a))
                     });
-                    if masked {
+                    // What hides the store hides nothing at another place.
+                    if masked && !self.is_moved(path) {
                         return Err(PlanError::CannotHold {
                             path: PathBuf2(path.to_owned()),
                             problem: "cannot be shown inside a hidden directory of the workspace"

@@ -21,6 +21,7 @@ use crate::discover::{
 };
 use crate::inspection::Inspection;
 use crate::layer::{self, LayerRequest, LayerSurvey};
+use crate::moved::Moved;
 use crate::names::NamesPlan;
 use crate::network::{self, Filter, Keep};
 use crate::plan::{Caches, Plan, PlanError, Point, Survey, describe, shown};
@@ -47,6 +48,8 @@ pub struct Request {
     pub inspection: Option<Arc<Inspection>>,
     /// What is written lands in this layer instead of the real tree.
     pub layer: Option<LayerRequest>,
+    /// The workspace, a codebase, is seen at another place than the host has it. Only with a layer.
+    pub moved: Option<Moved>,
     /// The workspace is served with the permission of each path, decided at each operation.
     pub exact: bool,
 }
@@ -63,6 +66,7 @@ impl Request {
             filter: None,
             inspection: None,
             layer: None,
+            moved: None,
             exact: false,
         }
     }
@@ -245,6 +249,8 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         None => Filter::of(&policy.network)?,
     };
     let online = policy.network == Network::Host || filter.is_some();
+    let moved = request.moved.clone();
+    let cwd = moved.as_ref().map_or_else(|| cwd.clone(), |moved| moved.inside(&cwd));
     let (environment, withheld) = environment(policy, request, &places, &cwd, online);
     let resolver = resolver(policy, filter.as_ref());
     let agent = (!policy.ssh.agent.is_empty())
@@ -309,6 +315,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         foreign_id,
         idmap,
         layer,
+        moved,
         names,
         covered,
         view,

@@ -175,7 +175,7 @@ pub fn start(
     let program =
         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
     let judge = plan.names.as_ref().zip(plan.layer.as_ref());
-    let judge = judge.map(|(names, layer)| NameJudge::new(names, layer));
+    let judge = judge.map(|(names, layer)| NameJudge::new(names, layer, plan.moved.as_ref()));
     parent.judge = judge.as_ref().map(|judge| judge as &dyn jail::Judge);
     let mut jailed = jail::spawn(&spec, &parent, early)
         .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,6 +14,7 @@ use ringfence_policy::{Base, Bytes, Count, Effect, Permission, Policy, Rule, pri
 use ringfence_proxy::inspect::Inspector;
 use ringfence_sandbox::layer::{Changed, LayerRequest};
 use ringfence_sandbox::lower::Command;
+use ringfence_sandbox::moved::Moved;
 use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{NetworkPlan, Plan};
 use ringfence_sandbox::prepare::{Request, prepare};
@@ -76,7 +77,7 @@ pub struct Meant {
     inspector: Option<Arc<Inspector>>,
 }
 
-fn meant(typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
+fn meant(mut typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     let argv = match (typed.last(Id::Shell), typed.command.is_empty()) {
         (Some(_), false) => {
             return Err(output::fail("-c and a command after -- exclude each other"));
@@ -92,6 +93,7 @@ fn meant(typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     if argv.first().is_some_and(|program| program.is_empty()) {
         return Err(output::fail("the command is empty"));
     }
+    let moved = codebase(&mut typed).map_err(output::fail)?;
     let mut layered = layers::layered(&typed).map_err(|e| {
         output::say(&e);
         ExitCode::from(e.exit_code())
@@ -99,6 +101,7 @@ fn meant(typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     let path = |id: Id| typed.last(id).map(PathBuf::from);
     let mut request =
         Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
+    request.moved = moved;
     request.layer = layer(&typed, &request).map_err(output::fail)?;
     request.exact = typed.has(Id::Exact);
     request.filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
@@ -109,6 +112,44 @@ fn meant(typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
     let inspector = inspect::prepare(&mut layered.policy, &mut request).map_err(output::fail)?;
     protect_policy_files(&mut layered, &request).map_err(output::fail)?;
     Ok(Meant { typed, layered, request, argv, inspector })
+}
+
+/// The codebase to work in: its tree becomes the workspace, and what is written goes to a layer.
+fn codebase(typed: &mut Typed) -> Result<Option<Moved>, String> {
+    let Some(value) = typed.last(Id::Codebase) else { return Ok(None) };
+    if typed.has(Id::Workspace) {
+        return Err("--codebase and --workspace exclude each other".into());
+    }
+    let text = value.to_str().ok_or("--codebase: the name is not utf-8")?;
+    let (name, place) = text.split_once(':').unwrap_or((text, ringfence_codebases::WORKSPACE));
+    let to = PathBuf::from(place);
+    let plain = |c: &Component<'_>| matches!(c, Component::RootDir | Component::Normal(_));
+    // The system's own places are refused where they are known: by the plan.
+    if !to.is_absolute() || to == Path::new("/") || !to.components().all(|c| plain(&c)) {
+        return Err(format!("--codebase: {} is not an absolute directory", printable(place)));
+    }
+    let all = super::codebase::open().map_err(|e| format!("--codebase: {e}"))?;
+    let codebase = all.get(name).map_err(|e| format!("--codebase: {e}"))?;
+    let tree = codebase.tree();
+    let from = std::fs::canonicalize(&tree)
+        .map_err(|e| format!("--codebase: {}: {e}", printable(&tree)))?;
+    let moved = Moved { name: codebase.record.name, from: from.clone(), to };
+    if let Some(cwd) = typed.last(Id::Cwd).map(PathBuf::from) {
+        // As the command would see it: relative to the codebase, or below the place of it.
+        let asked = moved.outside(&moved.to.join(&cwd));
+        let real = std::fs::canonicalize(&asked)
+            .map_err(|e| format!("--cwd: {}: {}", printable(&cwd), e.kind()))?;
+        if !real.starts_with(&from) {
+            return Err(format!("--cwd: {} is not in the codebase", printable(&cwd)));
+        }
+        typed.flags.retain(|(id, _)| *id != Id::Cwd);
+        typed.flags.push((Id::Cwd, real.into()));
+    }
+    typed.flags.push((Id::Workspace, from.into()));
+    if !typed.has(Id::Layer) {
+        typed.flags.push((Id::Layer, "auto".into()));
+    }
+    Ok(Some(moved))
 }
 
 /// The layer that is to get what the command writes.
