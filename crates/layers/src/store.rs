@@ -736,8 +736,12 @@ impl Drop for Held {
 }
 
 impl Held {
-    /// Does what a killed run could not do any more.
+    /// Does what a killed run could not do any more. An error while an apply is unfinished: the layer is
+    /// not to change under it.
     pub fn mend(&mut self) -> Result<(), Error> {
+        if self.layer.unfinished() {
+            return Err(Error::Unfinished(self.layer.name.clone()));
+        }
         if let Some(since) = self.killed {
             base::note(&self.layer, since)?;
             self.killed = None;
