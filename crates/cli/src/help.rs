@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::flags;
 use crate::output;
+use crate::verb;
 
 const ABOUT: &str = "Confine what AI agents run: one binary, nothing beside it";
 
@@ -114,6 +115,13 @@ fn layer_verbs() -> [Command; 4] {
         Command::new("layers")
             .about("List layers: what `run --layer` keeps apart from the real files")
             .arg(json())
+            .subcommand(
+                Command::new("compact")
+                    .about("Make one of a layer's sealed deltas; files are shared, not copied")
+                    .arg(layer_name("The layer (default: the only one)"))
+                    .arg(json())
+                    .after_help("Happens by itself after a run when there are many; snapshots and checkpoints stay."),
+            )
             .after_help(
                 "Examples:\n  ringfence layers\n  ringfence layers --json",
             ),
@@ -250,6 +258,9 @@ pub fn command() -> Command {
                 .after_help("Exit codes:\n  0 no attack succeeded inside; 125 one did, or a sandbox did not start\n  Attacks that fail outside as well are told apart: they show nothing on this host"),
         )
         .subcommands(layer_verbs())
+        .subcommands(verb::history::commands())
+        .subcommand(verb::export::command())
+        .subcommand(verb::import::command())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

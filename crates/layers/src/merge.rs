@@ -14,20 +14,28 @@ use ringfence_sys::fd;
 
 use crate::copy::{self, attribute, attribute_names, reopen, through_proc};
 
+/// The root of a tree is the empty path.
+fn shown(path: &Path) -> String {
+    crate::shown(if path.as_os_str().is_empty() { Path::new(".") } else { path })
+}
+
 /// Attributes by which overlayfs keeps its own account.
 pub const OVERLAY: &[u8] = b"user.overlay.";
 /// Marks a directory whose lower ones do not show.
 pub const OPAQUE: &str = "user.overlay.opaque";
-/// Those of overlayfs that change nothing of what a delta means: where a copy came from, and that a
-/// directory holds such copies.
-const MEANINGLESS: [&[u8]; 2] = [b"user.overlay.origin", b"user.overlay.impure"];
+/// Those of overlayfs that change nothing of what a delta means: where a copy came from, that a
+/// directory holds such copies, which mount it was. And what a program inside called `user.overlay.x`.
+fn means_nothing(key: &[u8]) -> bool {
+    matches!(key, b"user.overlay.origin" | b"user.overlay.impure" | b"user.overlay.uuid")
+        || key.starts_with(b"user.overlay.overlay.")
+}
 
 /// Why the trees of a stack could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{}: cannot {what}: {errno}", path.display())]
+    #[error("{}: cannot {what}: {errno}", shown(path))]
     Os { what: &'static str, path: PathBuf, errno: Errno },
-    #[error("{}: has the attribute {attribute}, which no delta of this version has", path.display())]
+    #[error("{}: has the attribute {attribute}, which no delta of this version has", shown(path))]
     Invalid { path: PathBuf, attribute: String },
     #[error(transparent)]
     Copy(#[from] copy::Error),
@@ -219,7 +227,7 @@ fn is_opaque(tree: &OwnedFd, path: &Path) -> Result<bool, Error> {
     let mut opaque = false;
     for key in attribute_names(&at).map_err(failed("read the attributes of", path))? {
         let bytes = key.as_bytes();
-        if !bytes.starts_with(OVERLAY) || MEANINGLESS.contains(&bytes) {
+        if !bytes.starts_with(OVERLAY) || means_nothing(bytes) {
             continue;
         }
         let value = attribute(&at, &key).map_err(failed("read the attributes of", path))?;
@@ -244,7 +252,7 @@ fn understood(entry: &Entry<'_>) -> Result<(), Error> {
     let place = entry.open()?;
     let at = through_proc(&place);
     for key in attribute_names(&at).map_err(failed("read the attributes of", entry.path))? {
-        if key.as_bytes().starts_with(OVERLAY) && !MEANINGLESS.contains(&key.as_bytes()) {
+        if key.as_bytes().starts_with(OVERLAY) && !means_nothing(key.as_bytes()) {
             return Err(invalid(entry.path, &key));
         }
     }

@@ -7,6 +7,7 @@ pub mod tar;
 
 mod export;
 mod import;
+mod layer;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 
 pub use export::{Exported, Format, export};
 pub use import::{Import, Imported, Limits};
+pub use layer::{read_layer, write_layer};
 
 use crate::merge;
 
@@ -34,15 +36,20 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 pub enum Error {
     #[error(transparent)]
     Merge(#[from] merge::Error),
+    #[error(transparent)]
+    Store(#[from] crate::Error),
     #[error("cannot {what}: {source}")]
     Stream { what: &'static str, source: std::io::Error },
-    #[error("{}: cannot {what}: {errno}", path.display())]
+    #[error("{}: cannot {what}: {errno}", crate::shown(path))]
     Os { what: &'static str, path: PathBuf, errno: Errno },
-    #[error("{}: the format of image layers cannot hold a name that begins with .wh.", path.display())]
+    #[error(
+        "{}: the format of image layers cannot hold a name that begins with .wh.",
+        crate::shown(path)
+    )]
     Unwritable { path: PathBuf },
     #[error("{0}")]
     Tar(#[from] tar::Error),
-    #[error("{}: refused: {why}", path.display())]
+    #[error("{}: refused: {why}", crate::shown(path))]
     Refused { path: PathBuf, why: &'static str },
     #[error("refused: the archive holds more than {limit}")]
     TooMuch { limit: String },

@@ -474,7 +474,7 @@ impl Store {
     /// Puts a new layer into the store; an error if the name is taken.
     pub fn create(&self, name: &str, record: &Record) -> Result<(), Error> {
         let lock = self.lock()?;
-        self.create_locked(&lock, name, record)
+        self.create_locked(&lock, name, record, true)
     }
 
     pub(crate) fn create_locked(
@@ -482,6 +482,7 @@ impl Store {
         _lock: &StoreLock,
         name: &str,
         record: &Record,
+        synced: bool,
     ) -> Result<(), Error> {
         check_name(name)?;
         self.free(name)?;
@@ -489,7 +490,7 @@ impl Store {
         make_directory(self.layers.as_fd(), name.as_ref(), &path)?;
         let dir = rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
-        write_record(dir.as_fd(), &path, record, true)
+        write_record(dir.as_fd(), &path, record, synced)
     }
 
     /// An error if the name is taken.
@@ -664,7 +665,7 @@ impl Store {
 }
 
 /// The number of a root in the record, where it is entered if it is new.
-fn root_index(record: &mut Record, layer: &str, root: &Root) -> Result<usize, Error> {
+pub(crate) fn root_index(record: &mut Record, layer: &str, root: &Root) -> Result<usize, Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let real = fd::open_absolute(&root.path, flags).map_err(Error::os("open", &root.path))?;
     let stat = rustix::fs::fstat(&real).map_err(Error::os("look at", &root.path))?;

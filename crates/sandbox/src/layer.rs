@@ -244,13 +244,6 @@ impl InLayer {
             }
             Err(e) => Err(e),
         };
-        // A stack that grows by a delta with each run is made flat from time to time, after a run.
-        let ended = match ended {
-            Ok(()) if request.checkpoint && !changed.removed => {
-                Store::open(&request.store).and_then(|store| history::settle(&store, &request.name))
-            }
-            other => other,
-        };
         changed.problem = ended.err().map(|e| e.to_string());
         changed
     }

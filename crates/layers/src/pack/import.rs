@@ -124,6 +124,12 @@ impl Import {
             buffer: vec![0; CHUNK],
             me: rustix::process::geteuid().as_raw(),
         };
+        for (tree, import) in trees.iter().enumerate() {
+            // Until the archive says something else of it.
+            if import.lower.is_some() {
+                taking.like_lower(&Place { tree, path: PathBuf::new() }, false);
+            }
+        }
         if start.starts_with(&ZSTD_MAGIC) {
             let mut decoder = zstd::Decoder::with_buffer(from).map_err(reading)?;
             decoder.window_log_max(WINDOW_LOG).map_err(reading)?;
