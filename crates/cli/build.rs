@@ -38,6 +38,10 @@ fn main() {
     for arg in ["-static-pie", "-Wl,--no-dynamic-linker", "-Wl,-z,nodynamic-undefined-weak"] {
         println!("cargo:rustc-link-arg-bins={arg}");
     }
+    if env("CARGO_CFG_TARGET_ARCH") == "x86_64" {
+        // crates/sys/src/entry.rs
+        println!("cargo:rustc-link-arg-bins=-Wl,--entry=ringfence_start");
+    }
 }
 
 /// Tries it: some distributions ship no `libc.a`.

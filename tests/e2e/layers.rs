@@ -1,5 +1,6 @@
 //! Runs in a layer, and what can be done with it afterwards.
 
+mod apply;
 mod caches;
 mod run;
 mod tools;

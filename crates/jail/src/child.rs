@@ -57,12 +57,23 @@ pub(crate) fn enter(spec: &JailSpec, supervisor: i32, page: &Page) -> Res {
     at(Stage::Dumpable, raw::set_dumpable(true))
 }
 
-/// What init does while the command's process makes its network namespace: the file view.
+/// What init does while the command's process makes its network namespace: the file view. The host's
+/// is still below it, see [`leave_host`].
 pub(crate) fn view(spec: &JailSpec, trees: &[i32]) -> Res {
     match &spec.view {
         Some(view) => build_view(view, trees),
         None => Ok(()),
     }
+}
+
+/// Takes the host's view away. The kernel waits for all processors there, a tenth of the start, so the
+/// command's process goes on meanwhile, up to the last thing before it becomes the command.
+pub(crate) fn leave_host(spec: &JailSpec) -> Res {
+    if spec.view.is_none() {
+        return Ok(());
+    }
+    at(Stage::Detach, raw::umount2(c".", libc::MNT_DETACH))?;
+    at(Stage::Detach, raw::chdir(c"/"))
 }
 
 /// What the command's process does while init builds the view: network namespace, limits,
@@ -196,9 +207,8 @@ fn build_view(view: &View, trees: &[i32]) -> Res {
         }
     }
     // pivot_root(".", ".") stacks the old root over the new one; detaching "." leaves the new one.
+    // From here on "/" is the new one for the command's process, too.
     at(Stage::Pivot, raw::pivot_root(c".", c"."))?;
-    at(Stage::Detach, raw::umount2(c".", libc::MNT_DETACH))?;
-    at(Stage::Detach, raw::chdir(c"/"))?;
     raw::close(root);
     if stage >= 0 {
         raw::close(stage);

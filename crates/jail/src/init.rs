@@ -78,8 +78,13 @@ fn finish_set_up(
     page: &Page,
     has_network: bool,
 ) -> Res {
-    if !spec.stdio.wants_pty() {
+    let first = !spec.stdio.wants_pty();
+    if first {
         child::view(spec, trees)?;
+    }
+    raw::set_and_wake(&page.view_ready);
+    if first {
+        child::leave_host(spec)?;
     }
     if !has_network && spec.namespaces & ringfence_sys::ns::flags::NET != 0 {
         // Through /proc/1/net the command could otherwise read the host's network tables.
@@ -94,7 +99,7 @@ fn finish_set_up(
     raw::close(command);
     // Nobody inside may look into the memory that was copied from the supervisor.
     at(Stage::Dumpable, raw::set_dumpable(false))?;
-    raw::set_and_wake(&page.view_ready);
+    raw::set_and_wake(&page.sealed);
     // The command is on its way; init confines itself too. It runs nothing of the sandbox's, so
     // this guards against mistakes of our own only, and costs nothing that is waited for.
     child::harden(spec)
@@ -117,6 +122,7 @@ fn session(spec: &JailSpec, trees: &[i32], control: i32) -> Result<(i32, bool), 
         return Ok((-1, false));
     }
     child::view(spec, trees)?;
+    child::leave_host(spec)?;
     at(Stage::Session, open_terminal(control))
 }
 
@@ -168,6 +174,7 @@ fn become_command(
     at(Stage::Descriptors, raw::close_from(3, false))?;
     at(Stage::Chdir, raw::chdir(&spec.exec.cwd))?;
     raw::reset_signals();
+    raw::wait_until_set(&page.sealed);
     page.started.store(1, Ordering::Release);
     let errno = exec(&spec.exec);
     page.started.store(0, Ordering::Release);
@@ -249,6 +256,8 @@ fn keep_house(spec: &JailSpec, command: i32, kept: [i32; 3], page: &Page) -> Res
             end_stragglers(spec);
             hand_out_copies(spec);
             page.emptied.store(1, Ordering::Release);
+            // The supervisor wakes by it, and looks for what the run left while the kernel ends us.
+            raw::close(CONTROL);
             return Ok(());
         }
         // The supervisor is gone (or closed its end): nothing may outlive it.

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
-use ringfence_sys::early::Early;
+use ringfence_sys::early::{self, Early};
 use ringfence_sys::egress::{self, Program};
 use ringfence_sys::ns::{self, Side};
 use ringfence_sys::raw::{self, Errno, mnt};
@@ -68,7 +68,7 @@ extern "C" fn born(birth: *const libc::c_void) -> ! {
 /// `early`: namespaces that were made in advance; used where they fit the plan.
 pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<Jailed, Failure> {
     let fail = |stage: Stage| move |errno: Errno| Failure { stage, index: 0, errno };
-    let wants = ns::flags::USER | ns::flags::NET | ns::flags::PID;
+    let wants = early::MADE | ns::flags::PID;
     let usable = spec.namespaces & wants == wants && spec.loopback;
     let early = early.filter(|e| usable && e.ready());
     let (early, network) = match &spec.egress {
@@ -109,7 +109,7 @@ pub fn spawn(spec: &JailSpec, parent: &Parent, early: Option<Early>) -> Result<J
             give_ids(early.pid(), &ids, &parent.trees, &trees, &page)?;
         }
         birth.has_network = true;
-        let flags = spec.namespaces & !(ns::flags::USER | ns::flags::NET);
+        let flags = spec.namespaces & !early::MADE;
         // SAFETY: `born` makes only raw calls on prepared memory and ends in execve or _exit; `birth`
         // lives until the copy is made.
         let made = unsafe { early.fork(flags, born, (&raw const birth).cast()) };

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::delta::Walked;
-use crate::{Error, base, copy, lossless};
+use crate::{Error, base, copy, lossless, object};
 
 /// The format of everything in the store.
 pub const VERSION: u32 = 1;
@@ -192,6 +192,13 @@ pub struct Summary {
     pub record: Result<Record, String>,
     pub in_use: Option<Holder>,
     pub unfinished: bool,
+}
+
+/// What something takes on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 /// The store of layers of one user.
@@ -562,6 +569,41 @@ impl Store {
         Ok(())
     }
 
+    /// What the deltas of a record take on the disk; shared ones count in full.
+    pub fn usage(&self, record: &Record) -> Result<Usage, Error> {
+        let mut usage = Usage::default();
+        for id in record.deltas() {
+            let path = self.delta_path(id);
+            let root = object::open_tree(&path).map_err(Error::os("open", &path))?;
+            let mut pending = vec![PathBuf::new()];
+            let mut counted = BTreeSet::new();
+            while let Some(at) = pending.pop() {
+                // A directory that a sandbox closed is counted as empty.
+                let Ok(dir) = object::open_directory(root.as_fd(), at.as_os_str(), true) else {
+                    continue;
+                };
+                let shown = path.join(&at);
+                let (names, _) =
+                    fd::list(dir.as_fd(), usize::MAX).map_err(Error::os("list", &shown))?;
+                for (name, _) in names {
+                    let Ok(stat) = fd::stat_name(&dir, &*name) else { continue };
+                    if fd::links(&stat) > 1
+                        && fd::kind(&stat) != rustix::fs::FileType::Directory
+                        && !counted.insert(fd::id(&stat))
+                    {
+                        continue;
+                    }
+                    usage.inodes += 1;
+                    usage.bytes += stat.st_blocks as u64 * 512;
+                    if fd::kind(&stat) == rustix::fs::FileType::Directory {
+                        pending.push(at.join(&name));
+                    }
+                }
+            }
+        }
+        Ok(usage)
+    }
+
     pub fn layer_path(&self, name: &str) -> PathBuf {
         self.path.join("layers").join(name)
     }
@@ -749,6 +791,18 @@ impl Session {
 
     pub fn record(&self) -> &Record {
         &self.held.layer.record
+    }
+
+    /// Sets what the layer may hold from now on; a part that is not given stays as it was, the largest
+    /// number takes a limit back.
+    pub fn limit(&mut self, quota: Quota) -> Result<(), Error> {
+        let mut record = self.held.layer.record.clone();
+        let old = record.quota.unwrap_or(Quota { bytes: None, inodes: None });
+        record.quota = Some(Quota {
+            bytes: quota.bytes.or(old.bytes).filter(|n| *n != u64::MAX),
+            inodes: quota.inodes.or(old.inodes).filter(|n| *n != u64::MAX),
+        });
+        if record == self.held.layer.record { Ok(()) } else { self.held.save(record) }
     }
 
     /// The run ended: notes what the host had under each name that was changed.

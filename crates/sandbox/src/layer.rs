@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ringfence_layers::delta::ChangeKind;
-use ringfence_layers::{Outcome, Root, Session, Stamp, Store, history};
+use ringfence_layers::quota::{self, Exceeded, Watch, Watched};
+use ringfence_layers::{Outcome, Quota, Root, Session, Stamp, Store, history};
 use serde::Serialize;
 
 use crate::survey::{self, Object};
@@ -21,6 +23,8 @@ pub struct LayerRequest {
     pub store: PathBuf,
     /// Seal the changes of this run at its end, so that it can be undone alone.
     pub checkpoint: bool,
+    /// What the layer may hold; `None` leaves the limit that it has.
+    pub quota: Option<Quota>,
 }
 
 impl LayerRequest {
@@ -32,7 +36,7 @@ impl LayerRequest {
             None => free_name(&store)?,
         };
         ringfence_layers::check_name(&name)?;
-        Ok(Self { name, auto, store, checkpoint })
+        Ok(Self { name, auto, store, checkpoint, quota: None })
     }
 }
 
@@ -128,6 +132,12 @@ pub struct Changed {
     /// Nothing was changed and nobody gave it its name: it is gone again.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub removed: bool,
+    /// Why the run was ended before its end: a limit of what the layer may hold.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exceeded: Option<String>,
+    /// After a failure: a file that the command could not have changed, and why.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub foreign: Option<String>,
     /// What could not be found out.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
@@ -168,13 +178,16 @@ impl InLayer {
         policy: &[String],
         argv: &[OsString],
     ) -> Result<Self, LayerError> {
+        quota::refuse_full(existing(&plan.request.store), quota::FREE_FLOOR)?;
         let store = Store::open(&plan.request.store)?;
-        if plan.request.checkpoint {
-            let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
-            history::checkpoint(&store, &plan.name, Some(words.join(" ")), Stamp::now())?;
-        }
         let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
-        let session = store.begin(&plan.name, &roots, Stamp::now())?;
+        if plan.request.checkpoint {
+            history::checkpoint(&store, &plan.name, Some(in_short(argv)), Stamp::now())?;
+        }
+        let mut session = store.begin(&plan.name, &roots, Stamp::now())?;
+        if let Some(quota) = plan.request.quota {
+            session.limit(quota)?;
+        }
         Ok(Self { session, request: plan.request.clone(), policy: policy.to_vec() })
     }
 
@@ -190,9 +203,26 @@ impl InLayer {
         self.session.lock().as_raw_fd()
     }
 
+    /// The limit that holds for this run.
+    pub fn quota(&self) -> Option<Quota> {
+        self.session.record().quota.filter(|q| q.bytes.is_some() || q.inodes.is_some())
+    }
+
+    /// What holds that limit, and the floor of the disk, while the sandbox of `init` runs.
+    pub fn watch(
+        &self,
+        init: u32,
+        end: impl FnOnce(&Exceeded) + Send + 'static,
+    ) -> Result<Watch, LayerError> {
+        let none = Quota { bytes: None, inodes: None };
+        let watched = Watched::of(&self.session, self.quota().unwrap_or(none), Some(init));
+        Ok(Watch::start(watched, end)?)
+    }
+
     /// Ends the session. What goes wrong here loses nothing, and is told.
-    pub fn finish(self) -> Changed {
+    pub fn finish(self, failed: bool) -> Changed {
         let Self { session, request, policy } = self;
+        let foreign = failed.then(|| foreign(session.mounts())).flatten();
         let untouched = request.auto && is_untouched(&session);
         let deep = session.record().stack.len() >= history::SOFT_DEPTH;
         let ended = session.finish(&Outcome { policy });
@@ -202,7 +232,14 @@ impl InLayer {
             changed: 0,
             deleted: 0,
             removed: false,
+            foreign: foreign.map(|path| {
+                format!(
+                    "{} belongs to another user or group, so it cannot be changed in a layer; programs say \"value too large for defined data type\"",
+                    crate::plan::shown(&path)
+                )
+            }),
             problem: None,
+            exceeded: None,
         };
         let ended = match ended {
             Ok(_) if untouched => discard(&request).map(|()| changed.removed = true),
@@ -218,6 +255,13 @@ impl InLayer {
             }
             Err(e) => Err(e),
         };
+        // A stack that grows by a delta with each run is made flat from time to time, after a run.
+        let ended = match ended {
+            Ok(()) if request.checkpoint && !changed.removed => {
+                Store::open(&request.store).and_then(|store| history::settle(&store, &request.name))
+            }
+            other => other,
+        };
         changed.problem = ended.err().map(|e| e.to_string());
         changed
     }
@@ -226,10 +270,30 @@ impl InLayer {
     pub fn abandon(self) {
         let Self { session, request, policy } = self;
         let untouched = request.auto && is_untouched(&session);
+        let checkpointed = request.checkpoint.then(|| Store::open(&request.store));
         if session.finish(&Outcome { policy }).is_ok() && untouched {
             let _ = discard(&request);
+        } else if let Some(Ok(store)) = checkpointed {
+            // Nothing was done that could be undone.
+            let _ = history::undo(&store, &request.name, 1);
         }
     }
+}
+
+/// Bytes of a command that are kept with its checkpoint.
+const MAX_COMMAND: usize = 200;
+
+fn in_short(argv: &[OsString]) -> String {
+    let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
+    let whole = words.join(" ");
+    let end = whole.char_indices().map(|(at, c)| at + c.len_utf8());
+    let end = end.take_while(|end| *end <= MAX_COMMAND).last().unwrap_or(0);
+    if end < whole.len() { format!("{}…", &whole[..end]) } else { whole }
+}
+
+/// The store, or what it will be made in.
+fn existing(store: &Path) -> &Path {
+    store.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
 }
 
 fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
@@ -238,6 +302,29 @@ fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
 
 fn settle(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
     history::settle(&Store::open(&request.store)?, &request.name)
+}
+
+/// The first object below the roots that the sandbox's ids cannot own a copy of. Looks for a moment only.
+fn foreign(mounts: &[ringfence_layers::Mount]) -> Option<PathBuf> {
+    const MOST: std::time::Duration = std::time::Duration::from_millis(20);
+    let begun = std::time::Instant::now();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let mut pending: std::collections::VecDeque<PathBuf> =
+        mounts.iter().map(|m| m.root.clone()).collect();
+    while let Some(path) = pending.pop_front() {
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        if (meta.uid(), meta.gid()) != (uid.as_raw(), gid.as_raw()) {
+            return Some(path);
+        }
+        if begun.elapsed() > MOST {
+            break;
+        }
+        if meta.is_dir() {
+            let below = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            pending.extend(below.map(|entry| entry.path()));
+        }
+    }
+    None
 }
 
 /// Nothing was changed but perhaps the times of the roots.

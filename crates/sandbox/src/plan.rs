@@ -454,6 +454,8 @@ impl Plan {
             // No mount hides the sockets of host services (docker, D-Bus, agents) on the lower
             // rung, and landlock does not hold a connection to one by its path.
             unix: rung == Rung::Namespaces,
+            // Taken back where the layer turns out to have a quota.
+            reserve: true,
         };
         if let (Some(inspection), NetworkPlan::Filtered { .. }) = (&survey.inspection, &network) {
             status.enforce("inspection", inspection.detail());

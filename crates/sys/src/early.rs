@@ -1,14 +1,14 @@
 //! The slowest part of a sandbox, its network namespace, made while the supervisor still plans.
 //!
-//! [`Early::start`] makes a helper that shares the supervisor's memory. It enters a new user and
-//! network namespace, brings loopback up, and waits. When the plan is ready, [`Early::fork`] lets it
+//! [`Early::start`] makes a helper that shares the supervisor's memory. It enters new namespaces, all
+//! but that of processes, brings loopback up, and waits. When the plan is ready, [`Early::fork`] lets it
 //! make PID 1 of the sandbox, as a copy of the supervisor's memory at that moment, inside those
 //! namespaces and as a child of the supervisor; then it ends. In between it can be given an
 //! [`egress::Program`] to carry out.
 //!
 //! ```text
 //! supervisor   start ── parse ── policy ── prepare ── plan ── id maps ── network ── fork ···· waits
-//!                 └─ helper: user ns, network ns, loopback ──┴─ egress ──┴─ waits ──┴─ clone3 ── ends
+//!                 └─ helper: namespaces, loopback ───────────┴─ egress ──┴─ waits ──┴─ clone3 ── ends
 //!                                                                                         └─ PID 1
 //! ```
 //!
@@ -22,11 +22,15 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use crate::bare;
 use crate::egress::{self, Program};
+use crate::ns::flags;
 use crate::processors::{Processors, WORDS};
 use crate::raw::{self, Errno, Result};
 
 /// What the new process does; never returns.
 pub type Entry = extern "C" fn(*const libc::c_void) -> !;
+
+/// The namespaces that the helper is in.
+pub const MADE: u64 = flags::ALL & !flags::PID;
 
 /// Bits of an order: the second may be given before the helper has seen the first.
 const GO: u32 = 1;
@@ -379,7 +383,7 @@ extern "C" fn helper(argument: *mut libc::c_void) -> libc::c_int {
 
 /// 0, or why not.
 fn namespaces() -> i32 {
-    let flags = (libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as usize;
+    let flags = MADE as usize;
     let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as usize;
     // SAFETY: plain integers, and a pointer to an ifreq that outlives the call.
     unsafe {

@@ -7,6 +7,58 @@
 
 use crate::raw;
 
+/// Bytes behind the initialised data that a run writes to before it is planned: most of what it takes
+/// of the [arena](crate::arena), which lies there.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+const EARLY: usize = 0x44000;
+
+// The first instructions of the static release binary, in place of the C library's `_start` (see
+// build.rs of the command line). Relocating a position independent program writes to each of its pages
+// with pointers, planning to each page of the arena, and every first write is a trap: a hundred. One call
+// makes all these pages at once. Where it fails (before Linux 5.14), they come one by one.
+//
+// Nothing is relocated yet and no C library is there, so it is written without both. rsp and rdx are what
+// `_start` is given; the call preserves all but rax, rcx and r11.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+std::arch::global_asm!(
+    ".globl ringfence_start",
+    ".hidden ringfence_start",
+    ".type ringfence_start, @function",
+    "ringfence_start:",
+    ".hidden __ehdr_start",
+    ".hidden __bss_start",
+    "lea r8, [rip + __ehdr_start]",
+    // The program headers: where, how many.
+    "mov rax, [r8 + 32]",
+    "movzx ecx, word ptr [r8 + 56]",
+    "add rax, r8",
+    "2: cmp dword ptr [rax], {relro}",
+    "je 3f",
+    "add rax, 56",
+    "dec ecx",
+    "jnz 2b",
+    "jmp 4f",
+    // From the first page with relocated pointers on.
+    "3: mov rdi, [rax + 16]",
+    "add rdi, r8",
+    "and rdi, -4096",
+    "lea rsi, [rip + __bss_start]",
+    "add rsi, {early} + 4095",
+    "sub rsi, rdi",
+    "and rsi, -4096",
+    "mov r9, rdx",
+    "mov edx, {populate_write}",
+    "mov eax, {madvise}",
+    "syscall",
+    "mov rdx, r9",
+    "4: jmp _start",
+    ".size ringfence_start, . - ringfence_start",
+    relro = const 0x6474_e552_u32,
+    early = const EARLY,
+    populate_write = const libc::MADV_POPULATE_WRITE,
+    madvise = const libc::SYS_madvise,
+);
+
 /// Called by [`entry_point!`](crate::entry_point).
 pub fn run(main: impl FnOnce() -> u8) -> i32 {
     fill_standard_descriptors();

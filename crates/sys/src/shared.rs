@@ -29,8 +29,11 @@ pub struct Page {
     pub command: AtomicI32,
     /// Set by the command's process once it is in its own network namespace with loopback up.
     pub net_ready: AtomicU32,
-    /// The view is finished and init sits in the command's network namespace: it may start.
+    /// The view is complete: its objects can be named from `/` on.
     pub view_ready: AtomicU32,
+    /// Nothing else can be reached any more, init is out of reach and sits in the command's network
+    /// namespace: the command may start.
+    pub sealed: AtomicU32,
 }
 
 /// Owns the mapping.

@@ -81,7 +81,9 @@ fn processes_see_themselves_and_nothing_else() {
         return;
     }
     as_each_user(|p| {
-        let ran = p.shell(&[], "sleep 5 & ps -e -o pid,comm; kill $!").ok();
+        // The shell's child is a shell until it has become sleep.
+        let look = "sleep 5 & while ! ps -e -o pid,comm > /tmp/l || ! grep -q sleep /tmp/l; do :; done; cat /tmp/l; kill $!";
+        let ran = p.shell(&[], look).ok();
         assert!(ran.out.contains("sleep") && ran.out.lines().count() < 8, "{ran:?}");
         p.shell(&[], "top -bn1 | head -20").ok().says("PID");
     });

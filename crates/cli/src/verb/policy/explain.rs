@@ -168,6 +168,14 @@ fn covering<'p>(plan: &'p Plan, path: &Path) -> Option<&'p Step> {
     })
 }
 
+/// The permission that a plan gives, and how, in words.
+pub fn held(plan: &Plan, path: &Path) -> (Permission, String) {
+    let outcome = by_steps(plan, path);
+    let why =
+        if outcome.why.is_empty() { String::new() } else { format!(", for: {}", outcome.why) };
+    (outcome.permission, outcome.words + &why)
+}
+
 fn by_steps(plan: &Plan, path: &Path) -> Outcome {
     let pinned =
         plan.steps.iter().any(|s| s.path == path && matches!(s.action, Action::Pin { .. }));
