@@ -534,6 +534,11 @@ impl Law {
         decided
     }
 
+    /// Whether some rule keeps what it names from being changed.
+    pub fn seals(&self) -> bool {
+        self.rules.iter().any(|r| r.rule.kind == Kind::Cap && r.rule.permission == Read)
+    }
+
     /// Whether a native pattern with wildcards, or an ordered glob, matches exactly this path.
     pub fn wildcard_matches_exactly(&self, path: &Path) -> bool {
         let path = names(path, &self.workspace);

@@ -50,3 +50,57 @@ fn games(mechanism: Mechanism, user: harness::User) {
     }
     println!("{mechanism:?} as {user:?}: {tally:?} in {:?}, next seed {seed}", start.elapsed());
 }
+
+/// The oracle can fail: of a rule that the model knows and the sandbox was not told, it tells.
+fn notices(mechanism: Mechanism) {
+    let user = if harness::is_root() && mechanism != Mechanism::Exact {
+        harness::User::Ordinary
+    } else {
+        harness::User::Me
+    };
+    let noticed = (1..60).find_map(|seed| {
+        let mut case = Case::new(mechanism, user, seed);
+        // It may have changed nothing.
+        if case.rules.len() < 2 {
+            return None;
+        }
+        case.rules.pop();
+        game(&case, 200, &mut Tally::default())
+    });
+    let said = noticed.expect("a sandbox that lacks a rule agrees with the model");
+    println!("{}", said.lines().next().unwrap_or_default());
+}
+
+/// Whether this binary and this host offer a mechanism; prints why not.
+fn can(mechanism: Mechanism) -> bool {
+    let place = harness::Place::new(harness::User::Me);
+    let said = |arguments: &[&str]| {
+        let mut command = place.ringfence(arguments);
+        command.env("RINGFENCE_STATE", place.root().join("state"));
+        let ran = harness::Ran::of(&mut command);
+        format!("{}{}", ran.out, ran.err)
+    };
+    let (there, what) = match mechanism {
+        Mechanism::Masked => {
+            let flags = ["run", "-t", "agent-safe", "--layer", "probe", "--explain", "--", "true"];
+            (said(&flags).contains("names-live"), "a layer that holds rules of names")
+        }
+        Mechanism::Exact => {
+            let there = said(&["run", "--help"]).contains("--exact");
+            let device = rustix::fs::open(
+                "/dev/fuse",
+                rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+                rustix::fs::Mode::empty(),
+            );
+            (
+                there && device.is_ok() && harness::has("unshare"),
+                "an exact view, /dev/fuse, unshare",
+            )
+        }
+        Mechanism::Direct | Mechanism::Layer => (true, ""),
+    };
+    if !there {
+        println!("skipped: not had here: {what}");
+    }
+    there
+}

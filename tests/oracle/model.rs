@@ -249,6 +249,10 @@ pub struct View<'a> {
     pub layer: bool,
     /// A grant inside what is not `write` may hold for what was there at the start only.
     pub closed: bool,
+    /// Some rule caps at `read`, which is a mount where the name exists.
+    sealed: bool,
+    /// Pipes are opened by the kernel, which asks nobody.
+    pub pipes: bool,
     /// Mounts say that they are read-only before anything is looked for.
     pub early: bool,
     decided: RefCell<HashMap<Names, Permission>>,
@@ -264,6 +268,8 @@ impl<'a> View<'a> {
             layer: false,
             early: false,
             closed: false,
+            pipes: false,
+            sealed: false,
             decided: RefCell::default(),
         }
     }
@@ -273,6 +279,8 @@ impl<'a> View<'a> {
         Self {
             law: Some(law),
             closed: layer,
+            pipes: !early,
+            sealed: law.seals(),
             hidden,
             mounts,
             modes: true,
@@ -466,6 +474,13 @@ impl Model {
         {
             expected.may |= DENIED;
         }
+        // What exists and may only be read is a mount.
+        if view.closed && expected.fails & DENIED != 0 {
+            expected.may |= BUSY | ACROSS;
+        }
+        if view.closed && view.sealed && op.places().len() > 1 {
+            expected.may |= BUSY | ACROSS;
+        }
         if view.closed && op.places().into_iter().any(|at| self.is_closed(view, at)) {
             expected.may |= DENIED;
         }
@@ -574,7 +589,14 @@ impl Model {
                 let place = self.walk(view, at, true)?;
                 let node = place.node.ok_or(NO_ENTRY)?;
                 let directory = if_so(self.tree.entries(node).is_some(), IS_DIRECTORY);
-                answer(reading(&place, node) | directory, Wanted::Bytes(content(node)))
+                let mut errors = reading(&place, node) | directory;
+                let mut may = 0;
+                if view.pipes && *what(node) == What::Fifo && !self.refuses(view, node, 0o400) {
+                    (errors, may) = (0, errors);
+                }
+                let mut expected = answer(errors, Wanted::Bytes(content(node)))?;
+                expected.may = may;
+                Ok(expected)
             }
             Op::List { at } => {
                 let place = self.walk(view, at, true)?;
@@ -633,17 +655,14 @@ impl Model {
             Op::Rmdir { at } => {
                 let place = self.walk(view, at, false)?;
                 let node = place.node.ok_or_else(|| missing(&place))?;
-                let Some(entries) = self.tree.entries(node) else {
+                if self.tree.entries(node).is_none() {
                     let busy = if_so(view.mounts.contains(&place.path), BUSY);
                     return Err(NOT_DIRECTORY | unnamed(&place) | busy);
-                };
+                }
                 let busy = if_so(view.mounts.contains(&place.path), BUSY);
                 done(
                     // What is hidden in it may not be told apart from what may not be removed.
-                    unnamed(&place)
-                        | busy
-                        | if_so(!entries.is_empty(), NOT_EMPTY)
-                        | if_so(self.has_hidden(view, &place.path, node), DENIED),
+                    unnamed(&place) | busy | self.not_empty(view, &place.path, node),
                     Effect::Remove(place.directory, place.name().to_vec()),
                 )
             }
@@ -663,16 +682,21 @@ impl Model {
             Op::Nameless { directory, to, data } => {
                 let place = self.walk(view, directory, true)?;
                 let node = place.node.ok_or(NO_ENTRY)?;
-                let mut errors = denied(&place);
+                // In a layer only the name counts that it gets.
+                let here = denied(&place);
+                let mut errors = if view.closed { 0 } else { here };
                 if self.tree.entries(node).is_none() {
-                    return Err(errors | NOT_DIRECTORY);
+                    return Err(here | NOT_DIRECTORY);
                 }
                 // Seen by the kernel only after the file was made.
-                let new = self.walk(view, to, false).map_err(|e| e | errors)?;
+                let new = self.walk(view, to, false).map_err(|e| e | here)?;
                 errors |= naming(&new);
                 errors |= if_so(view.mount(&place.path) != view.mount(new.above()), ACROSS);
                 let file = What::File(data.0.clone());
-                done(errors, Effect::Make(new.directory, new.name().to_vec(), file))
+                let mut expected =
+                    done(errors, Effect::Make(new.directory, new.name().to_vec(), file))?;
+                expected.may = here;
+                Ok(expected)
             }
             Op::Rename { from, to, how } => self.expect_rename(view, from, to, *how),
             Op::Chmod { at, mode } => {
@@ -739,6 +763,22 @@ impl Model {
         named.iter().filter_map(|at| self.walk(view, at, false).ok()).any(|found| {
             places.range(found.path.clone()..).next().is_some_and(|p| p.starts_with(&found.path))
         })
+    }
+
+    /// Why a directory cannot be removed or replaced. In a layer what is hidden in it goes with it: of the
+    /// layer only, the real tree keeps it.
+    fn not_empty(&self, view: &View<'_>, path: &[Name], directory: Node) -> Errors {
+        let hidden = self.has_hidden(view, path, directory);
+        let visible = self.tree.entries(directory).into_iter().flatten().any(|(name, _)| {
+            let path = [path, std::slice::from_ref(name)].concat();
+            view.hidden == Hidden::Masked || view.permission(&path) > Permission::None
+        });
+        match (visible, hidden) {
+            (false, false) => 0,
+            (false, true) if view.layer => 0,
+            (_, true) => NOT_EMPTY | DENIED,
+            (true, false) => NOT_EMPTY,
+        }
     }
 
     fn has_hidden(&self, view: &View<'_>, path: &[Name], directory: Node) -> bool {
@@ -820,10 +860,11 @@ impl Model {
                 match (is_directory(node), tree.entries(target)) {
                     (true, None) => add(true, NOT_DIRECTORY),
                     (false, Some(_)) => add(true, IS_DIRECTORY),
-                    (true, Some(entries)) => add(!entries.is_empty(), NOT_EMPTY),
+                    (true, Some(_)) => {
+                        add(true, self.not_empty(view, &to.path, target));
+                    }
                     (false, None) => {}
                 }
-                add(self.has_hidden(view, &to.path, target), DENIED);
             }
         }
         if same && view.layer {

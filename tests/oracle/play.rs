@@ -300,19 +300,6 @@ fn shared_below(model: &Model, path: &[Vec<u8>]) -> bool {
 
 /// Rules about names, wherever they are.
 fn name_rules(r: &mut Random) -> Vec<Rule> {
-    let ordered = |pattern: &str, permission, priority| Rule {
-        pattern: pattern.to_owned(),
-        kind: Kind::Glob,
-        permission,
-        priority,
-    };
-    let mut rules: Vec<Rule> = if r.one_in(3) {
-        let preset = r.pick(&PRESETS).1;
-        preset.iter().map(|p| ordered(p.pattern, p.permission, p.priority)).collect()
-    } else {
-        let base = *r.pick(&[Permission::Write, Permission::Write, Permission::Read]);
-        vec![Rule { kind: Kind::Grant, ..ordered(".", base, 0) }]
-    };
     const PATTERNS: [&str; 14] = [
         "**/.env*",
         "**/secrets",
@@ -329,6 +316,19 @@ fn name_rules(r: &mut Random) -> Vec<Rule> {
         "tmp/*",
         "A",
     ];
+    let ordered = |pattern: &str, permission, priority| Rule {
+        pattern: pattern.to_owned(),
+        kind: Kind::Glob,
+        permission,
+        priority,
+    };
+    let mut rules: Vec<Rule> = if r.one_in(3) {
+        let preset = r.pick(&PRESETS).1;
+        preset.iter().map(|p| ordered(p.pattern, p.permission, p.priority)).collect()
+    } else {
+        let base = *r.pick(&[Permission::Write, Permission::Write, Permission::Read]);
+        vec![Rule { kind: Kind::Grant, ..ordered(".", base, 0) }]
+    };
     for _ in 0..r.below(4) {
         let (kind, permission) = *r.pick(&[
             (Kind::Cap, Permission::None),
@@ -340,17 +340,27 @@ fn name_rules(r: &mut Random) -> Vec<Rule> {
         let pattern = (*r.pick(&PATTERNS)).to_owned();
         rules.push(Rule { pattern, kind, permission, priority: 0 });
     }
+    for _ in 0..r.below(6) / 3 {
+        // Braces are no part of the protocol's patterns.
+        let pattern = *r.pick(&["/a/**", "**/b", "/output/*", "**/x.key", "**/c d/**", "A", "/z"]);
+        let permission = *r.pick(&Permission::ALL);
+        rules.push(ordered(pattern, permission, 1 + r.below(20) as i32));
+    }
     rules
 }
 
-/// Whether some file has names with other permissions.
-fn names_differ(model: &Model, rules: &[Rule]) -> bool {
+/// Whether only paths decide. At its start a sandbox also hides what a hidden symlink leads to and the
+/// other names of a hidden file, which the law knows nothing of.
+fn begins_plainly(model: &Model, rules: &[Rule]) -> bool {
     let law = Law::new(rules, &PLACES).unwrap();
     let view = View::of_sandbox(&law, Hidden::Absent, BTreeSet::new(), false);
     let all = model.tree.all();
-    all.iter().any(|(path, node)| {
-        all.iter().any(|(p, n)| n == node && view.permission(p) != view.permission(path))
-    })
+    let around = |path: &[Vec<u8>]| view.permission(&path[..path.len() - 1]);
+    let special = |node: usize| {
+        matches!(model.tree.nodes[node].what, What::Symlink(_))
+            || all.iter().filter(|(_, n)| *n == node).count() > 1
+    };
+    all.iter().all(|(path, node)| !special(*node) || view.permission(path) == around(path))
 }
 
 impl Case {
@@ -368,8 +378,8 @@ impl Case {
             }],
         };
         let mut before = before;
-        if mechanism == Mechanism::Masked && names_differ(&model, &rules) {
-            before.retain(|op| !matches!(op, Op::Link { .. }));
+        if mechanism != Mechanism::Direct && !begins_plainly(&model, &rules) {
+            before.retain(|op| !matches!(op, Op::Link { .. } | Op::Symlink { .. }));
         }
         Self { mechanism, user, seed, before, judged: rules.clone(), rules }
     }
@@ -639,6 +649,7 @@ impl Game {
                 let ops: Vec<Op> =
                     batch.iter().map(|(_, op)| op).filter(|op| known(op)).cloned().collect();
                 match batch[0].0 {
+                    Who::Restart if !begins_plainly(&inside, &case.judged) => {}
                     Who::Restart => {
                         if let Err(why) = sandbox.end() {
                             return lost(why);
