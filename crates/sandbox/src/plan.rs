@@ -879,7 +879,12 @@ impl<'a> Builder<'a> {
             .filter(|_| survey.workspace_permission == Permission::View)
             .map(|w| (&w.path, "workspace"));
         let points = survey.points.iter().filter(|p| p.permission == Permission::View);
+        // An exact view needs nothing of Landlock.
+        let viewed = |path: &Path| survey.view.is_some() && lies_in(path, &survey.places.workspace);
         for (path, why) in workspace.chain(points.map(|p| (&p.object.path, p.why.as_str()))) {
+            if viewed(path) {
+                continue;
+            }
             let around = |rule: &&LandlockRule| {
                 rule.access != Access::List && rule.path != *path && path.starts_with(&rule.path)
             };
