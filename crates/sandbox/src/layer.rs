@@ -224,7 +224,6 @@ impl InLayer {
         let Self { session, request, policy } = self;
         let foreign = failed.then(|| foreign(session.mounts())).flatten();
         let untouched = request.auto && is_untouched(&session);
-        let deep = session.record().stack.len() >= history::SOFT_DEPTH;
         let ended = session.finish(&Outcome { policy });
         let mut changed = Changed {
             name: request.name.clone(),
@@ -251,7 +250,7 @@ impl InLayer {
                         _ => changed.changed += 1,
                     }
                 }
-                if deep { settle(&request) } else { Ok(()) }
+                Ok(())
             }
             Err(e) => Err(e),
         };
@@ -298,10 +297,6 @@ fn existing(store: &Path) -> &Path {
 
 fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
     Store::open(&request.store)?.discard(&request.name)
-}
-
-fn settle(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
-    history::settle(&Store::open(&request.store)?, &request.name)
 }
 
 /// The first object below the roots that the sandbox's ids cannot own a copy of. Looks for a moment only.
