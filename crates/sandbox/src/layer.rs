@@ -233,7 +233,7 @@ impl InLayer {
             removed: false,
             foreign: foreign.map(|path| {
                 format!(
-                    "{} belongs to another user or group, so it cannot be changed in a layer; programs say \"value too large for defined data type\"",
+                    "{} belongs to another user or group, so it cannot be changed in a layer; programs say \"value too large for defined data type\" or \"permission denied\"",
                     crate::plan::shown(&path)
                 )
             }),
