@@ -486,6 +486,33 @@ fn files_of_other_owners_are_not_changed_and_it_is_said_why() {
 }
 
 #[test]
+fn a_store_where_none_can_be_is_refused_with_a_remedy() {
+    if !is_root() || !has("unshare") {
+        println!("skipped: only root can mount a file system that takes no overlay");
+        return;
+    }
+    as_each_user(|p| {
+        let state = p.root().join("state");
+        std::fs::create_dir(&state).unwrap();
+        p.own(&state);
+        let (uid, gid) = p.ids();
+        let script = format!(
+            "mkdir {0}.u {0}.w && chown {uid}:{gid} {0}.u && chmod 700 {0}.u &&
+             mount -t overlay -o lowerdir=/usr/share/doc,upperdir={0}.u,workdir={0}.w o {0} &&
+             exec setpriv --reuid {uid} --regid {gid} --clear-groups \
+             env RINGFENCE_STATE={0} HOME={1} {2} run --layer l -- echo ran",
+            state.display(),
+            p.home().display(),
+            crate::harness::binary().display()
+        );
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &script]).current_dir(p.workspace());
+        let ran = Ran::of(&mut command).failed_with(125).says("RINGFENCE_STATE");
+        assert_eq!(ran.out, "", "{ran:#?}");
+    });
+}
+
+#[test]
 fn what_is_in_force_is_said() {
     as_each_user(|p| {
         p.write("f", "x");
