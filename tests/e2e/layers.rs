@@ -1,5 +1,7 @@
 //! Runs in a layer, and what can be done with it afterwards.
 
+mod apply;
+mod caches;
 mod rules;
 mod run;
 mod tools;

@@ -76,6 +76,97 @@ fn context() -> [Arg; 3] {
     ]
 }
 
+fn layer_name(help: &'static str) -> Arg {
+    Arg::new("name").value_name("LAYER").help(help)
+}
+
+fn paths(help: &'static str) -> Arg {
+    Arg::new("paths")
+        .value_name("PATH")
+        .num_args(0..)
+        .value_parser(clap::value_parser!(OsString))
+        .help(help)
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+/// Flags of `run` by which more may be applied.
+fn wider() -> [Arg; 2] {
+    let many = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name(value)
+            .action(ArgAction::Append)
+            .value_parser(clap::value_parser!(OsString))
+            .help(help)
+    };
+    [
+        many("allow-write", "PATH", "As for `run`: PATH may be changed; repeatable"),
+        many("lift", "ID", "As for `run`: remove a built-in rule (guard.git); repeatable"),
+    ]
+}
+
+/// The verbs of layers: what is in them, and what becomes of it.
+fn layer_verbs() -> [Command; 4] {
+    [
+        Command::new("layers")
+            .about("List layers: what `run --layer` keeps apart from the real files")
+            .arg(json())
+            .after_help(
+                "Examples:\n  ringfence layers\n  ringfence layers --json",
+            ),
+        Command::new("diff")
+            .about("Show what a layer changed, against the files as they are now")
+            .arg(layer_name("The layer (default: the only one)"))
+            .arg(paths("Only these files and directories"))
+            .arg(
+                Arg::new("patch")
+                    .short('p')
+                    .long("patch")
+                    .action(ArgAction::SetTrue)
+                    .help("A unified patch that `git apply` and `patch -p1` take"),
+            )
+            .arg(switch("stat", "Lines added and removed, by file").conflicts_with("patch"))
+            .arg(json().conflicts_with_all(["patch", "stat"]))
+            .after_help(
+                "A added, M changed, D deleted, T another kind of file, m mode, time or attributes only.\nWhat the host may run later (hooks, build scripts, editor tasks) is marked with its reason.\n\nExamples:\n  ringfence diff work\n  ringfence diff work src --patch\n  ringfence diff work --patch | git apply --check",
+            ),
+        Command::new("apply")
+            .about("Bring a layer's changes to the real files")
+            .arg(layer_name("The layer (default: the only one)"))
+            .arg(paths("Only these files and directories"))
+            .arg(
+                Arg::new("hunk")
+                    .long("hunk")
+                    .value_name("PATH:N[,N]")
+                    .action(ArgAction::Append)
+                    .value_parser(clap::value_parser!(OsString))
+                    .help("Only these hunks of PATH, as `diff --patch` shows them; repeatable"),
+            )
+            .arg(switch("dry-run", "Say what would be done, and do nothing"))
+            .arg(switch("theirs", "Where both changed a file, take the layer's").requires("paths"))
+            .arg(switch("resume", "Go on with an apply that was interrupted").conflicts_with("rollback"))
+            .arg(switch("rollback", "Take an interrupted apply back"))
+            .args(context())
+            .args(wider())
+            .arg(json())
+            .after_help(
+                "What the host changed meanwhile is merged where that is clear; the rest is a conflict, stays in the\nlayer and is never overwritten. What the policy would not let a command write (flags as for `run`) is\nrefused. Either all files that can be applied are, or, after a kill, `--resume` or `--rollback`.\n\nExamples:\n  ringfence apply work --dry-run\n  ringfence apply work\n  ringfence apply work src/main.rs docs\n  ringfence apply work --hunk src/main.rs:1,3\n  ringfence apply work --theirs src/main.rs\n\nExit codes:\n  0 all applied; 1 conflicts or refusals are left; 125 nothing was done",
+            ),
+        Command::new("discard")
+            .about("Throw a layer away, or some of its changes; the real files stay as they are")
+            .arg(layer_name("The layer"))
+            .arg(paths("Only these files and directories"))
+            .arg(switch("all", "Every layer that is not in use").conflicts_with_all(["name", "paths"]))
+            .arg(json())
+            .after_help(
+                "Examples:\n  ringfence discard work\n  ringfence discard work build\n  ringfence discard --all",
+            ),
+    ]
+}
+
 /// The whole command line, for help, errors and completions.
 pub fn command() -> Command {
     let policy = Command::new("policy")
@@ -158,6 +249,7 @@ pub fn command() -> Command {
                 )
                 .after_help("Exit codes:\n  0 no attack succeeded inside; 125 one did, or a sandbox did not start\n  Attacks that fail outside as well are told apart: they show nothing on this host"),
         )
+        .subcommands(layer_verbs())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

@@ -35,6 +35,10 @@ fn help_of_the_verbs() {
         &["policy", "reload"],
         &["init"],
         &["trust"],
+        &["layers"],
+        &["diff"],
+        &["apply"],
+        &["discard"],
         &["doctor"],
         &["selftest"],
     ] {

@@ -13,6 +13,7 @@ mod help;
 #[cfg(test)]
 mod help_tests;
 mod inspect;
+mod judge;
 mod layers;
 mod output;
 mod ports;
@@ -74,6 +75,10 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         // Hidden: what `selftest` starts inside and outside the sandbox.
         "__attack" => verb::selftest::attack(&args[1..]),
         "policy" => verb::policy::main(args),
+        "layers" => verb::layers::main(args),
+        "diff" => verb::diff::main(args),
+        "apply" => verb::apply::main(args),
+        "discard" => verb::discard::main(args),
         "init" => verb::init::main(args),
         "trust" => verb::trust::main(args),
         "completions" => verb::completions::main(args),

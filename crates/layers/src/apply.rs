@@ -68,29 +68,39 @@ pub fn preview(review: &Review, request: &Request) -> Result<Report, Error> {
     Ok(choose(review, request)?.report)
 }
 
+/// Who decides, who is told.
+pub struct Context<'a> {
+    /// What may be applied at all; `None`: everything.
+    pub judge: Option<&'a dyn Judge>,
+    /// Directories in which a shell finds programs.
+    pub search: &'a [PathBuf],
+    /// Told what is going to be done, before it is.
+    pub tell: &'a mut dyn FnMut(&Report),
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("search", &self.search).finish_non_exhaustive()
+    }
+}
+
 /// Applies what was asked for. Conflicts and refusals are reported and left in the layer.
 pub fn apply(
     store: &Store,
     name: &str,
     request: &Request,
-    judge: Option<&dyn Judge>,
-    search: &[PathBuf],
+    context: &mut Context<'_>,
 ) -> Result<Report, Error> {
     let mut held = store.hold(name)?;
     if held.layer.unfinished() {
         return Err(Error::Unfinished(name.to_owned()));
     }
     held.mend()?;
-    run(store, &mut held, request, judge, search)
+    run(store, &mut held, request, context)
 }
 
 /// Ends an apply that was interrupted.
-pub fn resume(
-    store: &Store,
-    name: &str,
-    judge: Option<&dyn Judge>,
-    search: &[PathBuf],
-) -> Result<Report, Error> {
+pub fn resume(store: &Store, name: &str, context: &mut Context<'_>) -> Result<Report, Error> {
     let mut held = store.hold(name)?;
     let Some((journal, plan)) = Journal::open(&held.layer)? else {
         return Err(Error::Refused(format!("layer {name} has no unfinished apply")));
@@ -107,7 +117,7 @@ pub fn resume(
             let trees = open(&held.layer)?;
             sweep(&trees, &plan, false)?;
             journal.end(&held.layer)?;
-            run(store, &mut held, &plan.request, judge, search)
+            run(store, &mut held, &plan.request, context)
         }
         State::Commit => {
             let mut report = Report::default();
@@ -155,7 +165,7 @@ pub fn roll_back(store: &Store, name: &str) -> Result<Report, Error> {
                 backward(&trees, op, &mut report)?;
                 crash::point();
             }
-            sync(&trees)?;
+            sync(&trees, &touched(&plan))?;
             plan.state = State::Undone;
             journal.write(&plan)?;
             crash::point();
@@ -174,13 +184,13 @@ fn run(
     store: &Store,
     held: &mut Held,
     request: &Request,
-    judge: Option<&dyn Judge>,
-    search: &[PathBuf],
+    context: &mut Context<'_>,
 ) -> Result<Report, Error> {
     // Before the host is looked at: what is touched later has a later time.
     let started = Stamp::now();
-    let review = review::review(&held.layer, judge, search)?;
+    let review = review::review(&held.layer, context.judge, context.search)?;
     let Chosen { makes, mut report } = choose(&review, request)?;
+    (context.tell)(&report);
     if makes.is_empty() {
         forget_if_empty(store, held, &review)?;
         return Ok(report);
@@ -443,6 +453,7 @@ fn prepare(
         links.push(known);
     }
     let mut directories = Vec::new();
+    let mut made = Vec::new();
     for build in builds {
         let (index, make, _) = &makes[build.make];
         let item = &review.items[*index];
@@ -453,6 +464,7 @@ fn prepare(
             if build.inside.as_os_str().is_empty() { top } else { top.join(&build.inside) };
         let (to, new) = trees.host_parent(&target)?;
         let shown = review.absolute(item);
+        made.push((item.root, target.clone()));
         match make {
             Make::Object(tree) if item.change.new.is_some_and(|(m, _)| m.is_dir()) => {
                 rustix::fs::mkdirat(&to, new, Mode::RWXU).map_err(Error::os("make", &shown))?;
@@ -494,12 +506,12 @@ fn prepare(
         if op.act == Act::Put {
             let trees = &review.trees[op.place.root];
             let (dir, _) = trees.host_parent(&op.place.path)?;
-            let made = object::look(dir.as_fd(), op.temporary.as_ref())
+            let found = object::look(dir.as_fd(), op.temporary.as_ref())
                 .map_err(Error::os("look at", op.place.shown(&review.roots)))?;
-            op.new = made.map(|m| (m.dev, m.ino));
+            op.new = found.map(|m| (m.dev, m.ino));
         }
     }
-    sync(&review.trees)
+    sync(&review.trees, &made)
 }
 
 fn how(progress: &mut dyn FnMut(u64) -> Result<(), Errno>, directory: bool) -> How<'_> {
@@ -545,11 +557,46 @@ fn write_text(
         .map_err(Error::os("set the mode of", shown))
 }
 
-fn sync(trees: &[Trees]) -> Result<(), Error> {
-    for trees in trees {
-        rustix::fs::syncfs(&trees.host).map_err(Error::os("sync", &trees.root))?;
+/// Objects up to which each is synced by itself; beyond, their file systems are, with all that others
+/// write there.
+const FEW: usize = 32;
+
+/// What was made or renamed under these names is on the disk afterwards.
+fn sync(trees: &[Trees], names: &[(usize, PathBuf)]) -> Result<(), Error> {
+    if names.len() > FEW {
+        for trees in trees {
+            rustix::fs::syncfs(&trees.host).map_err(Error::os("sync", &trees.root))?;
+        }
+        return Ok(());
+    }
+    for (root, path) in names {
+        let trees = &trees[*root];
+        let shown = trees.root.join(path);
+        if path.as_os_str().is_empty() {
+            rustix::fs::fsync(&trees.host).map_err(Error::os("sync", shown))?;
+            continue;
+        }
+        // One that the host has moved away meanwhile is not ours to sync.
+        let Ok((dir, name)) = trees.host_parent(path) else { continue };
+        let found = object::look(dir.as_fd(), name).map_err(Error::os("look at", &shown))?;
+        if found.is_some_and(|m| matches!(m.kind, Kind::File | Kind::Directory)) {
+            let place = object::place(dir.as_fd(), name).map_err(Error::os("open", &shown))?;
+            match copy::reopen(&place, OFlags::RDONLY | OFlags::NONBLOCK, false) {
+                Ok(fd) => rustix::fs::fsync(fd).map_err(Error::os("sync", &shown))?,
+                // A mode that keeps us out: with all the rest then.
+                Err(_) => {
+                    rustix::fs::syncfs(&trees.host).map_err(Error::os("sync", &shown))?;
+                }
+            }
+        }
+        rustix::fs::fsync(&dir).map_err(Error::os("sync", &shown))?;
     }
     Ok(())
+}
+
+/// Names of everything that the steps touch.
+fn touched(plan: &Plan) -> Vec<(usize, PathBuf)> {
+    plan.ops.iter().map(|op| (op.place.root, op.place.path.clone())).collect()
 }
 
 /// Puts everything in its place.
@@ -561,7 +608,7 @@ fn commit(trees: &[Trees], plan: &Plan, report: &mut Report, again: bool) -> Res
         forward(&trees[op.place.root], op, plan, report, again)?;
         crash::point();
     }
-    sync(trees)
+    sync(trees, &touched(plan))
 }
 
 /// The directory of a step's place, if it is still there.
@@ -842,7 +889,7 @@ fn forget(layer: &Layer, trees: &[Trees], plan: &Plan) -> Result<(), Error> {
             Base { root: place.root, path: place.path.clone(), since: plan.started, was, settled };
         changed.insert(key, base);
     }
-    base::edit(&delta, &path, |all| all.extend(changed))
+    base::edit(&delta, &path, true, |all| all.extend(changed))
 }
 
 /// What the layer shows at a path.
@@ -944,7 +991,7 @@ pub fn discard(store: &Store, name: &str, places: &[Place]) -> Result<Vec<Place>
         thrown.push(place.clone());
     }
     let delta = object::open_tree(&path).map_err(Error::os("open", &path))?;
-    base::edit(&delta, &path, |all| {
+    base::edit(&delta, &path, true, |all| {
         all.retain(|(root, path), _| {
             !gone.iter().any(|g: &Place| g.root == *root && path.starts_with(&g.path))
         });

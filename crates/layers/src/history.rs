@@ -160,29 +160,29 @@ fn mark(record: &mut Record, command: Option<String>, now: Stamp) -> u64 {
 }
 
 /// Before `command` runs in the layer: what it shows now gets a number, to which [`undo`] goes back.
-/// A layer that is not there yet is nothing to go back to; then there is no number.
+/// A layer that is not there yet is made, as an empty one is what that goes back to.
 pub fn checkpoint(
     store: &Store,
     name: &str,
     command: Option<String>,
     now: Stamp,
-) -> Result<Option<u64>, Error> {
-    let n = store.edit(name, |record| {
+) -> Result<u64, Error> {
+    check_name(name)?;
+    if matches!(store.layer(name), Err(Error::NoLayer(_))) {
+        let mut record = store::new_record(now)?;
+        let n = mark(&mut record, command, now);
+        return store.create(name, &record).map(|()| n);
+    }
+    let (n, depth) = store.edit(name, |record| {
         seal(store, record)?;
         let n = mark(record, command, now);
         Ok((n, record.stack.len()))
-    });
-    match n {
-        Ok((n, depth)) => {
-            // Else the mount would be refused. All others are made flat after a run.
-            if depth >= HARD_DEPTH {
-                compact(store, name)?;
-            }
-            Ok(Some(n))
-        }
-        Err(Error::NoLayer(_)) => Ok(None),
-        Err(e) => Err(e),
+    })?;
+    // Else the mount would be refused. All others are made flat after a run.
+    if depth >= HARD_DEPTH {
+        compact(store, name)?;
     }
+    Ok(n)
 }
 
 /// Takes back the last `steps` checkpointed commands (and restores), with all that was written since.
@@ -281,8 +281,8 @@ pub(crate) fn draft(held: &Held) -> Result<OwnedFd, Error> {
         .map_err(Error::os("open", path))
 }
 
-/// What the host had, as each of the deltas remembers it, bottom first: where two speak of one name,
-/// the first line counts.
+/// What the host had, as each of the deltas remembers it, in the order in which they are read: where
+/// two speak of one name, the later one counts.
 fn merge_bases(store: &Store, stack: &[String], draft: &OwnedFd, path: &Path) -> Result<(), Error> {
     let mut lines = Vec::new();
     for id in stack {

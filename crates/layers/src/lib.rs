@@ -14,6 +14,7 @@ pub mod base;
 pub mod copy;
 mod crash;
 pub mod delta;
+pub mod diff;
 mod error;
 pub mod executable;
 pub mod history;

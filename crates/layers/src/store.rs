@@ -3,6 +3,7 @@
 //! ```text
 //! lock                          short, while records change and deltas are collected
 //! layers/NAME/record.json       replaced as a whole
+//! layers/NAME/last.json         when and under which policy it was last used
 //! layers/NAME/lock              held by a run or an apply; says by whom and since when
 //! layers/NAME/journal/          an apply in progress
 //! deltas/ID/<root>/{tree,work}  overlayfs' upper and work directory, one pair for each root
@@ -25,7 +26,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::delta::Walked;
-use crate::{Error, base, copy, lossless};
+use crate::{Error, base, copy, lossless, object};
 
 /// The format of everything in the store.
 pub const VERSION: u32 = 1;
@@ -85,6 +86,15 @@ pub struct Record {
     #[serde(default)]
     pub policy: Vec<String>,
 }
+
+/// The last run, in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Use {
+    used: Stamp,
+    policy: Vec<String>,
+}
+
+const USE: &str = "last.json";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootRecord {
@@ -182,6 +192,13 @@ pub struct Summary {
     pub record: Result<Record, String>,
     pub in_use: Option<Holder>,
     pub unfinished: bool,
+}
+
+/// What something takes on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 /// The store of layers of one user.
@@ -329,7 +346,10 @@ impl Store {
             Err(Errno::NOENT) => return Err(Error::NoLayer(name.to_owned())),
             Err(errno) => return Err(Error::os("open", path)(errno)),
         };
-        let record = read_record(dir.as_fd(), &path)?;
+        let mut record = read_record(dir.as_fd(), &path)?;
+        if let Some(last) = read_use(dir.as_fd()).filter(|last| last.used >= record.used) {
+            (record.used, record.policy) = (last.used, last.policy);
+        }
         Ok(Layer { name: name.to_owned(), record, dir, path, deltas: self.path.join("deltas") })
     }
 
@@ -549,6 +569,41 @@ impl Store {
         Ok(())
     }
 
+    /// What the deltas of a record take on the disk; shared ones count in full.
+    pub fn usage(&self, record: &Record) -> Result<Usage, Error> {
+        let mut usage = Usage::default();
+        for id in record.deltas() {
+            let path = self.delta_path(id);
+            let root = object::open_tree(&path).map_err(Error::os("open", &path))?;
+            let mut pending = vec![PathBuf::new()];
+            let mut counted = BTreeSet::new();
+            while let Some(at) = pending.pop() {
+                // A directory that a sandbox closed is counted as empty.
+                let Ok(dir) = object::open_directory(root.as_fd(), at.as_os_str(), true) else {
+                    continue;
+                };
+                let shown = path.join(&at);
+                let (names, _) =
+                    fd::list(dir.as_fd(), usize::MAX).map_err(Error::os("list", &shown))?;
+                for (name, _) in names {
+                    let Ok(stat) = fd::stat_name(&dir, &*name) else { continue };
+                    if fd::links(&stat) > 1
+                        && fd::kind(&stat) != rustix::fs::FileType::Directory
+                        && !counted.insert(fd::id(&stat))
+                    {
+                        continue;
+                    }
+                    usage.inodes += 1;
+                    usage.bytes += stat.st_blocks as u64 * 512;
+                    if fd::kind(&stat) == rustix::fs::FileType::Directory {
+                        pending.push(at.join(&name));
+                    }
+                }
+            }
+        }
+        Ok(usage)
+    }
+
     pub fn layer_path(&self, name: &str) -> PathBuf {
         self.path.join("layers").join(name)
     }
@@ -691,6 +746,13 @@ impl Held {
         Ok(())
     }
 
+    /// Notes the last run beside the record: every run does, and waiting for the disk would cost more
+    /// than the run.
+    fn note_use(&mut self, last: &Use) -> Result<(), Error> {
+        let text = serde_json::to_vec(last).unwrap_or_default();
+        replace(self.layer.dir.as_fd(), USE, &self.layer.path, &text, false)
+    }
+
     /// Replaces the record.
     pub fn save(&mut self, record: Record) -> Result<(), Error> {
         write_record(self.layer.dir.as_fd(), &self.layer.path, &record, true)?;
@@ -731,18 +793,27 @@ impl Session {
         &self.held.layer.record
     }
 
+    /// Sets what the layer may hold from now on; a part that is not given stays as it was, the largest
+    /// number takes a limit back.
+    pub fn limit(&mut self, quota: Quota) -> Result<(), Error> {
+        let mut record = self.held.layer.record.clone();
+        let old = record.quota.unwrap_or(Quota { bytes: None, inodes: None });
+        record.quota = Some(Quota {
+            bytes: quota.bytes.or(old.bytes).filter(|n| *n != u64::MAX),
+            inodes: quota.inodes.or(old.inodes).filter(|n| *n != u64::MAX),
+        });
+        if record == self.held.layer.record { Ok(()) } else { self.held.save(record) }
+    }
+
     /// The run ended: notes what the host had under each name that was changed.
     pub fn finish(mut self, outcome: &Outcome) -> Result<Vec<Walked>, Error> {
         let walks = base::note(&self.held.layer, self.started)?;
-        let mut record = self.held.layer.record.clone();
-        record.used = Stamp::now();
-        record.policy.clone_from(&outcome.policy);
         for mount in &self.mounts {
             let Some(delta) = mount.work.parent() else { continue };
             let dir = fd::open_absolute(delta, DIRECTORY).map_err(Error::os("open", delta))?;
             empty_work(dir.as_fd(), delta)?;
         }
-        self.held.save(record)?;
+        self.held.note_use(&Use { used: Stamp::now(), policy: outcome.policy.clone() })?;
         rustix::fs::ftruncate(&self.held.lock, 0)
             .map_err(Error::os("write", self.held.layer.path.join("lock")))?;
         Ok(walks)
@@ -909,6 +980,11 @@ fn write_record(
     let text = serde_json::to_vec_pretty(record)
         .map_err(|e| Error::Corrupt { path: file.clone(), problem: e.to_string() })?;
     replace(dir, "record.json", path, &text, synced)
+}
+
+/// Of no further consequence if it is lost with the host's power.
+fn read_use(dir: BorrowedFd<'_>) -> Option<Use> {
+    serde_json::from_slice(&fd::read_regular(dir, USE.as_bytes(), MAX_RECORD).ok()?).ok()
 }
 
 /// Replaces a file as a whole: after a kill the old content is there or the new.

@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ringfence_layers::delta::ChangeKind;
 use ringfence_layers::mask::Mask;
-use ringfence_layers::{Mount, Outcome, Root, Session, Stamp, Store};
+use ringfence_layers::quota::{self, Exceeded, Watch, Watched};
+use ringfence_layers::{Mount, Outcome, Quota, Root, Session, Stamp, Store, history};
 use serde::Serialize;
 
 use crate::names::{NamesError, NamesPlan};
@@ -23,6 +25,8 @@ pub struct LayerRequest {
     pub store: PathBuf,
     /// Seal the changes of this run at its end, so that it can be undone alone.
     pub checkpoint: bool,
+    /// What the layer may hold; `None` leaves the limit that it has.
+    pub quota: Option<Quota>,
 }
 
 impl LayerRequest {
@@ -34,7 +38,7 @@ impl LayerRequest {
             None => free_name(&store)?,
         };
         ringfence_layers::check_name(&name)?;
-        Ok(Self { name, auto, store, checkpoint })
+        Ok(Self { name, auto, store, checkpoint, quota: None })
     }
 }
 
@@ -130,6 +134,12 @@ pub struct Changed {
     /// Nothing was changed and nobody gave it its name: it is gone again.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub removed: bool,
+    /// Why the run was ended before its end: a limit of what the layer may hold.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exceeded: Option<String>,
+    /// After a failure: a file that the command could not have changed, and why.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub foreign: Option<String>,
     /// What could not be found out.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
@@ -174,32 +184,41 @@ impl From<ringfence_layers::Error> for LayerError {
 }
 
 impl InLayer {
-    pub fn begin(plan: &LayerPlan, policy: &[String]) -> Result<Self, LayerError> {
+    pub fn begin(
+        plan: &LayerPlan,
+        policy: &[String],
+        argv: &[OsString],
+        names: Option<&NamesPlan>,
+    ) -> Result<Self, LayerError> {
+        quota::refuse_full(existing(&plan.request.store), quota::FREE_FLOOR)?;
         let store = Store::open(&plan.request.store)?;
         let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
-        let session = store.begin(&plan.name, &roots, Stamp::now())?;
-        let mounts = session.mounts().to_vec();
-        let (request, policy) = (plan.request.clone(), policy.to_vec());
-        Ok(Self { session, request, policy, mounts, masks: Vec::new() })
-    }
-
-    /// Puts masks between the layer's directories, for this run.
-    pub fn mask(mut self, names: &NamesPlan, plan: &LayerPlan) -> Result<Self, LayerError> {
-        let store = Store::open(&self.request.store)?;
-        if names.must_seal(&self.mounts)? {
-            // What an earlier run was allowed to make is hidden from this one: the delta becomes one
-            // of those below the run's own.
-            let policy = self.policy;
-            self.session.finish(&Outcome { policy: policy.clone() })?;
-            ringfence_layers::history::seal_open(&store, &plan.name)?;
-            self = Self::begin(plan, &policy)?;
-            if names.must_seal(&self.mounts)? {
-                let problem = "an open delta holds names that the rules hide".to_owned();
-                return Err(ringfence_layers::Error::Refused(problem).into());
-            }
+        if plan.request.checkpoint {
+            history::checkpoint(&store, &plan.name, Some(in_short(argv)), Stamp::now())?;
         }
-        self.masks = names.masks(&store, &mut self.mounts)?;
-        Ok(self)
+        let mut session = store.begin(&plan.name, &roots, Stamp::now())?;
+        let mut mounts = session.mounts().to_vec();
+        let mut masks = Vec::new();
+        if let Some(names) = names {
+            if names.must_seal(&mounts)? {
+                // What an earlier run was allowed to make is hidden from this one: the delta becomes
+                // one of those below the run's own.
+                session.finish(&Outcome { policy: policy.to_vec() })?;
+                history::seal_open(&store, &plan.name)?;
+                session = store.begin(&plan.name, &roots, Stamp::now())?;
+                mounts = session.mounts().to_vec();
+                if names.must_seal(&mounts)? {
+                    let problem = "an open delta holds names that the rules hide".to_owned();
+                    return Err(ringfence_layers::Error::Refused(problem).into());
+                }
+            }
+            masks = names.masks(&store, &mut mounts)?;
+        }
+        if let Some(quota) = plan.request.quota {
+            session.limit(quota)?;
+        }
+        let (request, policy) = (plan.request.clone(), policy.to_vec());
+        Ok(Self { session, request, policy, mounts, masks })
     }
 
     pub fn name(&self) -> &str {
@@ -214,11 +233,29 @@ impl InLayer {
         self.session.lock().as_raw_fd()
     }
 
+    /// The limit that holds for this run.
+    pub fn quota(&self) -> Option<Quota> {
+        self.session.record().quota.filter(|q| q.bytes.is_some() || q.inodes.is_some())
+    }
+
+    /// What holds that limit, and the floor of the disk, while the sandbox of `init` runs.
+    pub fn watch(
+        &self,
+        init: u32,
+        end: impl FnOnce(&Exceeded) + Send + 'static,
+    ) -> Result<Watch, LayerError> {
+        let none = Quota { bytes: None, inodes: None };
+        let watched = Watched::of(&self.session, self.quota().unwrap_or(none), Some(init));
+        Ok(Watch::start(watched, end)?)
+    }
+
     /// Ends the session. What goes wrong here loses nothing, and is told.
-    pub fn finish(self) -> Changed {
+    pub fn finish(self, failed: bool) -> Changed {
         let Self { session, request, policy, masks, .. } = self;
         drop(masks);
+        let foreign = failed.then(|| foreign(session.mounts())).flatten();
         let untouched = request.auto && is_untouched(&session);
+        let deep = session.record().stack.len() >= history::SOFT_DEPTH;
         let ended = session.finish(&Outcome { policy });
         let mut changed = Changed {
             name: request.name.clone(),
@@ -226,7 +263,14 @@ impl InLayer {
             changed: 0,
             deleted: 0,
             removed: false,
+            foreign: foreign.map(|path| {
+                format!(
+                    "{} belongs to another user or group, so it cannot be changed in a layer; programs say \"value too large for defined data type\"",
+                    crate::plan::shown(&path)
+                )
+            }),
             problem: None,
+            exceeded: None,
         };
         let ended = match ended {
             Ok(_) if untouched => discard(&request).map(|()| changed.removed = true),
@@ -238,9 +282,16 @@ impl InLayer {
                         _ => changed.changed += 1,
                     }
                 }
-                Ok(())
+                if deep { settle(&request) } else { Ok(()) }
             }
             Err(e) => Err(e),
+        };
+        // A stack that grows by a delta with each run is made flat from time to time, after a run.
+        let ended = match ended {
+            Ok(()) if request.checkpoint && !changed.removed => {
+                Store::open(&request.store).and_then(|store| history::settle(&store, &request.name))
+            }
+            other => other,
         };
         changed.problem = ended.err().map(|e| e.to_string());
         changed
@@ -250,14 +301,61 @@ impl InLayer {
     pub fn abandon(self) {
         let Self { session, request, policy, .. } = self;
         let untouched = request.auto && is_untouched(&session);
+        let checkpointed = request.checkpoint.then(|| Store::open(&request.store));
         if session.finish(&Outcome { policy }).is_ok() && untouched {
             let _ = discard(&request);
+        } else if let Some(Ok(store)) = checkpointed {
+            // Nothing was done that could be undone.
+            let _ = history::undo(&store, &request.name, 1);
         }
     }
 }
 
+/// Bytes of a command that are kept with its checkpoint.
+const MAX_COMMAND: usize = 200;
+
+fn in_short(argv: &[OsString]) -> String {
+    let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
+    let whole = words.join(" ");
+    let end = whole.char_indices().map(|(at, c)| at + c.len_utf8());
+    let end = end.take_while(|end| *end <= MAX_COMMAND).last().unwrap_or(0);
+    if end < whole.len() { format!("{}…", &whole[..end]) } else { whole }
+}
+
+/// The store, or what it will be made in.
+fn existing(store: &Path) -> &Path {
+    store.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
 fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
     Store::open(&request.store)?.discard(&request.name)
+}
+
+fn settle(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
+    history::settle(&Store::open(&request.store)?, &request.name)
+}
+
+/// The first object below the roots that the sandbox's ids cannot own a copy of. Looks for a moment only.
+fn foreign(mounts: &[ringfence_layers::Mount]) -> Option<PathBuf> {
+    const MOST: std::time::Duration = std::time::Duration::from_millis(20);
+    let begun = std::time::Instant::now();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let mut pending: std::collections::VecDeque<PathBuf> =
+        mounts.iter().map(|m| m.root.clone()).collect();
+    while let Some(path) = pending.pop_front() {
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        if (meta.uid(), meta.gid()) != (uid.as_raw(), gid.as_raw()) {
+            return Some(path);
+        }
+        if begun.elapsed() > MOST {
+            break;
+        }
+        if meta.is_dir() {
+            let below = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            pending.extend(below.map(|entry| entry.path()));
+        }
+    }
+    None
 }
 
 /// Nothing was changed but perhaps the times of the roots.

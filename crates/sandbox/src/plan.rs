@@ -82,6 +82,22 @@ pub struct Survey {
     pub names: Option<NamesPlan>,
     /// Paths of points that a mask of the layer covers.
     pub covered: BTreeSet<OsString>,
+    pub caches: Option<Caches>,
+}
+
+/// Caches of tools that are shown copy-on-write.
+#[derive(Clone, Debug)]
+pub struct Caches {
+    /// What the overlay lies over; nothing else of it is shown.
+    pub home: Object,
+    pub rules: Vec<Rule>,
+    pub paths: Vec<PathBuf>,
+}
+
+impl Caches {
+    fn has(&self, path: &Path) -> bool {
+        self.paths.iter().any(|p| p == path)
+    }
 }
 
 /// One mount or entry of the private root, in order.
@@ -160,6 +176,11 @@ pub enum Action {
         root: usize,
         #[serde(skip)]
         over: bool,
+    },
+    /// The host's, with what is written kept in memory and gone afterwards.
+    Cache {
+        #[serde(skip)]
+        object: Object,
     },
     /// Read-only from here down.
     Seal {
@@ -270,6 +291,11 @@ pub struct Plan {
     /// How rules of names are held in it.
     #[serde(skip)]
     pub names: Option<NamesPlan>,
+    #[serde(skip)]
+    pub(crate) caches: Option<Caches>,
+    /// Bytes that private places may hold.
+    #[serde(skip)]
+    pub(crate) private_bytes: u64,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -443,6 +469,8 @@ impl Plan {
             // No mount hides the sockets of host services (docker, D-Bus, agents) on the lower
             // rung, and landlock does not hold a connection to one by its path.
             unix: rung == Rung::Namespaces,
+            // Taken back where the layer turns out to have a quota.
+            reserve: true,
         };
         if let (Some(inspection), NetworkPlan::Filtered { .. }) = (&survey.inspection, &network) {
             status.enforce("inspection", inspection.detail());
@@ -486,6 +514,8 @@ impl Plan {
             listing: None,
             layer,
             names,
+            caches: survey.caches,
+            private_bytes: policy.files.tmp_bytes,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -916,7 +946,9 @@ impl<'a> Builder<'a> {
             Permission::Write => Access::Write,
         };
         self.bound.push(path.clone());
+        let cache = self.survey.caches.as_ref().is_some_and(|c| c.has(&path));
         let action = match permission {
+            Permission::Write if cache && object.id.is_dir => Action::Cache { object },
             Permission::Write => {
                 self.writable(object, false, |object| Action::Bind { object, permission })?
             }
@@ -1044,7 +1076,9 @@ impl<'a> Builder<'a> {
             let in_overlay = overlay.is_some_and(|w| {
                 path != w && lies_in(path, w) && !sealed.iter().any(|s| lies_in(path, s))
             });
-            let layered = self.layer.is_some() && (inherited == Permission::Write || in_overlay);
+            let cached = || survey.caches.iter().flat_map(|c| &c.paths).any(|c| lies_in(path, c));
+            let layered = (inherited == Permission::Write && (self.layer.is_some() || cached()))
+                || (in_overlay && self.layer.is_some());
             if let Some(object) = pins.get(name)
                 && inherited == Permission::Write
                 // A grant that says what is granted anyway does not let go of it.
@@ -1383,6 +1417,7 @@ impl fmt::Display for Plan {
                 Action::Layer { read_only: true, .. } => "read-only in the layer (overlay)".into(),
                 Action::Reopen { .. } => "read-write, changes go to the layer".into(),
                 Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
+                Action::Cache { .. } => "the host's, changes stay inside (overlay)".into(),
                 Action::LayerFile { .. } => {
                     "read-write, changes go to the layer (overlay of its directory)".into()
                 }

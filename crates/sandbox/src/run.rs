@@ -25,6 +25,7 @@ use crate::prepare::{PrepareError, Request, prepare};
 use crate::status::{End, Rung, Status};
 use crate::sweep;
 use crate::terminal::{Child as _, Event};
+use ringfence_layers::quota::Watch;
 
 /// Why a run did not happen. In every case nothing of the command has run, except for
 /// [`RunError::Supervise`].
@@ -117,6 +118,8 @@ pub struct Running {
     /// What [`Running::look_for_leavings`] found.
     held: Option<Vec<String>>,
     layer: Option<InLayer>,
+    /// Ends the run when its layer holds too much.
+    quota: Option<Watch>,
 }
 
 /// Starts a planned run.
@@ -148,10 +151,13 @@ pub fn start(
     let watch = sweep::Watch::new(&plan);
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
-    let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers));
-    let mut layer = layer.transpose().map_err(RunError::from)?;
-    if let (Some(names), Some(planned)) = (&plan.names, &plan.layer) {
-        layer = layer.map(|l| l.mask(names, planned)).transpose().map_err(RunError::from)?;
+    let layer = plan
+        .layer
+        .as_ref()
+        .map(|l| InLayer::begin(l, &plan.layers, &command.argv, plan.names.as_ref()));
+    let layer = layer.transpose().map_err(RunError::from)?;
+    if let Some(layer) = &layer {
+        hold_quota(layer, policy, &mut plan);
     }
     let given = lower::Given {
         agent: channel.as_ref().map_or(-1, Channel::number),
@@ -167,6 +173,7 @@ pub fn start(
     parent.judge = judge.as_ref().map(|judge| judge as &dyn jail::Judge);
     let mut jailed = jail::spawn(&spec, &parent, early)
         .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
+    let quota = layer.as_ref().map(|layer| watch_layer(layer, &jailed)).transpose()?;
     let Plan { mut status, rung, ssh_agent, .. } = plan;
     let network = jailed.network.take();
     if let Some(made) = &network {
@@ -191,7 +198,38 @@ pub fn start(
         agent,
         held: None,
         layer,
+        quota,
     })
+}
+
+/// Says in the plan how the quota of its layer is held, and takes from the command what would get
+/// around it.
+fn hold_quota(layer: &InLayer, policy: &Policy, plan: &mut Plan) {
+    let Some(quota) = layer.quota() else { return };
+    plan.seccomp.reserve = false;
+    let bytes = quota.bytes.map(|bytes| format!("{bytes} bytes"));
+    let inodes = quota.inodes.map(|inodes| format!("{inodes} files and directories"));
+    let limits: Vec<String> = bytes.into_iter().chain(inodes).collect();
+    plan.status.enforce(
+        "layer-quota",
+        format!("{}: the run ends when its layer holds more", limits.join(", ")),
+    );
+    if policy.processes.io_uring {
+        plan.status.degrade(
+            "layer-quota",
+            "io_uring is allowed, through which space can be taken faster than it is counted",
+        );
+    }
+}
+
+fn watch_layer(layer: &InLayer, jailed: &jail::Jailed) -> Result<Watch, RunError> {
+    let init = jailed.pidfd().try_clone_to_owned();
+    let init = init.map_err(|e| setup("watch the quota of the layer", &e))?;
+    let end = move |_: &_| {
+        // Gone already is as good.
+        let _ = rustix::process::pidfd_send_signal(&init, rustix::process::Signal::KILL);
+    };
+    Ok(layer.watch(jailed.pid() as u32, end)?)
 }
 
 /// What this host's kernel lacks of the egress filter.
@@ -434,6 +472,7 @@ impl Running {
         drop(self.scratch.take());
         drop(self.agent.take());
         let layer = self.layer.take();
+        let exceeded = self.quota.take().and_then(Watch::stop);
         match waited {
             Err(f) => {
                 let failed = failed(&f, &self.program, &self.spec, self.rung, layer.as_ref());
@@ -443,14 +482,21 @@ impl Running {
                 Err(failed)
             }
             Ok(status) => {
-                let layer = layer.map(InLayer::finish);
                 let ended = Ended::from_wait_status(status);
+                let mut layer = layer.map(|layer| layer.finish(ended.code() != 0));
+                if let Some(layer) = &mut layer {
+                    layer.exceeded = exceeded.as_ref().map(ToString::to_string);
+                }
                 let (code, signal) = match ended {
                     Ended::Exited(code) => (Some(code), None),
                     Ended::Signaled(signal) => (None, Some(signal)),
                 };
                 let natural = if signal.is_some() { "signal" } else { "exit" };
-                let reason = if oom { "oom" } else { reason.unwrap_or(natural) };
+                let reason = match exceeded {
+                    _ if oom => "oom",
+                    Some(_) if signal.is_some() => "disk quota",
+                    _ => reason.unwrap_or(natural),
+                };
                 self.status.end = Some(End {
                     reason: reason.to_owned(),
                     code,

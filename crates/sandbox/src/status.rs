@@ -48,7 +48,7 @@ pub struct Status {
 /// Why and how a run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// `exit`, `signal`, `timeout`, `oom`, `killed`.
+    /// `exit`, `signal`, `timeout`, `oom`, `disk quota`, `killed`.
     pub reason: String,
     /// The command's exit code, where it exited.
     #[serde(skip_serializing_if = "Option::is_none", default)]

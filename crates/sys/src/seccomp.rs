@@ -123,6 +123,9 @@ pub struct Options {
     pub fake_chown: bool,
     /// Allow unix sockets with a name. Off keeps connected stream pairs, which have no name.
     pub unix: bool,
+    /// Allow `fallocate` to reserve space. Off where a quota is held by looking: it takes any amount in
+    /// one call. Programs write instead.
+    pub reserve: bool,
 }
 
 impl Default for Options {
@@ -135,6 +138,7 @@ impl Default for Options {
             inet: true,
             fake_chown: false,
             unix: true,
+            reserve: true,
         }
     }
 }

@@ -220,11 +220,11 @@ fn hidden_files_stay_hidden_whatever_the_layer_holds() {
 }
 
 #[test]
-fn a_host_that_moves_a_hidden_file_meanwhile_is_not_taken_for_the_layer() {
+fn a_hidden_file_that_the_layer_removed_needs_no_cover() {
     as_each_user(|p| {
         p.write("a/secret.txt", "TOP SECRET\n");
-        // The layer hides the directory, so the rule has nothing to cover; but only as long as the
-        // file is where it was when it was looked at, which is checked below the overlay.
+        // The layer has no such directory, so the rule has nothing to cover; that the host still has
+        // the file where it was looked at is checked below the overlay.
         p.shell(&["--layer", "l"], "rm -r a").ok();
         let hide = ["--layer", "l", "--deny-read", "a/secret.txt"];
         p.shell(&hide, "test ! -e a; ls").ok();
@@ -315,6 +315,27 @@ fn a_layer_is_used_by_one_run_at_a_time() {
         first.wait().unwrap();
         crate::residue::no_process_of(p.root());
         p.shell(&["--layer", "busy"], "echo ran").ok().says("ran");
+    });
+}
+
+#[test]
+fn a_checkpoint_seals_what_was_there_before() {
+    as_each_user(|p| {
+        p.write("f", "0\n");
+        for n in 1..=3 {
+            let script = format!("echo {n} >> f; echo {n} > n{n}; rm -f n{}", n - 2);
+            p.shell(&["--layer", "l", "--checkpoint"], &script).ok();
+        }
+        assert_eq!(
+            p.shell(&["--layer", "l"], "cat f n2 n3; ls").ok().out,
+            "0\n1\n2\n3\n2\n3\nf\nn2\nn3\n"
+        );
+        let record = p.home().join(".local/state/ringfence/layers/l/record.json");
+        let record: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+        assert_eq!(record["stack"].as_array().unwrap().len(), 2, "{record:#}");
+        let command = record["checkpoints"][1]["command"].as_str().unwrap();
+        assert!(command.starts_with("/bin/sh -c echo 3 >> f"), "{record:#}");
     });
 }
 
@@ -436,6 +457,33 @@ fn file_systems_below_a_root_are_shown_and_not_written() {
 }
 
 #[test]
+fn files_of_other_owners_are_not_changed_and_it_is_said_why() {
+    if !is_root() {
+        println!("skipped: only root can make a file of somebody else");
+        return;
+    }
+    as_each_user(|p| {
+        p.write("mine", "mine\n");
+        let group = p.write("of-a-group", "group\n");
+        std::os::unix::fs::chown(&group, None, Some(12345)).unwrap();
+        mode(&group, 0o666);
+        let before = host(p);
+        let ran = p
+            .shell(&["--layer", "l", "-m"], "echo x >> mine; cat of-a-group; echo x >> of-a-group");
+        assert!(ran.err.contains("too large"), "{ran:#?}");
+        assert!(ran.err.contains("belongs to another user or group"), "{ran:#?}");
+        assert_eq!(ran.out, "group\n");
+        // In a directory of the command's own it can be replaced.
+        p.shell(
+            &["--layer", "l"],
+            "rm -f of-a-group && echo x > of-a-group && cat of-a-group mine",
+        )
+        .ok();
+        assert_untouched(&before, &host(p), "after runs over files of others");
+    });
+}
+
+#[test]
 fn what_is_in_force_is_said() {
     as_each_user(|p| {
         p.write("f", "x");
@@ -448,5 +496,14 @@ fn what_is_in_force_is_said() {
         let enforced = status["enforced"].as_array().unwrap();
         assert!(enforced.iter().any(|e| e["name"] == "layer"), "{status:#}");
         assert_eq!(status["end"]["layer"]["name"], "l", "{status:#}");
+        assert_eq!(status["end"]["layer"]["changed"], 1, "{status:#}");
+        // A line for whoever asks; nothing in a pipe else.
+        let told = p.shell(&["--layer", "l", "-m"], "echo z > new; rm f").ok();
+        assert!(
+            told.err.contains("layer l: 1 added, 0 changed, 1 deleted; see: ringfence diff l"),
+            "{told:#?}"
+        );
+        assert_eq!(p.shell(&["--layer", "l"], "echo z > new").ok().err, "");
+        p.shell(&["--layer", "auto"], "echo z > new").ok().says("layer auto-");
     });
 }

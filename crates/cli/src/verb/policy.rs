@@ -5,6 +5,8 @@ mod explain;
 mod reload;
 mod show;
 
+pub use explain::held as held_by_plan;
+
 use crate::exit::ExitCode;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -37,7 +39,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
 }
 
 /// `-s`, `-t` and `-w` as `run` would have got them.
-fn typed(m: &ArgMatches) -> Typed {
+pub fn typed(m: &ArgMatches) -> Typed {
     let mut typed = Typed::default();
     for (name, id) in
         [("settings", Id::Settings), ("profile", Id::Profile), ("workspace", Id::Workspace)]
@@ -49,18 +51,18 @@ fn typed(m: &ArgMatches) -> Typed {
 }
 
 /// The request that `run` would make of the same flags.
-fn request(typed: &Typed) -> Request {
+pub fn request(typed: &Typed) -> Request {
     Request { workspace: typed.last(Id::Workspace).map(PathBuf::from), ..Request::current() }
 }
 
 /// The policy that `run` would use, its own files guarded.
-fn layered(typed: &Typed) -> Result<Layered, LayerError> {
+pub fn layered(typed: &Typed) -> Result<Layered, LayerError> {
     let mut layered = layers::layered(typed)?;
     super::run::protect_policy_files(&mut layered, &request(typed)).map_err(LayerError::Flag)?;
     Ok(layered)
 }
 
-fn refused(e: &LayerError) -> ExitCode {
+pub fn refused(e: &LayerError) -> ExitCode {
     output::say(e);
     ExitCode::from(e.exit_code())
 }

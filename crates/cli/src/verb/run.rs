@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ringfence_policy::{Base, Effect, Permission, Policy, Rule, priority};
+use ringfence_layers::Quota;
+use ringfence_policy::{Base, Bytes, Count, Effect, Permission, Policy, Rule, priority};
 use ringfence_proxy::inspect::Inspector;
 use ringfence_sandbox::layer::{Changed, LayerRequest};
 use ringfence_sandbox::lower::Command;
@@ -113,13 +114,41 @@ fn meant(typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
 fn layer(typed: &Typed, request: &Request) -> Result<Option<LayerRequest>, String> {
     let checkpoint = typed.has(Id::Checkpoint);
     let Some(name) = typed.last(Id::Layer) else {
-        return if checkpoint { Err("--checkpoint needs --layer".into()) } else { Ok(None) };
+        let alone = [
+            (checkpoint, "--checkpoint"),
+            (typed.has(Id::LayerQuota), "--layer-quota"),
+            (typed.has(Id::LayerInodes), "--layer-inodes"),
+        ];
+        return match alone.iter().find(|(given, _)| *given) {
+            Some((_, flag)) => Err(format!("{flag} needs --layer")),
+            None => Ok(None),
+        };
     };
     let name = name.to_str().ok_or("--layer: the name is not utf-8")?;
     let auto = name == "auto";
-    LayerRequest::new((!auto).then_some(name), request.store(), checkpoint)
-        .map(Some)
-        .map_err(|e| e.to_string())
+    let mut layer = LayerRequest::new((!auto).then_some(name), request.store(), checkpoint)
+        .map_err(|e| e.to_string())?;
+    layer.quota = quota(typed)?;
+    Ok(Some(layer))
+}
+
+/// What the layer may hold; `unlimited` takes a limit back.
+fn quota(typed: &Typed) -> Result<Option<Quota>, String> {
+    let part = |id: Id, flag: &str, parse: fn(&str) -> Result<Option<u64>, String>| {
+        let Some(text) = typed.last(id) else { return Ok(None) };
+        let text = text.to_str().ok_or(format!("{flag}: not utf-8"))?;
+        // No limit is one that nothing reaches: an absent one leaves what the layer has.
+        parse(text).map(|n| Some(n.unwrap_or(u64::MAX))).map_err(|e| format!("{flag}: {e}"))
+    };
+    let bytes = part(Id::LayerQuota, "--layer-quota", |text| Bytes::parse(text).map(|b| b.0))?;
+    let inodes = part(Id::LayerInodes, "--layer-inodes", |text| {
+        // As people write it: 100k, in thousands.
+        match text.strip_suffix(['k', 'K']).map(str::parse::<u64>) {
+            Some(Ok(thousands)) => Ok(Some(thousands.saturating_mul(1000))),
+            _ => Count::parse(text).map(|n| n.0),
+        }
+    })?;
+    Ok((bytes.is_some() || inodes.is_some()).then_some(Quota { bytes, inodes }))
 }
 
 /// Layer name of the rules that guard the policy in use; they are not lifted by id.
@@ -213,11 +242,17 @@ fn tell_layer(typed: &Typed, changed: &Changed) {
     if let Some(problem) = &changed.problem {
         output::say(format_args!("layer {}: {}", changed.name, printable(problem)));
     }
+    if let Some(exceeded) = &changed.exceeded {
+        output::say(format_args!("layer {}: {exceeded}", changed.name));
+    }
     let asked = typed.has(Id::Monitor) || typed.has(Id::Debug);
     let auto = typed.last(Id::Layer).is_some_and(|name| name == "auto");
     let told = asked || auto || std::io::stderr().is_terminal();
     if told && !changed.is_empty() {
         output::say(changed);
+    }
+    if told && let Some(foreign) = &changed.foreign {
+        output::say(format_args!("layer {}: {}", changed.name, printable(foreign)));
     }
 }
 

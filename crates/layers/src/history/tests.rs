@@ -122,16 +122,13 @@ fn go(lab: &Lab, models: &mut BTreeMap<String, Model>, op: &Op) {
     match op {
         Op::Run(l, changes) | Op::Checkpointed(l, changes) => {
             let name = layer(*l);
-            if matches!(op, Op::Checkpointed(..)) {
-                let n = checkpoint(store, &name, None, now).unwrap();
-                assert_eq!(n.is_some(), models.contains_key(&name));
-                if let Some(model) = models.get_mut(&name) {
-                    model.checkpoints.push(model.tree.clone());
-                }
-            }
             let model = models
                 .entry(name.clone())
                 .or_insert_with(|| Model { tree: lab.host(), ..Model::default() });
+            if matches!(op, Op::Checkpointed(..)) {
+                checkpoint(store, &name, None, now).unwrap();
+                model.checkpoints.push(model.tree.clone());
+            }
             model.tree = lab.run(&name, &model.tree, changes);
         }
         Op::Snapshot(l, s) => {

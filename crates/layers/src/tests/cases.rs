@@ -168,7 +168,7 @@ fn what_the_host_changed_meanwhile_is_merged_or_a_conflict_and_never_lost() {
         theirs: true,
         ..Request::default()
     };
-    let report = apply::apply(&f.store, "l", &request, None, &[]).unwrap();
+    let report = apply(&f.store, &request).unwrap();
     assert_eq!(report.applied.len(), 2, "{report:#?}");
     assert_eq!(f.read("clash"), text(3, "layer"));
     assert!(!f.host().join("tree").exists());
@@ -232,7 +232,7 @@ fn hunks_are_applied_one_by_one() {
     f.run(|o| o.write("a", &lines(&[2, 20, 38])));
     let hunk = |n: usize| {
         let hunks = vec![(Place::new(0, "a"), vec![n])];
-        apply::apply(&f.store, "l", &Request { hunks, ..Request::default() }, None, &[])
+        apply(&f.store, &Request { hunks, ..Request::default() })
     };
     assert!(hunk(4).unwrap_err().to_string().contains("there is no hunk 4, it has 3"));
     hunk(2).unwrap();
@@ -381,7 +381,10 @@ fn what_the_policy_does_not_permit_is_not_applied() {
         o.mkdir("hooks-new");
         o.write("hooks-new/in", "x");
     });
-    let report = apply::apply(&f.store, "l", &Request::default(), Some(&NotHooks), &[]).unwrap();
+    let report = {
+        let mut context = Context { judge: Some(&NotHooks), ..unjudged() };
+        apply::apply(&f.store, "l", &Request::default(), &mut context).unwrap()
+    };
     assert_eq!(report.refused.len(), 5, "{report:#?}");
     assert_eq!(report.applied.len(), 1);
     let after = tree(&f.host());

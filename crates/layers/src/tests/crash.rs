@@ -41,7 +41,7 @@ fn victim() {
     let point: usize = std::env::var(POINT).unwrap().parse().unwrap();
     let store = Store::open(&Path::new(&dir).join("state")).unwrap();
     crate::crash::arm(point);
-    apply::apply(&store, "l", &Request::default(), None, &[]).unwrap();
+    apply(&store, &Request::default()).unwrap();
 }
 
 /// Ends in a kill, or not, if there are fewer points.
@@ -97,7 +97,7 @@ fn a_kill_at_any_step_is_resumed_or_taken_back() {
                 assert_eq!(tree(&f.host()), finished, "point {point}");
                 continue;
             }
-            let e = apply::apply(&f.store, "l", &Request::default(), None, &[]).unwrap_err();
+            let e = apply(&f.store, &Request::default()).unwrap_err();
             assert!(e.to_string().contains("unfinished apply"), "{e}");
             assert!(f.store.discard("l").is_err());
             if back {
@@ -113,11 +113,11 @@ fn a_kill_at_any_step_is_resumed_or_taken_back() {
                     }
                     Err(e) => {
                         assert!(e.to_string().contains("complete but for its tidying"), "{e}");
-                        apply::resume(&f.store, "l", None, &[]).unwrap();
+                        apply::resume(&f.store, "l", &mut unjudged()).unwrap();
                     }
                 }
             } else {
-                let report = apply::resume(&f.store, "l", None, &[]).unwrap();
+                let report = apply::resume(&f.store, "l", &mut unjudged()).unwrap();
                 assert!(report.conflicts.is_empty(), "point {point}: {report:#?}");
                 both[0] += 1;
             }
@@ -146,7 +146,7 @@ fn what_the_host_did_between_kill_and_resume_is_kept() {
         if !f.store.layer("l").unwrap().unfinished() {
             continue;
         }
-        let report = apply::resume(&f.store, "l", None, &[]).unwrap();
+        let report = apply::resume(&f.store, "l", &mut unjudged()).unwrap();
         assert_eq!(f.read("mod"), "the host's own", "point {point}: {report:#?}");
         conflicts += report.conflicts.len();
         f.no_temporaries();

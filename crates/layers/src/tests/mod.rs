@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
-use crate::apply::{self, Report};
+use crate::apply::{self, Context, Report};
 use crate::journal::{Place, Request};
 use crate::review::{Review, review};
 use crate::{Outcome, Root, Session, Stamp, Store};
@@ -74,7 +74,7 @@ impl Fixture {
     pub fn apply(&self, paths: &[&str]) -> Report {
         let paths = paths.iter().map(|p| Place::new(0, *p)).collect();
         let request = Request { paths, ..Request::default() };
-        apply::apply(&self.store, "l", &request, None, &[]).unwrap()
+        apply(&self.store, &request).unwrap()
     }
 
     pub fn apply_all(&self) {
@@ -96,6 +96,14 @@ impl Fixture {
     pub fn read(&self, path: &str) -> String {
         fs::read_to_string(self.host().join(path)).unwrap()
     }
+}
+
+pub fn apply(store: &Store, request: &Request) -> Result<Report, crate::Error> {
+    apply::apply(store, "l", request, &mut unjudged())
+}
+
+pub fn unjudged() -> Context<'static> {
+    Context { judge: None, search: &[], tell: Box::leak(Box::new(|_: &Report| {})) }
 }
 
 /// Waits until the clock of file times has gone on.

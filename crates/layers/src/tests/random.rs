@@ -136,7 +136,7 @@ fn case(start: &[Act], changes: &[Act], partly: Option<usize>) {
         if let Some(item) = items.get(n % items.len().max(1)) {
             let request =
                 Request { paths: vec![Place::new(0, &item.change.path)], ..Request::default() };
-            let report = apply::apply(&f.store, "l", &request, None, &[]).unwrap();
+            let report = apply(&f.store, &request).unwrap();
             assert!(report.conflicts.is_empty(), "{report:#?}");
         }
     }

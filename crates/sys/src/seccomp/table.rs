@@ -110,6 +110,8 @@ pub enum When {
     NoUnix,
     /// With [`Options::fake_chown`].
     FakeChown,
+    /// Without [`Options::reserve`].
+    NoReserve,
 }
 
 impl When {
@@ -123,6 +125,7 @@ impl When {
             Self::NoInet => !options.inet,
             Self::NoUnix => !options.unix,
             Self::FakeChown => options.fake_chown,
+            Self::NoReserve => !options.reserve,
         }
     }
 }
@@ -132,6 +135,7 @@ const EPERM: u16 = 1;
 const EACCES: u16 = 13;
 pub(super) const ENOSYS: u16 = 38;
 const EPROTONOSUPPORT: u16 = 93;
+const EOPNOTSUPP: u16 = 95;
 const EAFNOSUPPORT: u16 = 97;
 
 pub(super) const fn errno_name(errno: u16) -> Option<&'static str> {
@@ -226,6 +230,7 @@ const QUOTA: &str = "quotas belong to the host";
 const OTHERS_MEMORY: &str = "reaches into processes outside where they can be named";
 const OBSOLETE: &str = "obsolete; current kernels no longer have it";
 const NO_OWNERS: &str = "the sandbox has one id only; pretends to change ownership";
+const RESERVES: &str = "takes any amount of the disk in one call, before anybody can count it";
 
 /// All rows, grouped by what they protect.
 pub const RULES: &[Rule] = &[
@@ -375,6 +380,10 @@ pub const RULES: &[Rule] = &[
     deny_x86("lchown", 94, 0, NO_OWNERS).when(When::FakeChown),
     deny("fchown", 93, 55, 0, NO_OWNERS).when(When::FakeChown),
     deny("fchownat", 260, 54, 0, NO_OWNERS).when(When::FakeChown),
+    // A layer with a quota.
+    deny("fallocate", 285, 47, EOPNOTSUPP, RESERVES)
+        .only_if("mode is not FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE or FALLOC_FL_COLLAPSE_RANGE", &[is_not(1, &[3, 8])])
+        .when(When::NoReserve),
 ];
 
 /// The meaning of the filter: what happens to call `number` with `args`, entered through the

@@ -12,7 +12,7 @@ const X32_BIT: u32 = 0x4000_0000;
 const EPERM: u16 = libc::EPERM as u16;
 
 fn all_options() -> impl Iterator<Item = Options> {
-    (0u32..64).map(|bits| {
+    (0u32..128).map(|bits| {
         let bit = |index: u32| bits & (1 << index) != 0;
         Options {
             ptrace: bit(0),
@@ -21,6 +21,7 @@ fn all_options() -> impl Iterator<Item = Options> {
             inet: bit(3),
             fake_chown: bit(4),
             unix: bit(5),
+            reserve: bit(6),
         }
     })
 }
@@ -347,6 +348,7 @@ fn seccomp_numbers_match_libc() {
         SYS_init_module SYS_finit_module SYS_delete_module SYS_kexec_load SYS_kexec_file_load
         SYS_reboot SYS_swapon SYS_swapoff SYS_syslog SYS_acct SYS_quotactl SYS_quotactl_fd
         SYS_settimeofday SYS_clock_settime SYS_sethostname SYS_setdomainname SYS_fchown SYS_fchownat
+        SYS_fallocate
     ];
     #[cfg(target_arch = "x86_64")]
     known.extend(numbers![
@@ -404,6 +406,7 @@ fn seccomp_table_is_as_documented() {
         inet: false,
         fake_chown: true,
         unix: false,
+        reserve: false,
     };
     for (title, options) in [("default", Options::default()), ("everything refused", strict)] {
         let _ = writeln!(text, "[{title}]");
@@ -568,6 +571,21 @@ fn seccomp_kernel_pretends_chown() {
     let plain = native_program(Options::default());
     let error = in_child(Some(&plain), chown);
     assert!(matches!(error, Outcome::Returned(errno) if errno < 0), "{error:?}");
+}
+
+#[test]
+fn seccomp_kernel_refuses_to_reserve_space_on_request() {
+    let bounded = native_program(Options { reserve: false, ..Options::default() });
+    let reserve = |mode: u64| move || call(libc::SYS_fallocate, [u64::MAX, mode, 0, 1 << 40]);
+    let refused = Outcome::Returned(-i64::from(libc::EOPNOTSUPP));
+    for mode in [0, 1, 0x10, 0x11, 0x20, 0x40] {
+        assert_eq!(in_child(Some(&bounded), reserve(mode)), refused, "{mode}");
+    }
+    // Punching holes frees; and without a quota all pass, as far as the bad descriptor.
+    let passed = Outcome::Returned(-i64::from(libc::EBADF));
+    assert_eq!(in_child(Some(&bounded), reserve(3)), passed);
+    let plain = native_program(Options::default());
+    assert_eq!(in_child(Some(&plain), reserve(0)), passed);
 }
 
 #[test]

@@ -168,6 +168,14 @@ fn covering<'p>(plan: &'p Plan, path: &Path) -> Option<&'p Step> {
     })
 }
 
+/// The permission that a plan gives, and how, in words.
+pub fn held(plan: &Plan, path: &Path) -> (Permission, String) {
+    let outcome = by_steps(plan, path);
+    let why =
+        if outcome.why.is_empty() { String::new() } else { format!(", for: {}", outcome.why) };
+    (outcome.permission, outcome.words + &why)
+}
+
 fn by_steps(plan: &Plan, path: &Path) -> Outcome {
     let pinned =
         plan.steps.iter().any(|s| s.path == path && matches!(s.action, Action::Pin { .. }));
@@ -216,6 +224,9 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
         Action::Layer { read_only: true, .. } => (Permission::Read, ""),
         Action::Reopen { .. } | Action::Layer { .. } | Action::LayerFile { .. } => {
             (Permission::Write, "written in a layer, the host's stays as it is")
+        }
+        Action::Cache { .. } => {
+            (Permission::Write, "a tool's cache: the host's is read, what is written stays inside")
         }
         Action::Private { .. } | Action::Writable => (
             Permission::None,
