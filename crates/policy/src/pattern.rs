@@ -620,6 +620,8 @@ fn deepest(parts: &[Part], names: &[&[u8]]) -> Option<usize> {
 
 /// Whether one name matches; linear in name times tokens, whatever the pattern.
 fn name_matches(tokens: &[Token], name: &[u8]) -> bool {
+    /// Names of files fit on the stack: nothing is allocated for them.
+    const ROOM: usize = 256;
     // The shapes nearly all patterns have.
     match tokens {
         [Token::Many] => return true,
@@ -629,8 +631,6 @@ fn name_matches(tokens: &[Token], name: &[u8]) -> bool {
         [.., Token::Text(end)] if !name.ends_with(end) => return false,
         _ => {}
     }
-    // Names of files fit on the stack: nothing is allocated for them.
-    const ROOM: usize = 256;
     if name.len() < ROOM {
         let mut room = [[false; ROOM]; 3];
         run(tokens, name, room.each_mut().map(|bits| &mut bits[..=name.len()]))
