@@ -832,7 +832,7 @@ impl<'a> Builder<'a> {
     }
 
     fn has_view(&self) -> bool {
-        self.survey.workspace_permission == Permission::View
+        self.survey.workspace_permission == Permission::View && self.survey.view.is_none()
             || self.survey.points.iter().any(|p| p.permission == Permission::View)
     }
 
