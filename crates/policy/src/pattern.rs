@@ -73,6 +73,11 @@ pub fn parse_native(text: &str) -> Result<(Base, String), String> {
             "\"{text}\": variables are not expanded; write \"~/...\" for home, an absolute path, or \
              \"./{text}\" for a file of that name"
         ));
+    } else if text.starts_with('!') && !text.starts_with("!(") {
+        return Err(format!(
+            "\"{text}\": `!` takes nothing back; list the exception in `read` or `write`, where the \
+             more specific rule wins, or write \"./{text}\" for a file of that name"
+        ));
     } else {
         (Base::Workspace, text)
     };
