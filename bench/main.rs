@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)] // a bench that cannot set up its place has nothing to say
 
 mod egress;
+mod files;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -35,6 +36,9 @@ fn main() {
     if args.first().is_some_and(|a| a == "--client") {
         let port = value("--client").unwrap().parse().unwrap();
         return egress::client(port, args.iter().any(|a| a == "--proxied")).unwrap();
+    }
+    if args.first().is_some_and(|a| a == "--files-worker") {
+        return files::worker().unwrap();
     }
     let srt = egress::path(value("--srt"));
     let only = value("--only");
@@ -100,7 +104,7 @@ struct Case {
     dir: PathBuf,
     home: PathBuf,
     /// Removed before each sample, outside the measured time.
-    clear: Option<PathBuf>,
+    clear: Vec<PathBuf>,
 }
 
 impl Case {
@@ -120,7 +124,7 @@ impl Case {
     }
 
     fn sample(&self) -> Duration {
-        if let Some(dir) = &self.clear {
+        for dir in &self.clear {
             let _ = std::fs::remove_dir_all(dir);
         }
         let mut command = self.command();
@@ -154,7 +158,7 @@ impl Place {
 
     fn case(&self, name: &'static str, dir: &str, argv: &[&str]) -> Case {
         let (dir, home) = (self.dir(dir), self.dir("home"));
-        Case { name, argv: argv.iter().map(OsString::from).collect(), dir, home, clear: None }
+        Case { name, argv: argv.iter().map(OsString::from).collect(), dir, home, clear: Vec::new() }
     }
 
     fn confined(&self, name: &'static str, dir: &str, argv: &[&str]) -> Case {
@@ -173,6 +177,9 @@ fn measure(binary: &Path, rounds: usize, srt: Option<&Path>, only: Option<&str>)
     let few = (rounds / 4).max(10);
     if only == Some("egress") {
         return network(&place, rounds, srt);
+    }
+    if only == Some("files") {
+        return files::groups(&place, rounds);
     }
     let mut groups = Vec::new();
 
@@ -233,6 +240,7 @@ fn measure(binary: &Path, rounds: usize, srt: Option<&Path>, only: Option<&str>)
         groups.push(group("compile", &cases, few / 4 + 3));
     }
     groups.push(memory(&place));
+    groups.extend(files::groups(&place, rounds));
     groups.extend(network(&place, rounds, srt));
     groups
 }
@@ -316,7 +324,7 @@ fn large(place: &Place) -> [Case; 5] {
     // A home of its own, so that it forgets nothing of the others'.
     cold.home = place.dir("home-cold");
     std::fs::create_dir(&cold.home).unwrap();
-    cold.clear = Some(cold.home.join(".cache"));
+    cold.clear = vec![cold.home.join(".cache")];
     [
         place.confined("empty workspace, path rules", "empty", &paths),
         place.confined("20,000 files, path rules", "tree", &paths),

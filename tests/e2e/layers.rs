@@ -1,8 +1,10 @@
 //! Runs in a layer, and what can be done with it afterwards.
 
 mod apply;
+mod caches;
 mod codebases;
 mod fuse;
+mod history;
 mod rules;
 mod run;
 mod tools;

@@ -81,6 +81,7 @@ flags! {
     LayerQuota, "layer-quota", None, &[], Some("SIZE"), "Files", "With --layer: end the run when the layer holds more than SIZE (2g)";
     LayerInodes, "layer-inodes", None, &[], Some("N"), "Files", "With --layer: end the run when the layer holds more than N files and directories (100k)";
     Exact, "exact", None, &[], None, "Files", "Decide every operation in the workspace by its path, also for names that appear later (FUSE: exact, slower on small files)";
+    ShareCache, "share-cache", None, &[], Some("TOOL|all"), "Files", "Let the command write a tool's real cache (npm, pip, cargo, go, ...) instead of a private layer over it; repeatable";
     Device, "device", None, &[], Some("NODE"), "Files", "Let the command use a device node; repeatable";
 
     Env, "env", Some('e'), &[], Some("NAME[=VALUE]"), "Environment", "Set a variable, or pass the caller's by name; repeatable";

@@ -115,6 +115,13 @@ fn layer_verbs() -> [Command; 4] {
         Command::new("layers")
             .about("List layers: what `run --layer` keeps apart from the real files")
             .arg(json())
+            .subcommand(
+                Command::new("compact")
+                    .about("Make one of a layer's sealed deltas; files are shared, not copied")
+                    .arg(layer_name("The layer (default: the only one)"))
+                    .arg(json())
+                    .after_help("Happens by itself after a run when there are many; snapshots and checkpoints stay."),
+            )
             .after_help(
                 "Examples:\n  ringfence layers\n  ringfence layers --json",
             ),

@@ -140,7 +140,10 @@ pub fn note(layer: &Layer, since: Stamp) -> Result<Vec<Walked>, Error> {
         walks.push(walked);
     }
     if !new.is_empty() {
-        add(&at, &dir, new)?;
+        // Not waited for: what a crash takes of it is unknown then, and shows as a conflict.
+        edit(&at, &dir, false, |all| {
+            all.extend(new.into_iter().map(|b| ((b.root, b.path.clone()), b)));
+        })?;
     }
     Ok(walks)
 }
@@ -247,18 +250,11 @@ fn read(delta: &Path) -> Result<Vec<Base>, Error> {
         .collect()
 }
 
-fn add(delta: &OwnedFd, shown: &Path, new: Vec<Base>) -> Result<(), Error> {
-    edit(delta, shown, |all| {
-        for base in new {
-            all.insert((base.root, base.path.clone()), base);
-        }
-    })
-}
-
 /// Replaces the bases of a delta as a whole.
 pub fn edit(
     delta: &OwnedFd,
     shown: &Path,
+    synced: bool,
     change: impl FnOnce(&mut BTreeMap<(usize, PathBuf), Base>),
 ) -> Result<(), Error> {
     let mut all: BTreeMap<(usize, PathBuf), Base> =
@@ -270,5 +266,5 @@ pub fn edit(
             .map_err(|e| Error::Corrupt { path: shown.join(FILE), problem: e.to_string() })?;
         out.push(b'\n');
     }
-    store::replace(delta.as_fd(), FILE, shown, &out, true)
+    store::replace(delta.as_fd(), FILE, shown, &out, synced)
 }

@@ -117,7 +117,13 @@ impl Trees {
     /// Opens the trees of root number `index`.
     pub fn open(layer: &Layer, index: usize) -> Result<Self, Error> {
         let record = &layer.record.roots[index];
-        Self::of(&record.path, record.mode, layer.trees(index))
+        let trees = Self::of(&record.path, record.mode, layer.trees(index))?;
+        let host = rustix::fs::fstat(&trees.host).map_err(Error::os("look at", &record.path))?;
+        // Device numbers of some file systems change when the host starts again.
+        if fd::id(&host).1 != record.ino {
+            return Err(Error::OtherRoot { layer: layer.name.clone(), path: record.path.clone() });
+        }
+        Ok(trees)
     }
 
     pub fn of(root: &Path, mode: u32, trees: Vec<PathBuf>) -> Result<Self, Error> {

@@ -227,7 +227,9 @@ pub fn fork(store: &Store, name: &str, new: &str, now: Stamp) -> Result<(), Erro
     record.created = now;
     record.used = now;
     record.open = None;
-    store.create_locked(&lock, new, &record)
+    // Not synced: until a run ended in it there is nothing to lose that the first one does not have. The
+    // first one's record is, where it changed: two layers must never share a delta that is open.
+    store.create_locked(&lock, new, &record, false)
 }
 
 /// Makes a deep stack flat, if it is one. For the end of a run, and after a snapshot.

@@ -471,7 +471,7 @@ impl<'a> Watcher<'a> {
         let by_bytes = bytes.map_or(above, |left| left.min(above));
         let mut time = Duration::from_micros(by_bytes / (WRITE_RATE / 1_000_000));
         if let Some(inodes) = inodes {
-            time = time.min(Duration::from_micros(inodes / (CREATE_RATE / 1_000_000).max(1)));
+            time = time.min(Duration::from_micros(inodes.saturating_mul(1_000_000) / CREATE_RATE));
         }
         let time = time.clamp(OFTEN, SELDOM);
         let (stopped, changed) = (&self.shared.wake.0, &self.shared.wake.1);

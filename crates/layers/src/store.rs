@@ -474,7 +474,7 @@ impl Store {
     /// Puts a new layer into the store; an error if the name is taken.
     pub fn create(&self, name: &str, record: &Record) -> Result<(), Error> {
         let lock = self.lock()?;
-        self.create_locked(&lock, name, record)
+        self.create_locked(&lock, name, record, true)
     }
 
     pub(crate) fn create_locked(
@@ -482,6 +482,7 @@ impl Store {
         _lock: &StoreLock,
         name: &str,
         record: &Record,
+        synced: bool,
     ) -> Result<(), Error> {
         check_name(name)?;
         self.free(name)?;
@@ -489,7 +490,7 @@ impl Store {
         make_directory(self.layers.as_fd(), name.as_ref(), &path)?;
         let dir = rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
-        write_record(dir.as_fd(), &path, record, true)
+        write_record(dir.as_fd(), &path, record, synced)
     }
 
     /// An error if the name is taken.
@@ -742,8 +743,12 @@ impl Drop for Held {
 }
 
 impl Held {
-    /// Does what a killed run could not do any more.
+    /// Does what a killed run could not do any more. An error while an apply is unfinished: the layer is
+    /// not to change under it.
     pub fn mend(&mut self) -> Result<(), Error> {
+        if self.layer.unfinished() {
+            return Err(Error::Unfinished(self.layer.name.clone()));
+        }
         if let Some(since) = self.killed {
             base::note(&self.layer, since)?;
             self.killed = None;

@@ -504,7 +504,8 @@ impl<'a> CompiledRules<'a> {
             let names = clean.split('/').filter(|p| !p.is_empty());
             vec![Glob { prefix: names.map(|p| p.as_bytes().to_vec()).collect(), parts: vec![] }]
         };
-        let root = clean.is_empty() || clean == "**" || clean == "**/*";
+        let root =
+            clean.is_empty() || (rule.kind == Kind::Glob && (clean == "**" || clean == "**/*"));
         let workspace = owned_names(&self.places.workspace);
         for glob in &mut globs {
             glob.prefix =

@@ -901,7 +901,8 @@ impl FilesFragment {
             }
         }
         for rule in &self.rules {
-            pattern::check_ordered(&rule.value.pattern).map_err(|message| {
+            let is_glob = rule.value.kind == OrderedKind::Glob;
+            pattern::check_ordered(&rule.value.pattern, is_glob).map_err(|message| {
                 PolicyError::Invalid {
                     at: rule.origin.clone(),
                     key: "files.rules.pattern".to_owned(),

@@ -108,13 +108,13 @@ fn is_plain(rest: &str) -> bool {
 }
 
 /// Checks an ordered (AgentFense) pattern; it is kept as written, since its specificity is computed
-/// on that.
-pub fn check_ordered(text: &str) -> Result<(), String> {
+/// on that. Rules for files and directories are names, whatever characters are in them.
+pub fn check_ordered(text: &str, is_glob: bool) -> Result<(), String> {
     check_text(text)?;
     if text.split('/').any(|part| part == "..") {
         return Err(format!("\"{text}\": `..` is not used in ordered rules"));
     }
-    compile(&ordered_clean(text), Grammar::Ordered).map(drop)
+    if is_glob { compile(&ordered_clean(text), Grammar::Ordered).map(drop) } else { Ok(()) }
 }
 
 /// A path as a pattern that matches only itself.
@@ -293,7 +293,7 @@ fn component_parts(component: &str, grammar: Grammar) -> Result<Vec<Vec<Part>>, 
     if component == "**" {
         return Ok(vec![vec![Part::Deep]]);
     }
-    if !component.contains("**") {
+    if !has_double_star(component) {
         return Ok(vec![vec![tokens_part(tokens(component, grammar)?)]]);
     }
     if grammar == Grammar::Native {
@@ -342,6 +342,20 @@ fn component_parts(component: &str, grammar: Grammar) -> Result<Vec<Vec<Part>>, 
                 .collect()
         })
         .collect())
+}
+
+/// Whether two stars stand side by side, the first not escaped.
+fn has_double_star(component: &str) -> bool {
+    let mut rest = component;
+    loop {
+        let Some(at) = rest.find(['\\', '*']) else { return false };
+        if rest[at..].starts_with("**") {
+            return true;
+        }
+        // A character after the backslash is taken as it is.
+        let skipped = rest[at + 1..].chars().next().map_or(0, char::len_utf8);
+        rest = &rest[at + 1 + if rest[at..].starts_with('\\') { skipped } else { 0 }..];
+    }
 }
 
 #[derive(Clone)]
@@ -618,30 +632,28 @@ fn name_matches(tokens: &[Token], name: &[u8]) -> bool {
     // Names of files fit on the stack: nothing is allocated for them.
     const ROOM: usize = 256;
     if name.len() < ROOM {
-        let (mut at, mut next) = ([false; ROOM], [false; ROOM]);
-        run(tokens, name, &mut at[..=name.len()], &mut next[..=name.len()])
+        let mut room = [[false; ROOM]; 3];
+        run(tokens, name, room.each_mut().map(|bits| &mut bits[..=name.len()]))
     } else {
-        let (mut at, mut next) = (vec![false; name.len() + 1], vec![false; name.len() + 1]);
-        run(tokens, name, &mut at, &mut next)
+        let mut room = [(); 3].map(|()| vec![false; name.len() + 1]);
+        run(tokens, name, room.each_mut().map(Vec::as_mut_slice))
     }
 }
 
-/// Bit i of `at`: what stands before byte i has matched.
-fn run<'b>(
-    tokens: &[Token],
-    name: &[u8],
-    mut at: &'b mut [bool],
-    mut next: &'b mut [bool],
-) -> bool {
+/// Works on three lists of bits, all unset, with one more than the name has bytes. Bit i of the first:
+/// what stands before byte i has matched.
+fn run(tokens: &[Token], name: &[u8], [mut at, mut next, whole]: [&mut [bool]; 3]) -> bool {
+    // Nothing ends within a character: else `*[!é]` would match `é` by the half of it.
+    mark_boundaries(name, whole);
     at[0] = true;
     for token in tokens {
         next.fill(false);
         match token {
             Token::Many => {
                 let mut seen = false;
-                for (here, out) in at.iter().zip(next.iter_mut()) {
+                for ((here, whole), out) in at.iter().zip(whole.iter()).zip(next.iter_mut()) {
                     seen |= *here;
-                    *out = seen;
+                    *out = seen && *whole;
                 }
             }
             Token::Text(text) => {
@@ -669,7 +681,7 @@ fn run<'b>(
             }
             Token::Not(names) => {
                 for start in positions(at) {
-                    for end in start..=name.len() {
+                    for end in (start..=name.len()).filter(|end| whole[*end]) {
                         let text = &name[start..end];
                         if !text.is_empty() && !names.iter().any(|n| n == text) {
                             next[end] = true;
@@ -681,6 +693,19 @@ fn run<'b>(
         std::mem::swap(&mut at, &mut next);
     }
     at[name.len()]
+}
+
+/// Where characters begin, and the end.
+fn mark_boundaries(name: &[u8], out: &mut [bool]) {
+    if name.is_ascii() {
+        return out.fill(true);
+    }
+    let mut next = 0;
+    while next < name.len() {
+        out[next] = true;
+        next += decode(&name[next..]).1;
+    }
+    out[name.len()] = true;
 }
 
 fn positions(at: &[bool]) -> impl Iterator<Item = usize> + '_ {

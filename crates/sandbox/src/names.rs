@@ -176,7 +176,7 @@ impl NamesPlan {
     pub fn masks(&self, store: &Store, mounts: &mut [Mount]) -> Result<Vec<Mask>, NamesError> {
         let rules = self.rules();
         let mut held = Vec::new();
-        for mount in mounts {
+        for mount in mounts.iter_mut().filter(|m| speaks_of(&rules, &m.root)) {
             let mut lower = Vec::with_capacity(mount.lower.len() + 1);
             for tree in &mount.lower {
                 let (dir, entries) = self.entries(&rules, tree, &mount.root)?;
@@ -195,13 +195,19 @@ impl NamesPlan {
     /// it only once it is sealed.
     pub fn must_seal(&self, mounts: &[Mount]) -> Result<bool, NamesError> {
         let rules = self.rules();
-        for mount in mounts {
+        for mount in mounts.iter().filter(|m| speaks_of(&rules, &m.root)) {
             if !self.entries(&rules, &mount.upper, &mount.root)?.1.is_empty() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
+}
+
+/// Some roots are there for what was found on the host and no rule speaks of, such as the repository of
+/// a linked working tree.
+fn speaks_of(rules: &CompiledRules<'_>, root: &Path) -> bool {
+    rules.decide(root).permission > Permission::None
 }
 
 /// What could not be looked into may hold anything; nobody inside can look either.
@@ -264,7 +270,7 @@ impl<'a> NameJudge<'a> {
         let roots = layer
             .roots
             .iter()
-            .filter(|root| !root.files_only)
+            .filter(|root| !root.files_only && speaks_of(&rules, &root.path))
             .map(|root| moved.map_or_else(|| bytes(&root.path), |m| bytes(&m.inside(&root.path))))
             .collect();
         let moved = moved.map(|m| (bytes(&m.to), bytes(&m.from)));

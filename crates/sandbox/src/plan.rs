@@ -90,6 +90,22 @@ pub struct Survey {
     pub view: Option<Wanted>,
     /// Why that cannot be had here.
     pub no_view: Option<String>,
+    pub caches: Option<Caches>,
+}
+
+/// Caches of tools that are shown copy-on-write.
+#[derive(Clone, Debug)]
+pub struct Caches {
+    /// What the overlay lies over; nothing else of it is shown.
+    pub home: Object,
+    pub rules: Vec<Rule>,
+    pub paths: Vec<PathBuf>,
+}
+
+impl Caches {
+    fn has(&self, path: &Path) -> bool {
+        self.paths.iter().any(|p| p == path)
+    }
 }
 
 /// One mount or entry of the private root, in order.
@@ -176,6 +192,11 @@ pub enum Action {
         root: usize,
         #[serde(skip)]
         over: bool,
+    },
+    /// The host's, with what is written kept in memory and gone afterwards.
+    Cache {
+        #[serde(skip)]
+        object: Object,
     },
     /// Read-only from here down.
     Seal {
@@ -292,6 +313,11 @@ pub struct Plan {
     /// What decides for [`Action::View`].
     #[serde(skip)]
     pub(crate) view: Option<Wanted>,
+    #[serde(skip)]
+    pub(crate) caches: Option<Caches>,
+    /// Bytes that private places may hold.
+    #[serde(skip)]
+    pub(crate) private_bytes: u64,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -550,6 +576,8 @@ impl Plan {
             moved: survey.moved,
             names,
             view: survey.view,
+            caches: survey.caches,
+            private_bytes: policy.files.tmp_bytes,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -825,6 +853,7 @@ impl<'a> Builder<'a> {
         self.basics()?;
         self.home();
         self.places()?;
+        self.views_hold()?;
         if agent {
             self.agent()?;
         }
@@ -835,6 +864,39 @@ impl<'a> Builder<'a> {
                 self.parents(place);
                 self.made.insert(place.clone());
                 self.push(place, Action::Link { target: target.clone() }, "");
+            }
+        }
+        Ok(())
+    }
+
+    /// Landlock rights add up along the path: what is only listed would be readable below a directory
+    /// that may be read, such as the private `/tmp`.
+    fn views_hold(&self) -> Result<(), PlanError> {
+        let survey = self.survey;
+        let workspace = survey
+            .workspace
+            .iter()
+            .filter(|_| survey.workspace_permission == Permission::View)
+            .map(|w| (&w.path, "workspace"));
+        let points = survey.points.iter().filter(|p| p.permission == Permission::View);
+        // An exact view needs nothing of Landlock.
+        let viewed = |path: &Path| survey.view.is_some() && lies_in(path, &survey.places.workspace);
+        for (path, why) in workspace.chain(points.map(|p| (&p.object.path, p.why.as_str()))) {
+            if viewed(path) {
+                continue;
+            }
+            let around = |rule: &&LandlockRule| {
+                rule.access != Access::List && rule.path != *path && path.starts_with(&rule.path)
+            };
+            if let Some(rule) = self.landlock.iter().find(around) {
+                return Err(PlanError::CannotHold {
+                    path: PathBuf2(path.clone()),
+                    problem: format!(
+                        "`view` cannot be held below {}, whose files the command may read",
+                        rule.path.display()
+                    ),
+                    rule: why.to_owned(),
+                });
             }
         }
         Ok(())
@@ -960,7 +1022,9 @@ impl<'a> Builder<'a> {
             Permission::Write => Access::Write,
         };
         self.bound.push(path.clone());
+        let cache = self.survey.caches.as_ref().is_some_and(|c| c.has(&path));
         let action = match permission {
+            Permission::Write if cache && object.id.is_dir => Action::Cache { object },
             Permission::Write => {
                 self.writable(object, false, |object| Action::Bind { object, permission })?
             }
@@ -1100,11 +1164,14 @@ impl<'a> Builder<'a> {
             let in_overlay = overlay.is_some_and(|w| {
                 path != w && lies_in(path, w) && !sealed.iter().any(|s| lies_in(path, s))
             });
-            let layered = self.layer.is_some() && (inherited == Permission::Write || in_overlay);
+            let written = inherited == Permission::Write;
+            let cached = || survey.caches.iter().flat_map(|c| &c.paths).any(|c| lies_in(path, c));
+            let layered = self.layer.is_some() && (written || in_overlay) || written && cached();
             if let Some(object) = pins.get(name)
                 && viewed.is_none_or(|w| !lies_in(path, w))
                 && inherited == Permission::Write
-                && !points.contains_key(name)
+                // A grant that says what is granted anyway does not let go of it.
+                && points.get(name).is_none_or(|p| p.permission == Permission::Write)
             {
                 let object = (*object).clone();
                 self.cover(path, Action::Pin { object }, "git directory", layered);
@@ -1461,6 +1528,7 @@ impl fmt::Display for Plan {
                 Action::Reopen { .. } => "read-write, changes go to the layer".into(),
                 Action::View { .. } => "each path by the rules, new ones too (fuse)".into(),
                 Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
+                Action::Cache { .. } => "the host's, changes stay inside (overlay)".into(),
                 Action::LayerFile { .. } => {
                     "read-write, changes go to the layer (overlay of its directory)".into()
                 }

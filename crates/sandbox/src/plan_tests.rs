@@ -102,6 +102,7 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         covered: std::collections::BTreeSet::new(),
         view: None,
         no_view: None,
+        caches: None,
         places,
     }
 }
@@ -220,6 +221,31 @@ fn what_no_mechanism_holds_is_refused_with_its_rule() {
     .unwrap_err();
     assert!(matches!(e, PlanError::CannotHold { .. }), "{e}");
     assert!(e.to_string().contains("p.toml:"), "{e}");
+}
+
+#[test]
+fn a_grant_does_not_let_go_of_a_pinned_directory() {
+    let policy = policy("workspace", "");
+    let mut survey = survey(&policy, &[]);
+    survey.pins.push(object("/home/user/project/a/"));
+    survey
+        .points
+        .push(Point { permission: Permission::Write, ..toolchain("/home/user/project/a/") });
+    let made = Plan::new(&policy, survey).unwrap();
+    let pinned = |s: &crate::plan::Step| matches!(s.action, Action::Pin { .. });
+    assert!(made.steps.iter().any(|s| s.path == Path::new("/home/user/project/a") && pinned(s)));
+}
+
+#[test]
+fn what_is_only_listed_is_refused_where_it_could_be_read() {
+    let policy = policy("view-only", "");
+    for place in ["/tmp/project/", "/var/tmp/project/", "/dev/shm/project/"] {
+        let mut survey = survey(&policy, &[]);
+        survey.workspace = Some(object(place));
+        survey.places.workspace = place.trim_end_matches('/').into();
+        let e = Plan::new(&policy, survey).unwrap_err();
+        assert!(matches!(e, PlanError::CannotHold { .. }), "{e}");
+    }
 }
 
 #[test]

@@ -509,11 +509,11 @@ impl Running {
                 Err(failed)
             }
             Ok(status) => {
-                let mut layer = layer.map(InLayer::finish);
+                let ended = Ended::from_wait_status(status);
+                let mut layer = layer.map(|layer| layer.finish(ended.code() != 0));
                 if let Some(layer) = &mut layer {
                     layer.exceeded = exceeded.as_ref().map(ToString::to_string);
                 }
-                let ended = Ended::from_wait_status(status);
                 let (code, signal) = match ended {
                     Ended::Exited(code) => (Some(code), None),
                     Ended::Signaled(signal) => (None, Some(signal)),

@@ -101,6 +101,6 @@ mod tests {
         assert_eq!(join(&[c"123"; 64], &mut buffer), Err(Errno(libc::E2BIG)));
         // 63 names of three letters, 62 colons and a NUL are 252.
         let mut buffer = [0u8; MOST];
-        assert_eq!(join(&[c"123"; 63], &mut buffer).map(|c| c.count_bytes()), Ok(251));
+        assert_eq!(join(&[c"123"; 63], &mut buffer).map(CStr::count_bytes), Ok(251));
     }
 }

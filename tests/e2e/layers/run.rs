@@ -220,11 +220,11 @@ fn hidden_files_stay_hidden_whatever_the_layer_holds() {
 }
 
 #[test]
-fn a_host_that_moves_a_hidden_file_meanwhile_is_not_taken_for_the_layer() {
+fn a_hidden_file_that_the_layer_removed_needs_no_cover() {
     as_each_user(|p| {
         p.write("a/secret.txt", "TOP SECRET\n");
-        // The layer hides the directory, so the rule has nothing to cover; but only as long as the
-        // file is where it was when it was looked at, which is checked below the overlay.
+        // The layer has no such directory, so the rule has nothing to cover; that the host still has
+        // the file where it was looked at is checked below the overlay.
         p.shell(&["--layer", "l"], "rm -r a").ok();
         let hide = ["--layer", "l", "--deny-read", "a/secret.txt"];
         p.shell(&hide, "test ! -e a; ls").ok();
@@ -454,6 +454,33 @@ fn file_systems_below_a_root_are_shown_and_not_written() {
         assert!(ran.out.ends_with("after: inner inner\n"), "{ran:#?}");
         run(&format!("{flags} --explain"), "true").ok().says("which the layer does not cover");
     }
+}
+
+#[test]
+fn files_of_other_owners_are_not_changed_and_it_is_said_why() {
+    if !is_root() {
+        println!("skipped: only root can make a file of somebody else");
+        return;
+    }
+    as_each_user(|p| {
+        p.write("mine", "mine\n");
+        let group = p.write("of-a-group", "group\n");
+        std::os::unix::fs::chown(&group, None, Some(12345)).unwrap();
+        mode(&group, 0o666);
+        let before = host(p);
+        let ran = p
+            .shell(&["--layer", "l", "-m"], "echo x >> mine; cat of-a-group; echo x >> of-a-group");
+        assert!(ran.err.contains("too large"), "{ran:#?}");
+        assert!(ran.err.contains("belongs to another user or group"), "{ran:#?}");
+        assert_eq!(ran.out, "group\n");
+        // In a directory of the command's own it can be replaced.
+        p.shell(
+            &["--layer", "l"],
+            "rm -f of-a-group && echo x > of-a-group && cat of-a-group mine",
+        )
+        .ok();
+        assert_untouched(&before, &host(p), "after runs over files of others");
+    });
 }
 
 #[test]

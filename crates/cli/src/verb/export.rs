@@ -56,9 +56,8 @@ fn run(m: &ArgMatches) -> Result<ExitCode, String> {
     let plain = file.extension().is_some_and(|e| e == "tar");
     let format = match m.get_one::<String>("format").map(String::as_str) {
         Some("tar") => Format::Tar,
-        Some(_) => Format::TarZstd,
         None if plain => Format::Tar,
-        None => Format::TarZstd,
+        _ => Format::TarZstd,
     };
     let store = store()?;
     let done = if file.as_os_str() == "-" {

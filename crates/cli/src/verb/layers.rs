@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use ringfence_layers::journal::Place;
-use ringfence_layers::{Record, Stamp, Store, Summary, shown};
+use ringfence_layers::{Record, Stamp, Store, Summary, history, shown};
 use ringfence_sandbox::prepare::Request;
 use serde_json::{Value, json};
 
@@ -21,7 +21,11 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Err(code) => return code,
     };
     let Some(m) = matches.subcommand_matches("layers") else { return output::fail("not layers") };
-    list(m.get_flag("json")).unwrap_or_else(output::fail)
+    let done = match m.subcommand() {
+        Some(("compact", m)) => compact(m),
+        _ => list(m.get_flag("json")),
+    };
+    done.unwrap_or_else(output::fail)
 }
 
 /// The store of this user; `None` where no layer was ever made.
@@ -95,6 +99,18 @@ pub fn short(path: &Path) -> String {
         Some(relative) => shown(&relative),
         None => shown(path),
     }
+}
+
+fn compact(m: &ArgMatches) -> Result<ExitCode, String> {
+    let (store, name) = meant(m)?;
+    let deltas = |store: &Store| store.layer(&name).map(|layer| layer.record.stack.len());
+    let before = deltas(&store).map_err(|e| e.to_string())?;
+    history::compact(&store, &name).map_err(|e| e.to_string())?;
+    let after = deltas(&store).map_err(|e| e.to_string())?;
+    if m.get_flag("json") {
+        return Ok(output::print_json(&json!({ "layer": name, "before": before, "after": after })));
+    }
+    Ok(output::print(&format!("layer {name}: {before} sealed deltas before, {after} now\n")))
 }
 
 fn list(as_json: bool) -> Result<ExitCode, String> {

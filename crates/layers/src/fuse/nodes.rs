@@ -19,6 +19,9 @@ pub(super) const ROOT: u64 = 1;
 pub(super) struct Identity {
     pub dev: u64,
     pub ino: u64,
+    /// Numbers are used again: the type and, where the file system tells it, the time of birth.
+    pub kind: u16,
+    pub born: (i64, u32),
 }
 
 #[derive(Debug)]
@@ -66,7 +69,7 @@ pub(super) struct Place {
     pub identity: Identity,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Nodes {
     all: HashMap<u64, Node>,
     names: HashMap<(u64, OsString), u64>,
@@ -318,7 +321,7 @@ mod tests {
     use super::*;
 
     const fn identity(ino: u64) -> Identity {
-        Identity { dev: 1, ino }
+        Identity { dev: 1, ino, kind: 0, born: (0, 0) }
     }
 
     fn write(_: &[u8]) -> Permission {

@@ -39,6 +39,10 @@ const LISTING: usize = 32 * 1024;
 const WALK: Duration = Duration::from_millis(1);
 /// From this size on a file is worth being read by the kernel itself, which costs more to begin with.
 const LARGE: u64 = 256 * 1024;
+/// `S_IFDIR`.
+const DIRECTORY: u16 = 0o040_000;
+/// `OVERLAYFS_SUPER_MAGIC`.
+const OVERLAY: u64 = 0x794c_7630;
 /// `XATTR_SIZE_MAX`, `XATTR_LIST_MAX`.
 const XATTR_MAX: usize = 64 << 10;
 const UTIME_NOW: i64 = (1 << 30) - 1;
@@ -77,6 +81,8 @@ pub(super) struct Shared {
     pub device: OwnedFd,
     root: OwnedFd,
     dev: u64,
+    /// The root lies in an overlay.
+    overlay: bool,
     owners: Owners,
     /// Of the server, and so of the user.
     groups: Vec<u32>,
@@ -101,11 +107,13 @@ impl Shared {
         if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        let identity = identity(&stat);
-        Ok(Self {
+        // What is written there is copied first, and born anew.
+        let overlay = fs::fstatfs(&root)?.f_type as u64 == OVERLAY;
+        let mut shared = Self {
             device,
             root,
-            dev: identity.dev,
+            dev: dev(&stat),
+            overlay,
             owners: options.owners,
             groups: rustix::process::getgroups()?
                 .into_iter()
@@ -115,14 +123,28 @@ impl Shared {
             names: valid(options.fresh),
             attributes: valid(options.fresh.max(WALK)),
             state: Mutex::new(State {
-                nodes: Nodes::new(identity),
+                nodes: Nodes::default(),
                 handles: HashMap::new(),
                 next_handle: 1,
             }),
             shape: RwLock::new(()),
             passthrough: AtomicBool::new(options.passthrough),
             pause: AtomicBool::new(false),
-        })
+        };
+        let root = shared.identity(&stat);
+        let state = shared.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.nodes = Nodes::new(root);
+        Ok(shared)
+    }
+
+    fn identity(&self, stat: &Statx) -> Identity {
+        let told = !self.overlay && stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+        Identity {
+            dev: dev(stat),
+            ino: stat.stx_ino,
+            kind: stat.stx_mode & 0o170_000,
+            born: if told { (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) } else { (0, 0) },
+        }
     }
 
     fn shown(&self, stat: &Statx) -> (u32, u32) {
@@ -146,16 +168,19 @@ fn valid(time: Duration) -> Valid {
 }
 
 fn stat(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
-    fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)
+    fs::statx(fd, c"", AtFlags::EMPTY_PATH, ASKED)
 }
 
 fn stat_at(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Statx, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)
+    fs::statx(directory, name, flags, ASKED)
 }
 
-fn identity(stat: &Statx) -> Identity {
-    Identity { dev: fs::makedev(stat.stx_dev_major, stat.stx_dev_minor), ino: stat.stx_ino }
+/// What is asked of everything.
+const ASKED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
+
+fn dev(stat: &Statx) -> u64 {
+    fs::makedev(stat.stx_dev_major, stat.stx_dev_minor)
 }
 
 fn kind(stat: &Statx) -> FileType {
@@ -380,17 +405,26 @@ impl Server<'_> {
     fn object(&self, place: &Place, flags: OFlags) -> Result<(OwnedFd, Statx), Errno> {
         let fd = self.open_path(&place.path, flags)?;
         let stat = stat(fd.as_fd())?;
-        if identity(&stat) == place.identity { Ok((fd, stat)) } else { Err(Errno::STALE) }
+        if self.shared.identity(&stat) == place.identity {
+            Ok((fd, stat))
+        } else {
+            Err(Errno::STALE)
+        }
     }
 
-    /// A directory that the command may reach, and where it is. Gone means gone: the kernel would only
-    /// ask again about something stale.
+    /// Of a directory in whose place another is now. The kernel would only ask again about something
+    /// stale; it should, where it believed a name for a while.
+    fn replaced(&self) -> Errno {
+        if self.shared.believed() { Errno::STALE } else { Errno::NOENT }
+    }
+
+    /// A directory that the command may reach, and where it is.
     fn directory(&self, node: u64) -> Result<(OwnedFd, Place), Errno> {
         let place = self.place(node)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         match self.object(&place, flags) {
             Ok((fd, _)) => Ok((fd, place)),
-            Err(Errno::STALE) => Err(Errno::NOENT),
+            Err(Errno::STALE) => Err(self.replaced()),
             Err(errno) => Err(errno),
         }
     }
@@ -450,12 +484,12 @@ impl Server<'_> {
     // Attributes.
 
     fn attributes(&self, stat: &Statx) -> Attributes {
-        let id = identity(stat);
+        let id_dev = dev(stat);
         // One number for one object, also of another file system below the root.
-        let ino = if id.dev == self.shared.dev {
-            id.ino
+        let ino = if id_dev == self.shared.dev {
+            stat.stx_ino
         } else {
-            (id.ino ^ id.dev.rotate_left(40)) | 1 << 63
+            (stat.stx_ino ^ id_dev.rotate_left(40)) | 1 << 63
         };
         let time = |t: rustix::fs::StatxTimestamp| (t.tv_sec, t.tv_nsec);
         let (uid, gid) = self.shared.shown(stat);
@@ -497,7 +531,8 @@ impl Server<'_> {
         let stat = stat_at(directory, name)?;
         let is_directory = kind(&stat) == FileType::Directory;
         let mut state = self.shared.state();
-        let node = state.nodes.met(parent, name, identity(&stat), is_directory, permission);
+        let node =
+            state.nodes.met(parent, name, self.shared.identity(&stat), is_directory, permission);
         drop(state);
         answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
         Ok(())
@@ -511,7 +546,15 @@ impl Server<'_> {
                 }
                 stat(handle.fd.as_fd())?
             }
-            None => self.object(&self.place(node)?, OFlags::PATH)?.1,
+            None => {
+                let place = self.place(node)?;
+                match self.object(&place, OFlags::PATH) {
+                    Err(Errno::STALE) if place.identity.kind == DIRECTORY => {
+                        return Err(self.replaced());
+                    }
+                    found => found?.1,
+                }
+            }
         };
         answer.attributes_for(self.shared.attributes, &self.attributes(&stat));
         Ok(())
@@ -633,7 +676,7 @@ impl Server<'_> {
             return Ok(());
         }
         let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
-        let before = fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
+        let before = fs::statx(directory, name, flags, ASKED)?;
         let inherited = !name.is_empty() && stat(directory)?.stx_mode & 0o2000 != 0;
         let gid = (!inherited).then(|| Gid::from_raw(request.gid));
         fs::chownat(directory, name, Some(Uid::from_raw(request.uid)), gid, flags)?;
@@ -719,7 +762,8 @@ impl Server<'_> {
         fs::renameat_with(&from, name, &to, new_name, flags)?;
         // Two names of one file: the kernel has left both as they are.
         let stayed = !exchange
-            && stat_at(from.as_fd(), name).is_ok_and(|s| identity(&s) == identity(&moved));
+            && stat_at(from.as_fd(), name)
+                .is_ok_and(|s| self.shared.identity(&s) == self.shared.identity(&moved));
         if !stayed {
             let mut state = self.shared.state();
             state.nodes.moved((parent, name), (new_parent, new_name), exchange);
@@ -885,7 +929,7 @@ impl Server<'_> {
         }
         let stat = stat(fd.as_fd())?;
         let mut state = self.shared.state();
-        let id = identity(&stat);
+        let id = self.shared.identity(&stat);
         let node = state.nodes.met(request.node, name, id, false, Permission::Write);
         drop(state);
         answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
@@ -908,7 +952,7 @@ impl Server<'_> {
         let fd = fs::openat(&directory, c".", flags, Mode::from_raw_mode(mode & 0o7777))?;
         self.give(request, fd.as_fd(), OsStr::new(""))?;
         let stat = stat(fd.as_fd())?;
-        let node = self.shared.state().nodes.nameless(identity(&stat));
+        let node = self.shared.state().nodes.nameless(self.shared.identity(&stat));
         answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
         let (flags, backing, passthrough) = self.treatment(node, fd.as_fd(), &stat);
         let (number, _) = self.keep(Handle::new(fd, node, true, passthrough));
@@ -1029,7 +1073,7 @@ impl Server<'_> {
     fn opendir(&self, node: u64, answer: &mut Answer) -> Op {
         let place = self.place(node)?;
         let (fd, _) = match self.object(&place, OFlags::RDONLY | OFlags::DIRECTORY) {
-            Err(Errno::STALE) => return Err(Errno::NOENT),
+            Err(Errno::STALE) => return Err(self.replaced()),
             opened => opened?,
         };
         let (number, _) = self.keep(Handle::new(fd, node, false, false));
@@ -1048,7 +1092,7 @@ impl Server<'_> {
         let size = (size as usize).min(wire::MOST);
         let _listing = locked(&handle.listing);
         fs::seek(&handle.fd, SeekFrom::Start(offset))?;
-        let dev = identity(&stat(handle.fd.as_fd())?).dev;
+        let dev = dev(&stat(handle.fd.as_fd())?);
         let mut buffer = Vec::with_capacity(LISTING);
         let mut entries = RawDir::new(handle.fd.as_fd(), buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {

@@ -298,6 +298,28 @@ fn a_snapshot_of_a_large_delta_copies_nothing() {
 }
 
 #[test]
+fn a_fork_costs_next_to_nothing() {
+    let lab = Lab::new();
+    lab.write("x", "f", &vec![7; 16 << 20]);
+    for n in 0..200 {
+        let session = lab.begin("x").unwrap();
+        fs::write(session.mounts()[0].upper.join(format!("f{n}")), "x").unwrap();
+    }
+    snapshot(&lab.store, "x", "s", Stamp::now()).unwrap();
+    let times = (0..30)
+        .map(|n| {
+            let begun = Instant::now();
+            fork(&lab.store, "x", &format!("y{n}"), Stamp::now()).unwrap();
+            begun.elapsed()
+        })
+        .collect();
+    let time = median(times);
+    println!("fork {time:?}");
+    // One millisecond is promised for a release build on a host that does nothing else.
+    assert!(time < Duration::from_millis(20), "{time:?}");
+}
+
+#[test]
 fn a_deep_stack_becomes_flat_and_undo_still_goes_back() {
     let lab = Lab::new();
     lab.write("x", "f", b"0");

@@ -104,6 +104,9 @@ fn another_directory_under_the_same_name_is_not_taken_for_the_root() {
     fs::create_dir(f.host()).unwrap();
     let e = f.store.begin("l", &[Root::new(f.host())], Stamp::now()).unwrap_err().to_string();
     assert!(e.contains("is not the directory that layer l was made over"), "{e}");
+    // Nor is anything applied to it.
+    let e = apply(&f.store, &Request::default()).unwrap_err().to_string();
+    assert!(e.contains("is not the directory that layer l was made over"), "{e}");
 }
 
 #[test]

@@ -138,7 +138,8 @@ mod reference {
 
     fn ordered(rule: &Rule, path: &[&str]) -> Option<u32> {
         let parts = split(&rule.pattern);
-        let everything = matches!(parts.as_slice(), [] | ["**"] | ["**", "*"]);
+        let everything = parts.is_empty()
+            || (rule.kind == Kind::Glob && matches!(parts.as_slice(), ["**"] | ["**", "*"]));
         let hit = match rule.kind {
             Kind::File => parts == path,
             Kind::Directory => path.starts_with(&parts),

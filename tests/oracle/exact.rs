@@ -1,0 +1,27 @@
+//! The real tree through FUSE: every operation decided by its path.
+//!
+//! Deviations, each of which the model expects and nothing else:
+//!
+//! | where | exact | here |
+//! |---|---|---|
+//! | a held directory that the host moves | is where it is now | not promised: not used any more |
+//! | opening a pipe | as its permission says | as its mode says: the kernel opens it and asks nobody |
+//! | at a start, what a hidden symlink leads to | by its own path | hidden too; not made here |
+
+use crate::harness::as_each_user;
+use crate::play::Mechanism;
+use crate::{can, games, notices};
+
+#[test]
+fn exact_views_agree_with_the_model() {
+    if can(Mechanism::Exact) {
+        as_each_user(|place| games(Mechanism::Exact, place.user));
+    }
+}
+
+#[test]
+fn a_rule_that_the_exact_view_does_not_hold_is_noticed() {
+    if can(Mechanism::Exact) {
+        notices(Mechanism::Exact);
+    }
+}
