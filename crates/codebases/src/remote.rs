@@ -260,6 +260,9 @@ impl Codebases {
         // The archive is the tree in a fixed order, read by one thread; this one cuts it into chunks
         // while the third transfers them.
         let (mut pushed, lines) = Self::upload(&codebase, remote, there, progress)?;
+        if self.get(&codebase.record.id)?.record.version != codebase.record.version {
+            return Err(Error::Refused(format!("codebase {name} was changed while it was pushed")));
+        }
         let version = latest + 1;
         let manifest =
             Manifest::new(name, version, lines).map_err(|problem| remote.problem(problem))?;
