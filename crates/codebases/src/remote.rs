@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
+use object_store::{ClientConfigKey, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 use ringfence_layers::pack::tar::{BLOCK, Kind, Reader, padding, write_end, write_header};
 use ringfence_layers::{Stamp, check_name};
 use ringfence_sys::fd;
@@ -112,7 +112,10 @@ impl Remote {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         // The only one that is compiled in; another library may have chosen before.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+        let mut builder = AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            // Else names are looked up by the C library, which a static program does not have whole.
+            .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::RandomizeAddresses), "false");
         if let Some(endpoint) = &place.endpoint {
             if endpoint.contains('@') {
                 return wrong("credentials do not belong into an address");

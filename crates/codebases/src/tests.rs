@@ -131,7 +131,7 @@ fn a_directory_becomes_a_codebase_exactly() {
     assert_eq!(codebase.record.version, 1);
     assert!(codebase.record.id.starts_with("cb_") && codebase.record.id.len() == 19);
     assert_eq!(w.all.get(&codebase.record.id).unwrap().record, codebase.record);
-    assert_eq!(w.left(), [codebase.record.id.clone()]);
+    assert_eq!(w.left(), std::slice::from_ref(&codebase.record.id));
     // The index says what a look says.
     let names = w.all.names(&codebase).unwrap();
     assert_eq!(names.len(), codebase.record.entries);
