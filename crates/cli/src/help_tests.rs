@@ -29,6 +29,9 @@ fn run_help() {
 fn help_of_the_verbs() {
     for path in [
         &["policy"][..],
+        &["codebase"],
+        &["codebase", "create"],
+        &["codebase", "push"],
         &["policy", "show"],
         &["policy", "check"],
         &["policy", "explain"],

@@ -14,6 +14,8 @@ use crate::Error;
 
 /// The file beside the tree.
 pub(crate) const INDEX: &str = "names";
+/// Before the name of one that is being written.
+pub(crate) const DRAFT: &str = ".names-";
 /// Names that one codebase may have.
 const MOST: usize = 20_000_000;
 
@@ -121,7 +123,7 @@ fn plain(directory: &OwnedFd, path: &Path) -> Result<(), Error> {
 
 /// Puts the index of `look` into the directory of the codebase, as a whole.
 pub(crate) fn write(codebase: BorrowedFd<'_>, path: &Path, look: &mut Look) -> Result<(), Error> {
-    let draft = format!(".{INDEX}-{}", std::process::id());
+    let draft = format!("{DRAFT}{}", std::process::id());
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(codebase, &*draft, flags, Mode::RUSR | Mode::WUSR)

@@ -87,11 +87,11 @@ impl Codebases {
         let tree = rustix::fs::openat(&draft.dir, TREE, fd::DIRECTORY, Mode::empty())
             .map_err(Error::os("open", draft.path.join(TREE)))?;
         let mut skipped = Vec::new();
+        // As it stays where nothing describes it.
+        rustix::fs::fchmod(&tree, Mode::from_raw_mode(0o755))
+            .map_err(Error::os("set the mode of", draft.path.join(TREE)))?;
         match from {
-            From::Nothing => {
-                rustix::fs::fchmod(&tree, Mode::from_raw_mode(0o755))
-                    .map_err(Error::os("set the mode of", draft.path.join(TREE)))?;
-            }
+            From::Nothing => {}
             From::Directory(path) => {
                 let source = std::fs::canonicalize(path).map_err(Error::io("open", path))?;
                 if self.path.starts_with(&source) {

@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
+use object_store::{ClientConfigKey, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 use ringfence_layers::pack::tar::{BLOCK, Kind, Reader, padding, write_end, write_header};
 use ringfence_layers::{Stamp, check_name};
 use ringfence_sys::fd;
@@ -81,6 +81,8 @@ pub struct Remote {
     store: Arc<dyn ObjectStore>,
     runtime: tokio::runtime::Runtime,
     url: String,
+    /// What tells this object store from others, for the record.
+    key: String,
 }
 
 impl Remote {
@@ -94,7 +96,7 @@ impl Remote {
             }
             std::fs::create_dir_all(path).map_err(Error::io("make", path))?;
             let local = LocalFileSystem::new_with_prefix(path).map_err(|e| said(&url, &e))?;
-            return Self::of(Arc::new(local), url.clone());
+            return Self::of(Arc::new(local), url.clone(), None);
         }
         let Some(rest) = url.strip_prefix("s3://") else {
             return wrong("neither s3://BUCKET[/PREFIX] nor file:///DIRECTORY");
@@ -110,7 +112,10 @@ impl Remote {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         // The only one that is compiled in; another library may have chosen before.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+        let mut builder = AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            // Else names are looked up by the C library, which a static program does not have whole.
+            .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::RandomizeAddresses), "false");
         if let Some(endpoint) = &place.endpoint {
             if endpoint.contains('@') {
                 return wrong("credentials do not belong into an address");
@@ -124,15 +129,16 @@ impl Remote {
         let s3 = builder.build().map_err(|e| said(&url, &e))?;
         let store: Arc<dyn ObjectStore> =
             if prefix.is_empty() { Arc::new(s3) } else { Arc::new(PrefixStore::new(s3, prefix)) };
-        Self::of(store, url)
+        Self::of(store, url, place.endpoint.as_deref())
     }
 
-    fn of(store: Arc<dyn ObjectStore>, url: String) -> Result<Self, Error> {
+    fn of(store: Arc<dyn ObjectStore>, url: String, endpoint: Option<&str>) -> Result<Self, Error> {
+        let key = endpoint.map_or_else(|| url.clone(), |at| format!("{url} at {at}"));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|source| Error::Stream { what: "begin", source })?;
-        Ok(Self { store, runtime, url })
+        Ok(Self { store, runtime, url, key })
     }
 
     fn wrong(&self, e: &object_store::Error) -> Error {
@@ -248,7 +254,7 @@ impl Codebases {
         let name = there_as.unwrap_or(&codebase.record.name);
         check_name(name).map_err(|_| Error::Name(name.to_owned()))?;
         let latest = remote.latest(name)?;
-        let known = self.database.remote(&codebase.record.id, &remote.url)?;
+        let known = self.database.remote(&codebase.record.id, &remote.key)?;
         let based_on = known.map_or(0, |(theirs, _)| theirs);
         let newest = if latest == 0 { None } else { Some(remote.manifest(name, latest)?) };
         let there: HashSet<String> =
@@ -257,11 +263,14 @@ impl Codebases {
         // The archive is the tree in a fixed order, read by one thread; this one cuts it into chunks
         // while the third transfers them.
         let (mut pushed, lines) = Self::upload(&codebase, remote, there, progress)?;
+        if self.get(&codebase.record.id)?.record.version != codebase.record.version {
+            return Err(Error::Refused(format!("codebase {name} was changed while it was pushed")));
+        }
         let version = latest + 1;
         let manifest =
             Manifest::new(name, version, lines).map_err(|problem| remote.problem(problem))?;
         if newest.is_some_and(|newest| newest.header.tree == manifest.header.tree) {
-            self.database.set_remote(&codebase.record, &remote.url, latest)?;
+            self.database.set_remote(&codebase.record, &remote.key, latest)?;
             pushed.version = latest;
             return Ok(pushed);
         }
@@ -290,7 +299,7 @@ impl Codebases {
             }
             Err(e) => return Err(remote.wrong(&e)),
         }
-        self.database.set_remote(&codebase.record, &remote.url, version)?;
+        self.database.set_remote(&codebase.record, &remote.key, version)?;
         (pushed.version, pushed.new) = (version, true);
         Ok(pushed)
     }
@@ -351,7 +360,7 @@ impl Codebases {
             return Err(remote.problem(format!("there is no codebase called {theirs} there")));
         }
         if let Some(record) = &existing {
-            let known = self.database.remote(&record.id, &remote.url)?;
+            let known = self.database.remote(&record.id, &remote.key)?;
             if known == Some((version, record.version)) {
                 return Ok(Made { record: record.clone(), skipped: Vec::new() });
             }
@@ -399,7 +408,7 @@ impl Codebases {
         } else {
             self.keep(draft, &record)?;
         }
-        self.database.set_remote(&record, &remote.url, version)?;
+        self.database.set_remote(&record, &remote.key, version)?;
         fetched.remove(self);
         Ok(Made { record, skipped: Vec::new() })
     }

@@ -344,11 +344,13 @@ impl Codebases {
         let (names, _) =
             fd::list(codebase.dir.as_fd(), MOST).map_err(Error::os("list", &codebase.path))?;
         for (name, _) in names {
-            let put = name.to_str().is_some_and(|n| n.starts_with(PUT));
-            let old = put
-                && fd::stat_name(&codebase.dir, &*name)
-                    .is_ok_and(|s| fd::times(&s)[1].0 < Stamp::now().0 - ABANDONED);
-            if old {
+            let starts = |prefix: &str| name.to_str().is_some_and(|n| n.starts_with(prefix));
+            let old = || {
+                fd::stat_name(&codebase.dir, &*name)
+                    .is_ok_and(|s| fd::times(&s)[1].0 < Stamp::now().0 - ABANDONED)
+            };
+            // An index is only written under the lock.
+            if starts(index::DRAFT) || (starts(PUT) && old()) {
                 copy::remove_tree(codebase.dir.as_fd(), &name)?;
             }
         }

@@ -40,7 +40,12 @@ impl Moved {
     /// Writes the place of the view into what was decided. An error if something else has its place
     /// there.
     pub fn carry(&self, steps: &mut Vec<Step>, rules: &mut [LandlockRule]) -> Result<(), PathBuf> {
-        if let Some(step) = steps.iter().find(|s| s.path.starts_with(&self.to)) {
+        let taken = |step: &&Step| {
+            // Directories of the private root, and private ones, take more names.
+            let ours = matches!(step.action, Action::Directory | Action::Private { .. });
+            step.path.starts_with(&self.to) || (!ours && self.to.starts_with(&step.path))
+        };
+        if let Some(step) = steps.iter().find(taken) {
             return Err(step.path.clone());
         }
         let first = steps.iter().position(|s| s.path.starts_with(&self.from));
@@ -111,6 +116,8 @@ mod tests {
         );
         assert_eq!(rules[1].path, Path::new("/in/workspace"));
         let mut steps = vec![step("/in/workspace/taken")];
+        assert!(m.carry(&mut steps, &mut []).is_err());
+        let mut steps = vec![Step { action: Action::Proc, ..step("/in") }];
         assert!(m.carry(&mut steps, &mut []).is_err());
     }
 }

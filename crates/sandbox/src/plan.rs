@@ -1501,6 +1501,9 @@ impl fmt::Display for Plan {
         if let Some(layer) = &self.layer {
             writeln!(f, "layer       {}", layer.detail())?;
         }
+        if let Some(moved) = &self.moved {
+            writeln!(f, "codebase    {}, seen at {}", moved.name, shown(&moved.to))?;
+        }
         writeln!(f, "directory   {}", shown(&self.cwd))?;
         if !self.steps.is_empty() {
             writeln!(f, "view")?;

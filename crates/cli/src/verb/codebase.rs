@@ -15,6 +15,7 @@ use ringfence_sandbox::prepare::Request;
 use rustix::fs::FileType;
 use serde_json::{Value, json};
 
+use super::layers::size;
 use crate::help;
 use crate::output::{self, printable};
 
@@ -179,19 +180,6 @@ fn inside(m: &ArgMatches) -> &OsStr {
     m.get_one::<OsString>("path").map_or(OsStr::new(""), OsString::as_os_str)
 }
 
-fn bytes(n: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if n < 1024 {
-        return format!("{n} B");
-    }
-    let (mut value, mut unit) = (n as f64 / 1024.0, 0);
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
 fn record_json(record: &Record) -> Value {
     json!({
         "id": record.id,
@@ -229,7 +217,7 @@ impl Bar {
         let names =
             if progress.names > 0 { format!("{} names, ", progress.names) } else { String::new() };
         let mut err = std::io::stderr().lock();
-        let _ = write!(err, "\r\x1b[K{} {names}{}", self.what, bytes(progress.bytes));
+        let _ = write!(err, "\r\x1b[K{} {names}{}", self.what, size(progress.bytes));
         let _ = err.flush();
     }
 }
@@ -289,7 +277,7 @@ fn tell_made(m: &ArgMatches, made: &Made, what: &str) -> ExitCode {
         "codebase {} {what}: {} files, {}; version {} ({})\n",
         record.name,
         record.files,
-        bytes(record.size),
+        size(record.size),
         record.version,
         record.id
     ))
@@ -315,7 +303,7 @@ fn list(m: &ArgMatches) -> Result<ExitCode, Error> {
             r.id,
             r.version,
             r.files,
-            bytes(r.size)
+            size(r.size)
         );
     }
     Ok(output::print(&out))
@@ -336,7 +324,7 @@ fn show(m: &ArgMatches) -> Result<ExitCode, Error> {
     let mut out = String::new();
     let _ = writeln!(out, "{} ({}) of {}", r.name, r.id, printable(&r.owner));
     let _ = writeln!(out, "version  {}{}", r.version, if r.sealed { ", sealed" } else { "" });
-    let _ = writeln!(out, "holds    {} files, {} names, {}", r.files, r.entries, bytes(r.size));
+    let _ = writeln!(out, "holds    {} files, {} names, {}", r.files, r.entries, size(r.size));
     let _ = writeln!(out, "tree     {}", shown(&codebase.tree()));
     let used = layers.used.map(|(name, pid)| format!("; in use by {name}, pid {pid}"));
     let names = if layers.names.is_empty() { "none".into() } else { layers.names.join(", ") };
@@ -449,7 +437,7 @@ fn export(m: &ArgMatches) -> Result<ExitCode, Error> {
         None => codebase.export(std::io::stdout().lock(), compress)?,
     };
     if target.is_some() {
-        output::say(format_args!("{} names, {}", exported.members, bytes(exported.bytes)));
+        output::say(format_args!("{} names, {}", exported.members, size(exported.bytes)));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -480,7 +468,7 @@ fn push(m: &ArgMatches) -> Result<ExitCode, Error> {
         pushed.version,
         pushed.uploaded,
         pushed.chunks,
-        bytes(pushed.uploaded_bytes)
+        size(pushed.uploaded_bytes)
     )))
 }
 

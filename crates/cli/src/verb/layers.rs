@@ -205,7 +205,7 @@ fn table(rows: &[(Summary, Option<ringfence_layers::Usage>)]) -> String {
 }
 
 /// With one digit behind the point.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     if bytes < 1024 {
         return format!("{bytes} B");
     }

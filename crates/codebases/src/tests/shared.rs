@@ -68,16 +68,17 @@ fn only_what_is_missing_is_sent_and_several_machines_share() {
 
 #[test]
 fn two_pushes_at_once_lose_nothing() {
-    let at = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
     let start = World::new();
     start.make("one", From::Nothing).unwrap();
-    push(&start, &remote(at.path()), false).unwrap();
+    push(&start, &remote(at), false).unwrap();
     let outcomes: Vec<bool> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..6)
             .map(|n| {
                 scope.spawn(move || {
                     let w = World::new();
-                    let r = remote(at.path());
+                    let r = remote(at);
                     pull(&w, &r, false).unwrap();
                     put(&w, "who", &format!("{n}"));
                     (w, r)
@@ -85,12 +86,14 @@ fn two_pushes_at_once_lose_nothing() {
             })
             .collect();
         let ready: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
-        let pushes: Vec<_> =
-            ready.iter().map(|(w, r)| scope.spawn(|| push(w, r, false).is_ok())).collect();
+        let pushes: Vec<_> = ready
+            .into_iter()
+            .map(|(w, r)| scope.spawn(move || push(&w, &r, false).is_ok()))
+            .collect();
         pushes.into_iter().map(|p| p.join().unwrap()).collect()
     });
     assert_eq!(outcomes.iter().filter(|ok| **ok).count(), 1, "{outcomes:?}");
-    assert_eq!(remote(at.path()).latest("one").unwrap(), 2);
+    assert_eq!(remote(at).latest("one").unwrap(), 2);
 }
 
 #[test]
