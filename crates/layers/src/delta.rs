@@ -277,8 +277,12 @@ impl Trees {
             };
             let shown = self.trees[tree].0.join(&held.path);
             held.new = Some((meta, tree));
-            let place =
-                object::place(open[&tree].as_fd(), &name).map_err(Error::os("open", &shown))?;
+            let place = match meta.kind {
+                Kind::File => object::open_file(open[&tree].as_fd(), &name, true),
+                Kind::Directory => object::open_directory(open[&tree].as_fd(), &name, true),
+                _ => object::place(open[&tree].as_fd(), &name),
+            };
+            let place = place.map_err(Error::os("open", &shown))?;
             if meta.is_dir() {
                 let (trees, hidden) = self.shown_trees(&entries, &open, &name, &held.path)?;
                 let is_dir = old.is_some_and(|m| m.is_dir());
@@ -363,11 +367,9 @@ impl Trees {
         let same = match new.kind {
             Kind::File => {
                 new.size == old.size && {
-                    let ours = object::open_file(ours_in, name, true).map_err(fail("read"))?;
                     match object::open_file(host, name, false) {
-                        Ok(theirs) => {
-                            object::same_content(ours, theirs).map_err(fail("compare"))?
-                        }
+                        Ok(theirs) => object::same_content(ours, &theirs, new.size)
+                            .map_err(fail("compare"))?,
                         // What the host does not let us read cannot be called equal.
                         Err(Errno::ACCESS | Errno::PERM) => false,
                         Err(errno) => {
@@ -422,6 +424,11 @@ fn split(path: &Path) -> Result<(&OsStr, &OsStr), Errno> {
 /// Of a directory: whether it hides what lies below. An attribute by which overlayfs would mean
 /// something that is not understood here makes the delta invalid.
 fn check_attributes(place: &OwnedFd, shown: &Path) -> Result<bool, Error> {
+    // Most have none, and a descriptor that can be read says so at once.
+    let mut none = [0u8; 1];
+    if matches!(rustix::fs::flistxattr(place, &mut none[..]), Ok(0) | Err(Errno::OPNOTSUPP)) {
+        return Ok(false);
+    }
     let path = copy::through_proc(place);
     let names = copy::attribute_names(&path).map_err(Error::os("read the attributes of", shown))?;
     let mut opaque = false;

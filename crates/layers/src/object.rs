@@ -106,17 +106,28 @@ pub fn place(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
 }
 
 /// Opens a regular file for reading; `ours` for trees of the store, where a mode that a sandbox set
-/// does not keep us out.
+/// does not keep us out. Callers have looked: opening a device could have effects.
 pub fn open_file(dir: BorrowedFd<'_>, name: &OsStr, ours: bool) -> Result<OwnedFd, Errno> {
-    let at = place(dir, name)?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&at)?.st_mode) != FileType::RegularFile {
+    let flags =
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = match rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty()) {
+        Err(Errno::ACCESS) if ours => {
+            copy::reopen(place(dir, name)?, OFlags::RDONLY | OFlags::NONBLOCK, true)?
+        }
+        other => other?,
+    };
+    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
         return Err(Errno::INVAL);
     }
-    copy::reopen(&at, OFlags::RDONLY | OFlags::NONBLOCK, ours)
+    Ok(fd)
 }
 
 /// Opens a directory beneath a tree for listing.
 pub fn open_directory(root: BorrowedFd<'_>, path: &OsStr, ours: bool) -> Result<OwnedFd, Errno> {
+    match fd::open_beneath(root, path.as_bytes(), fd::DIRECTORY) {
+        Err(Errno::ACCESS) if ours => {}
+        other => return other,
+    }
     let at = fd::open_beneath(root, path.as_bytes(), fd::PLACE | OFlags::DIRECTORY)?;
     copy::reopen(&at, OFlags::RDONLY | OFlags::DIRECTORY, ours)
 }
@@ -182,20 +193,26 @@ fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Whether two files hold the same.
-pub fn same_content(ours: OwnedFd, theirs: OwnedFd) -> Result<bool, Errno> {
-    let (mut ours, mut theirs) = (File::from(ours), File::from(theirs));
-    let mut buffers = (vec![0; CHUNK], vec![0; CHUNK]);
+/// Whether two files hold the same; `size` is what both were seen to have.
+pub fn same_content(ours: &OwnedFd, theirs: &OwnedFd, size: u64) -> Result<bool, Errno> {
+    let (mut ours, mut theirs) = (reader(ours)?, reader(theirs)?);
+    let room = usize::try_from(size).unwrap_or(CHUNK).saturating_add(1).min(CHUNK);
+    let mut buffers = (vec![0; room], vec![0; room]);
     loop {
         let one = fill(&mut ours, &mut buffers.0).map_err(|e| error(&e))?;
         let other = fill(&mut theirs, &mut buffers.1).map_err(|e| error(&e))?;
         if buffers.0[..one] != buffers.1[..other] {
             return Ok(false);
         }
-        if one == 0 {
+        // Less than there was room for: that was the end.
+        if one < room {
             return Ok(true);
         }
     }
+}
+
+fn reader(fd: &OwnedFd) -> Result<File, Errno> {
+    fd.try_clone().map(File::from).map_err(|e| error(&e))
 }
 
 fn fill(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -213,6 +230,10 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
 
 /// Names and values of the `user.` attributes that are the object's own, sorted. Links have none.
 pub fn attributes(place: impl AsFd) -> Result<Vec<(OsString, Vec<u8>)>, Errno> {
+    let mut none = [0u8; 1];
+    if matches!(rustix::fs::flistxattr(&place, &mut none[..]), Ok(0) | Err(Errno::OPNOTSUPP)) {
+        return Ok(Vec::new());
+    }
     let path: CString = copy::through_proc(place);
     let mut all = Vec::new();
     for name in copy::attribute_names(&path)? {

@@ -232,7 +232,16 @@ impl Early {
         shared.argument.store(argument as usize, Ordering::Relaxed);
         shared.order.fetch_or(GO, Ordering::Release);
         raw::futex_wake(&shared.order);
-        // Not a spin: the copy is made while this process sleeps or loops on this word.
+        // The copy is made while this process loops on this word or sleeps. Awake it keeps its processor,
+        // and what is made starts on the helper's, which is free then; asleep it would be woken on the
+        // processor where the new process has just begun, and hold it up.
+        const SPINS: u32 = 6000;
+        for _ in 0..SPINS {
+            if shared.done.load(Ordering::Acquire) != 0 {
+                break;
+            }
+            std::hint::spin_loop();
+        }
         while shared.done.load(Ordering::Acquire) == 0 {
             raw::futex_wait_for(&shared.done, 0, 100);
             if shared.done.load(Ordering::Acquire) == 0 && raw::is_dead(raw_fd(&self.pidfd)) {
