@@ -77,6 +77,7 @@ flags! {
     DenyWrite, "deny-write", None, &["protect"], Some("PATH"), "Files", "Keep PATH from being changed; repeatable";
     Layer, "layer", None, &[], Some("NAME|auto"), "Files", "Keep what the command writes in a layer; the real files stay as they are (ringfence diff, apply, discard)";
     Checkpoint, "checkpoint", None, &[], None, "Files", "With --layer: seal what this run changes, so that it can be undone by itself";
+    ShareCache, "share-cache", None, &[], Some("TOOL|all"), "Files", "Let the command write a tool's real cache (npm, pip, cargo, go, ...) instead of a private layer over it; repeatable";
     LayerQuota, "layer-quota", None, &[], Some("SIZE"), "Files", "With --layer: end the run when the layer holds more than SIZE (2g)";
     LayerInodes, "layer-inodes", None, &[], Some("N"), "Files", "With --layer: end the run when the layer holds more than N files and directories (100k)";
     Device, "device", None, &[], Some("NODE"), "Files", "Let the command use a device node; repeatable";

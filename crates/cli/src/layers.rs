@@ -10,6 +10,7 @@ use ringfence_policy::{
     Bytes, Count, Cpu, Entry, Fragment, Loader, Millis, Network, NetworkMode, NoFiles, Origin,
     Policy, PolicyError, Pty, import, net, pattern, profiles, resolve, resolve_layers,
 };
+use ringfence_sandbox::discover::{Contents, PRIVATE_CACHES};
 
 use crate::flags::{Id, Typed};
 use crate::output::printable;
@@ -378,6 +379,23 @@ fn typed_key(value: &OsStr) -> Result<Entry, LayerError> {
     Ok(entry(text))
 }
 
+/// Grants of a tool's caches. Executables are not among them.
+fn shared_caches(tool: &str) -> Result<Vec<Entry>, LayerError> {
+    let caches = || PRIVATE_CACHES.iter().filter(|c| c.contents == Contents::CopyOnWrite);
+    let shared: Vec<Entry> = caches()
+        .filter(|c| tool == "all" || c.tool == tool)
+        .map(|c| entry(format!("~/{}", c.path)))
+        .collect();
+    if !shared.is_empty() {
+        return Ok(shared);
+    }
+    let mut known: Vec<&str> = caches().map(|c| c.tool).collect();
+    known.sort_unstable();
+    known.dedup();
+    let problem = format!("--share-cache: `{tool}` is not one of all, {}", known.join(", "));
+    Err(LayerError::Flag(problem))
+}
+
 /// The flags as a layer of their own.
 fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
     let mut f = Fragment::named(COMMAND_LINE);
@@ -387,6 +405,7 @@ fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
         match id {
             Id::AllowRead => f.files.read.push(typed_path("allow-read", value)?),
             Id::AllowWrite => f.files.write.push(typed_path("allow-write", value)?),
+            Id::ShareCache => f.files.write.extend(shared_caches(&text("share-cache", value)?)?),
             Id::DenyRead => f.files.deny.push(typed_path("deny-read", value)?),
             Id::DenyWrite => f.files.protect.push(typed_path("deny-write", value)?),
             Id::Device => f.files.devices.push(entry(text("device", value)?)),

@@ -229,6 +229,8 @@ struct Place<'a> {
     masks: [Option<i32>; 2],
     /// Descriptors above this are closed at once.
     most: i32,
+    /// An optional overlay could not be mounted.
+    without: bool,
 }
 
 impl<'a> Place<'a> {
@@ -238,7 +240,19 @@ impl<'a> Place<'a> {
         /// Descriptors that init may leave open until its view is ready.
         const MOST: u64 = 1024;
         let limit = raw::getrlimit(libc::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft.min(MOST));
-        Self { root, stage, trees, directory: None, masks: [None; 2], most: limit as i32 - SPARE }
+        Self {
+            root,
+            stage,
+            trees,
+            directory: None,
+            masks: [None; 2],
+            most: limit as i32 - SPARE,
+            without: false,
+        }
+    }
+
+    fn goes_without(&self, source: &Source) -> bool {
+        self.without && matches!(source, Source::Stage(_))
     }
 
     /// Opens a path of the new view for mounting on it. Names in one directory are looked up from
@@ -275,6 +289,7 @@ impl<'a> Place<'a> {
     ) -> raw::Result<Option<i32>> {
         let Some(lower) = lower else { return self.open_inside(path, expect).map(Some) };
         match self.open_inside(path, None) {
+            Err(Errno(libc::ENOENT)) if self.without => Ok(None),
             Err(Errno(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
                 // By a change in the layer, and not because the host moved it since it was looked at:
                 // then it is shown where nobody knows.
@@ -353,7 +368,10 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             c"newinstance,ptmxmode=0666,mode=620",
         ),
         Step::Bind { source, path, recursive, attributes } => {
-            let tree = open_tree_of(source, *recursive, place, *attributes)?;
+            let tree = match open_tree_of(source, *recursive, place, *attributes) {
+                Err(Errno(libc::ENOENT)) if place.goes_without(source) => return Ok(()),
+                tree => tree?,
+            };
             let r = raw::move_mount(tree, c"", root, path, mnt::MOVE_MOUNT_F_EMPTY_PATH);
             place.close_soon(tree);
             r
@@ -366,7 +384,13 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
             place.close_soon(target);
             r
         }
-        Step::Overlay(overlay) => mount_overlay(place, overlay),
+        Step::Overlay(overlay) => match mount_overlay(place, overlay) {
+            Err(_) if overlay.optional => {
+                place.without = true;
+                Ok(())
+            }
+            r => r,
+        },
         Step::Rebind { path, expect, attributes, lower } => {
             let Some(target) = place.open_layered(path, *expect, lower.as_deref())? else {
                 return Ok(());
@@ -469,6 +493,16 @@ fn mount_overlay<'a>(place: &mut Place<'a>, spec: &'a Overlay) -> raw::Result<()
         place.close_soon(tree);
         moved?;
     }
+    if let Some(private) = &spec.private {
+        raw::mkdirat(stage, &private.name, 0o700)?;
+        raw::fchdir(stage)?;
+        let flags = libc::MS_NOSUID | libc::MS_NODEV;
+        let made = raw::mount(c"tmpfs", &private.name, c"tmpfs", flags, &private.options)
+            .and_then(|()| raw::mkdirat(stage, &spec.upper, 0o755))
+            .and_then(|()| raw::mkdirat(stage, &spec.work, 0o700));
+        raw::fchdir(root)?;
+        made?;
+    }
     let mut lower = [c""; overlay::MOST_LOWER];
     let lower = lower.get_mut(..spec.lower.len()).ok_or(Errno(libc::E2BIG))?;
     for (to, from) in lower.iter_mut().zip(&spec.lower) {
@@ -524,8 +558,10 @@ fn open_tree_of(
     let tree = match source {
         Source::Tree(i) => place.trees.get(*i).copied().ok_or(Errno(libc::EBADF))?,
         Source::Stage(path) => {
-            let flags = mnt::OPEN_TREE_CLONE | mnt::OPEN_TREE_CLOEXEC | mnt::AT_SYMLINK_NOFOLLOW;
-            raw::open_tree(place.stage, path, flags)?
+            let object = open_inside(place.stage, path, None)?;
+            let tree = clone_tree(object, false);
+            raw::close(object);
+            tree?
         }
         Source::Path { path, expect } => open_source(path, *expect, recursive)?,
     };

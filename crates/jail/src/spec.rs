@@ -16,7 +16,7 @@ pub enum Source {
     /// A detached tree that the parent holds (index into [`Parent::trees`]): root callers, whose
     /// child has no right to open the source any more.
     Tree(usize),
-    /// Lies in the stage, see [`Overlay`]. Nobody else can change what does, up to the last name.
+    /// Lies in the stage, see [`Overlay`]. Resolved without symlinks.
     Stage(CString),
 }
 
@@ -142,6 +142,17 @@ pub struct Overlay {
     pub work: CString,
     pub place: Place,
     pub attributes: u64,
+    /// Where `upper` and `work` are to be made: a tmpfs in the stage, gone with it.
+    pub private: Option<Private>,
+    /// The run goes on without it and without the binds of what lies in it.
+    pub optional: bool,
+}
+
+/// A tmpfs in the stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Private {
+    pub name: CString,
+    pub options: CString,
 }
 
 /// A directory for the stage.

@@ -17,6 +17,8 @@ pub mod delta;
 pub mod diff;
 mod error;
 pub mod executable;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod history;
 pub mod journal;
 mod lossless;

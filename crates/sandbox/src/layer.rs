@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ringfence_layers::delta::ChangeKind;
@@ -134,6 +135,9 @@ pub struct Changed {
     /// Why the run was ended before its end: a limit of what the layer may hold.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub exceeded: Option<String>,
+    /// After a failure: a file that the command could not have changed, and why.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub foreign: Option<String>,
     /// What could not be found out.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
@@ -216,10 +220,10 @@ impl InLayer {
     }
 
     /// Ends the session. What goes wrong here loses nothing, and is told.
-    pub fn finish(self) -> Changed {
+    pub fn finish(self, failed: bool) -> Changed {
         let Self { session, request, policy } = self;
+        let foreign = failed.then(|| foreign(session.mounts())).flatten();
         let untouched = request.auto && is_untouched(&session);
-        let deep = session.record().stack.len() >= history::SOFT_DEPTH;
         let ended = session.finish(&Outcome { policy });
         let mut changed = Changed {
             name: request.name.clone(),
@@ -227,6 +231,12 @@ impl InLayer {
             changed: 0,
             deleted: 0,
             removed: false,
+            foreign: foreign.map(|path| {
+                format!(
+                    "{} belongs to another user or group, so it cannot be changed in a layer; programs say \"value too large for defined data type\" or \"permission denied\"",
+                    crate::plan::shown(&path)
+                )
+            }),
             problem: None,
             exceeded: None,
         };
@@ -240,7 +250,7 @@ impl InLayer {
                         _ => changed.changed += 1,
                     }
                 }
-                if deep { settle(&request) } else { Ok(()) }
+                Ok(())
             }
             Err(e) => Err(e),
         };
@@ -282,8 +292,27 @@ fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
     Store::open(&request.store)?.discard(&request.name)
 }
 
-fn settle(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
-    history::settle(&Store::open(&request.store)?, &request.name)
+/// The first object below the roots that the sandbox's ids cannot own a copy of. Looks for a moment only.
+fn foreign(mounts: &[ringfence_layers::Mount]) -> Option<PathBuf> {
+    const MOST: std::time::Duration = std::time::Duration::from_millis(20);
+    let begun = std::time::Instant::now();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let mut pending: std::collections::VecDeque<PathBuf> =
+        mounts.iter().map(|m| m.root.clone()).collect();
+    while let Some(path) = pending.pop_front() {
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        if (meta.uid(), meta.gid()) != (uid.as_raw(), gid.as_raw()) {
+            return Some(path);
+        }
+        if begun.elapsed() > MOST {
+            break;
+        }
+        if meta.is_dir() {
+            let below = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            pending.extend(below.map(|entry| entry.path()));
+        }
+    }
+    None
 }
 
 /// Nothing was changed but perhaps the times of the roots.

@@ -231,6 +231,7 @@ fn view(
             Action::LayerFile { object, root, over } => {
                 stage.file(step, object, (*root, *over), parent, &mut steps)?;
             }
+            Action::Cache { object } => stage.cache(step, object, parent, &mut steps)?,
             _ if step.layered => stage.covered(step, given.agent, parent, &mut steps)?,
             _ => lower_step(step, demoted, given.agent, parent, &mut steps)?,
         }
@@ -272,7 +273,8 @@ fn scaffold(plan: &Plan) -> PathBuf {
             Action::Bind { object, .. }
             | Action::Over { object, .. }
             | Action::Layer { object, .. }
-            | Action::LayerFile { object, .. } => object.path.starts_with(dir),
+            | Action::LayerFile { object, .. }
+            | Action::Cache { object } => object.path.starts_with(dir),
             Action::Seal { object } if s.layered => object.path.starts_with(dir),
             Action::System { source } | Action::Device { source } => source.starts_with(dir),
             _ => false,
@@ -398,7 +400,7 @@ fn lower_step(
             lower: None,
         }),
         // Lowered by the stage.
-        Action::Layer { .. } | Action::LayerFile { .. } => {}
+        Action::Layer { .. } | Action::LayerFile { .. } | Action::Cache { .. } => {}
     }
     Ok(())
 }
@@ -412,13 +414,23 @@ struct Stage<'a> {
     names: usize,
     /// Where each root's real directory is in the stage, and its overlay, where that stays there.
     real: Vec<Option<String>>,
+    /// The same of home, for caches.
+    home: Option<(String, String)>,
     shared: Vec<Option<String>>,
 }
 
 impl<'a> Stage<'a> {
     fn new(plan: &'a Plan, demoted: bool, mounts: &'a [ringfence_layers::Mount]) -> Self {
         let roots = plan.layer.as_ref().map_or(0, |l| l.roots.len());
-        Self { plan, demoted, mounts, names: 0, real: vec![None; roots], shared: vec![None; roots] }
+        Self {
+            plan,
+            demoted,
+            mounts,
+            names: 0,
+            real: vec![None; roots],
+            home: None,
+            shared: vec![None; roots],
+        }
     }
 
     fn name(&mut self) -> String {
@@ -492,7 +504,62 @@ impl<'a> Stage<'a> {
         self.real[root] = Some(name);
         let part = |name: &OsStr| c(Path::new(&at).join(name).as_os_str());
         let (upper, work) = (part(upper)?, part(work)?);
-        Ok(jail::Overlay { sources, lower, upper, work, place, attributes: PLAIN })
+        Ok(jail::Overlay {
+            sources,
+            lower,
+            upper,
+            work,
+            place,
+            attributes: PLAIN,
+            private: None,
+            optional: false,
+        })
+    }
+
+    /// A directory of an overlay of home, of which nothing else is shown: one overlay for all caches.
+    fn cache(
+        &mut self,
+        step: &Step,
+        object: &Object,
+        parent: &mut jail::Parent,
+        out: &mut Vec<jail::Step>,
+    ) -> Result<(), LowerError> {
+        let Some(caches) = &self.plan.caches else { return Ok(()) };
+        let Ok(relative) = object.path.strip_prefix(&caches.home.path) else { return Ok(()) };
+        let (_, shared) = if let Some(known) = &self.home {
+            known.clone()
+        } else {
+            let (tmpfs, shared) = (self.name(), self.name());
+            let mut sources = Vec::new();
+            let real = self.staged(&caches.home, parent, &mut sources)?;
+            let part = |name: &str| c(Path::new(&tmpfs).join(name).as_os_str());
+            let options = format!("mode=700,size={},nr_inodes=1048576", self.plan.private_bytes);
+            out.push(jail::Step::Overlay(jail::Overlay {
+                sources,
+                lower: vec![c(OsStr::new(&real))?],
+                upper: part("tree")?,
+                work: part("work")?,
+                place: jail::Place::Stage(c(OsStr::new(&shared))?),
+                attributes: PLAIN,
+                private: Some(jail::Private {
+                    name: c(OsStr::new(&tmpfs))?,
+                    options: c(OsStr::new(&options))?,
+                }),
+                // Without it they are empty, as on a host that has none.
+                optional: true,
+            }));
+            self.home = Some((real, shared));
+            self.home.clone().unwrap_or_default()
+        };
+        let source = jail::Source::Stage(c(Path::new(&shared).join(relative).as_os_str())?);
+        let attributes = attributes(Permission::Write);
+        out.push(jail::Step::Bind {
+            source,
+            path: inside(&step.path)?,
+            recursive: false,
+            attributes,
+        });
+        Ok(())
     }
 
     /// A file of an overlay of its directory, which nobody sees else.
@@ -528,6 +595,18 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// Where the real directory has a path, in the stage.
+    fn lower_of(&self, path: &Path) -> Option<PathBuf> {
+        let caches = self.plan.caches.as_ref();
+        if let (Some((real, _)), Some(caches)) = (&self.home, caches)
+            && caches.paths.iter().any(|c| survey::lies_in(path, c))
+        {
+            return Some(Path::new(real).join(path.strip_prefix(&caches.home.path).ok()?));
+        }
+        let (root, rest) = self.plan.layer.as_ref()?.shows(path)?;
+        Some(Path::new(self.real.get(root)?.as_ref()?).join(rest))
+    }
+
     /// What lies over something in an overlay, whatever an earlier run put there.
     fn covered(
         &mut self,
@@ -537,14 +616,7 @@ impl<'a> Stage<'a> {
         out: &mut Vec<jail::Step>,
     ) -> Result<(), LowerError> {
         let path = inside(&step.path)?;
-        let lower = self
-            .plan
-            .layer
-            .as_ref()
-            .and_then(|layer| layer.shows(&step.path))
-            .and_then(|(root, rest)| Some(Path::new(self.real.get(root)?.as_ref()?).join(rest)))
-            .map(|path| c(path.as_os_str()))
-            .transpose()?;
+        let lower = self.lower_of(&step.path).map(|path| c(path.as_os_str())).transpose()?;
         match &step.action {
             // The host's object itself, not what the layer has there.
             Action::Seal { object } => {

@@ -77,6 +77,22 @@ pub struct Survey {
     pub idmap: bool,
     /// What is written is to land in a layer.
     pub layer: Option<LayerSurvey>,
+    pub caches: Option<Caches>,
+}
+
+/// Caches of tools that are shown copy-on-write.
+#[derive(Clone, Debug)]
+pub struct Caches {
+    /// What the overlay lies over; nothing else of it is shown.
+    pub home: Object,
+    pub rules: Vec<Rule>,
+    pub paths: Vec<PathBuf>,
+}
+
+impl Caches {
+    fn has(&self, path: &Path) -> bool {
+        self.paths.iter().any(|p| p == path)
+    }
 }
 
 /// One mount or entry of the private root, in order.
@@ -148,6 +164,11 @@ pub enum Action {
         root: usize,
         #[serde(skip)]
         over: bool,
+    },
+    /// The host's, with what is written kept in memory and gone afterwards.
+    Cache {
+        #[serde(skip)]
+        object: Object,
     },
     /// Read-only from here down.
     Seal {
@@ -255,6 +276,11 @@ pub struct Plan {
     /// Where what is written lands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<LayerPlan>,
+    #[serde(skip)]
+    pub(crate) caches: Option<Caches>,
+    /// Bytes that private places may hold.
+    #[serde(skip)]
+    pub(crate) private_bytes: u64,
 }
 
 fn debug<T: fmt::Debug, S: serde::Serializer>(v: &T, s: S) -> Result<S::Ok, S::Error> {
@@ -470,6 +496,8 @@ impl Plan {
             directories: u64::MAX,
             listing: None,
             layer,
+            caches: survey.caches,
+            private_bytes: policy.files.tmp_bytes,
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
@@ -847,7 +875,9 @@ impl<'a> Builder<'a> {
             Permission::Write => Access::Write,
         };
         self.bound.push(path.clone());
+        let cache = self.survey.caches.as_ref().is_some_and(|c| c.has(&path));
         let action = match permission {
+            Permission::Write if cache && object.id.is_dir => Action::Cache { object },
             Permission::Write => {
                 self.writable(object, false, |object| Action::Bind { object, permission })?
             }
@@ -950,7 +980,8 @@ impl<'a> Builder<'a> {
             let path = Path::new(name);
             let inherited = around.inherited(path);
             // Everything writable is.
-            let layered = inherited == Permission::Write && self.layer.is_some();
+            let cached = || survey.caches.iter().flat_map(|c| &c.paths).any(|c| lies_in(path, c));
+            let layered = inherited == Permission::Write && (self.layer.is_some() || cached());
             if let Some(object) = pins.get(name)
                 && inherited == Permission::Write
                 && !points.contains_key(name)
@@ -1270,6 +1301,7 @@ impl fmt::Display for Plan {
                 },
                 Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
                 Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
+                Action::Cache { .. } => "the host's, changes stay inside (overlay)".into(),
                 Action::LayerFile { .. } => {
                     "read-write, changes go to the layer (overlay of its directory)".into()
                 }

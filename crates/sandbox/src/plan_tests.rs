@@ -97,6 +97,7 @@ fn survey(policy: &Policy, paths: &[&str]) -> Survey {
         foreign_id: 1000,
         idmap: true,
         layer: None,
+        caches: None,
         places,
     }
 }

@@ -16,13 +16,13 @@ use ringfence_sys::raw::Errno;
 
 use crate::agent;
 use crate::discover::{
-    self, GitOptions, Matcher, PRIVATE_CACHES, RepositoryHint, Shape, TOOL_ENVIRONMENT, Verdict,
-    WalkOptions,
+    self, Contents, GitOptions, Matcher, PRIVATE_CACHES, RepositoryHint, Shape, TOOL_ENVIRONMENT,
+    Verdict, WalkOptions,
 };
 use crate::inspection::Inspection;
 use crate::layer::{self, LayerRequest, LayerSurvey};
 use crate::network::{self, Filter, Keep};
-use crate::plan::{Plan, PlanError, Point, Survey, describe, shown};
+use crate::plan::{Caches, Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
 use crate::survey::{self, Caller, Object, Objects, SystemEntry};
 
@@ -186,6 +186,8 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     for rule in &policy.files.rules {
         extra.extend(behind_links(rule, &places)?);
     }
+    let caches = caches(policy, request, &places, &caller, &mut hints);
+    extra.extend(caches.iter().flat_map(|c| &c.rules).cloned());
     let rules = CompiledRules::with_extra(policy, &places, &extra);
     let listing = workspace.as_ref().and_then(Listing::of);
     let mut found = Findings::new(&rules, workspace.is_some(), listing);
@@ -209,7 +211,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
 
     found.store(request)?;
     let layer = match &request.layer {
-        Some(wanted) => Some(found.layer(wanted.clone(), workspace.as_ref())?),
+        Some(wanted) => Some(found.layer(wanted.clone(), workspace.as_ref(), demoted)?),
         None => None,
     };
 
@@ -282,6 +284,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         foreign_id,
         idmap,
         layer,
+        caches,
         places,
     };
     let git = found.git;
@@ -345,6 +348,68 @@ fn tools(
         hints.push(format!("{} is not shown: {why}", path.display()));
     }
     Ok(tools)
+}
+
+/// Caches of tools in home that the policy says nothing of: they are shown, and what is written there
+/// stays inside. Only by an overlay, so not where none can be.
+fn caches(
+    policy: &Policy,
+    request: &Request,
+    places: &Places,
+    caller: &Caller,
+    hints: &mut Vec<String>,
+) -> Option<Caches> {
+    let wanted = policy.files.toolchains && request.rung == Rung::Namespaces;
+    if !wanted || places.home == Path::new("/") {
+        return None;
+    }
+    let home = survey::look(&places.home).ok().flatten().filter(|home| home.id.is_dir)?;
+    let fd = home.fd.as_ref()?;
+    let place = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
+    let mut found: Vec<&str> = PRIVATE_CACHES
+        .iter()
+        .filter(|c| c.contents == Contents::CopyOnWrite)
+        .filter(|c| ringfence_sys::fd::open_beneath(fd.as_fd(), c.path.as_bytes(), place).is_ok())
+        .map(|c| c.path)
+        .collect();
+    if found.is_empty() {
+        return None;
+    }
+    let alone = CompiledRules::new(policy, places);
+    // Outside the workspace nobody looks for what a pattern hides, so a cache that one may speak of
+    // stays as it was: not there.
+    let patterns = alone.glob_rules();
+    let hides = |cache: &Path| {
+        let hiding = patterns.iter().filter(|g| g.rule.effect == Effect::Cap);
+        hiding.map(|g| &g.base).any(|base| base.starts_with(cache) || cache.starts_with(base))
+    };
+    found.retain(|path| {
+        let path = places.home.join(path);
+        alone.decide(&path).permission == Permission::None && !hides(&path)
+    });
+    let rules: Vec<Rule> = found
+        .iter()
+        .filter_map(|path| {
+            let rule = Rule::grant_path(&places.home.join(path), Permission::Write, "tool cache")?;
+            // Whatever is said of it in the policy comes after this, and wins.
+            Some(Rule { priority: -1, ..rule })
+        })
+        .collect();
+    if rules.is_empty() || caller.maps_ids && !can_idmap(Some(&home)) {
+        return None;
+    }
+    if !caller.maps_ids
+        && let Ok(mounts) = layer::mounts_below(&[&places.home])
+        && let Some(mount) = mounts.iter().find(|m| m.path != places.home)
+    {
+        hints.push(format!(
+            "caches of tools start empty: {} is a file system of its own in home, which only root can lay an overlay around",
+            shown(&mount.path)
+        ));
+        return None;
+    }
+    let paths = found.iter().map(|path| places.home.join(path)).collect();
+    Some(Caches { home, rules, paths })
 }
 
 /// The names directly in the workspace. Taken once before a run and once after.
@@ -673,6 +738,7 @@ impl<'a> Findings<'a> {
         &mut self,
         request: LayerRequest,
         workspace: Option<&Object>,
+        demoted: bool,
     ) -> Result<LayerSurvey, PrepareError> {
         let writable: Vec<Object> = self
             .points
@@ -689,6 +755,16 @@ impl<'a> Findings<'a> {
         }
         let directories: Vec<&Path> =
             writable.iter().chain(&parents).chain(workspace).map(|o| &*o.path).collect();
+        if demoted {
+            // Where it will be made if it is not there.
+            let store = request.store.ancestors().find_map(|dir| survey::look(dir).ok().flatten());
+            if !can_idmap(store.as_ref()) {
+                return Err(path_error(
+                    &request.store,
+                    "the store of layers lies on a file system that cannot translate owners, which a root caller needs; name another place with RINGFENCE_STATE",
+                ));
+            }
+        }
         let mounts = layer::mounts_below(&directories)
             .map_err(|e| path_error(Path::new("/proc/self/mountinfo"), plain(&e)))?;
         Ok(LayerSurvey { request, mounts, parents })

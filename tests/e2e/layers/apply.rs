@@ -165,7 +165,7 @@ fn what_both_changed_is_merged_or_shown_and_never_overwritten() {
         if !layers_work(place) {
             return;
         }
-        let text = (0..30).map(|n| format!("{n}\n")).collect::<Vec<_>>().concat();
+        let text: String = (0..30).map(|n: i32| n.to_string() + "\n").collect();
         place.write("both", &text);
         place.write("same-line", &text);
         place.write("fine", "1\n");

@@ -251,6 +251,9 @@ fn tell_layer(typed: &Typed, changed: &Changed) {
     if told && !changed.is_empty() {
         output::say(changed);
     }
+    if told && let Some(foreign) = &changed.foreign {
+        output::say(format_args!("layer {}: {}", changed.name, printable(foreign)));
+    }
 }
 
 fn explain(typed: &Typed, policy: &Policy, request: &Request) -> ExitCode {

@@ -60,41 +60,48 @@ pub struct PrivateCache {
     pub path: &'static str,
     pub what: &'static str,
     pub contents: Contents,
+    /// The tool by whose name its caches are shared.
+    pub tool: &'static str,
 }
 
-const fn cache(path: &'static str, what: &'static str, contents: Contents) -> PrivateCache {
-    PrivateCache { path, what, contents }
+const fn cache(
+    path: &'static str,
+    tool: &'static str,
+    what: &'static str,
+    contents: Contents,
+) -> PrivateCache {
+    PrivateCache { path, what, contents, tool }
 }
 
 /// Places where tools write in home. `Empty` ones may be made whether or not they exist outside;
 /// `CopyOnWrite` ones only matter when they exist.
 pub const PRIVATE_CACHES: &[PrivateCache] = &[
-    cache(".bun/install/cache", "bun packages", Contents::CopyOnWrite),
-    cache(".cache", "caches", Contents::Empty),
-    cache(".cache/ccache", "ccache", Contents::CopyOnWrite),
-    cache(".cache/deno", "deno modules", Contents::CopyOnWrite),
-    cache(".cache/go-build", "go build cache", Contents::CopyOnWrite),
-    cache(".cache/ms-playwright", "playwright browsers", Contents::CopyOnWrite),
-    cache(".cache/node/corepack", "corepack", Contents::CopyOnWrite),
-    cache(".cache/pip", "pip", Contents::CopyOnWrite),
-    cache(".cache/pypoetry", "poetry", Contents::CopyOnWrite),
-    cache(".cache/uv", "uv", Contents::CopyOnWrite),
-    cache(".cache/yarn", "yarn", Contents::CopyOnWrite),
-    cache(".cargo", "cargo locks", Contents::Empty),
-    cache(".cargo/git", "cargo git sources", Contents::CopyOnWrite),
-    cache(".cargo/registry", "cargo registry", Contents::CopyOnWrite),
-    cache(".gradle", "gradle state", Contents::Empty),
-    cache(".gradle/caches", "gradle caches", Contents::CopyOnWrite),
-    cache(".gradle/wrapper", "gradle distributions", Contents::CopyOnWrite),
-    cache(".local/share/pnpm/store", "pnpm store", Contents::CopyOnWrite),
-    cache(".local/state", "state", Contents::Empty),
-    cache(".m2", "maven state", Contents::Empty),
-    cache(".m2/repository", "maven repository", Contents::CopyOnWrite),
-    cache(".npm", "npm cache and logs", Contents::CopyOnWrite),
-    cache(".nuget/packages", "nuget packages", Contents::CopyOnWrite),
-    cache(".pub-cache", "dart packages", Contents::CopyOnWrite),
-    cache(".yarn/berry/cache", "yarn packages", Contents::CopyOnWrite),
-    cache("go/pkg/mod", "go modules", Contents::CopyOnWrite),
+    cache(".bun/install/cache", "bun", "bun packages", Contents::CopyOnWrite),
+    cache(".cache", "", "caches", Contents::Empty),
+    cache(".cache/ccache", "ccache", "ccache", Contents::CopyOnWrite),
+    cache(".cache/deno", "deno", "deno modules", Contents::CopyOnWrite),
+    cache(".cache/go-build", "go", "go build cache", Contents::CopyOnWrite),
+    cache(".cache/ms-playwright", "playwright", "playwright browsers", Contents::CopyOnWrite),
+    cache(".cache/node/corepack", "corepack", "corepack", Contents::CopyOnWrite),
+    cache(".cache/pip", "pip", "pip", Contents::CopyOnWrite),
+    cache(".cache/pypoetry", "poetry", "poetry", Contents::CopyOnWrite),
+    cache(".cache/uv", "uv", "uv", Contents::CopyOnWrite),
+    cache(".cache/yarn", "yarn", "yarn", Contents::CopyOnWrite),
+    cache(".cargo", "cargo", "cargo locks", Contents::Empty),
+    cache(".cargo/git", "cargo", "cargo git sources", Contents::CopyOnWrite),
+    cache(".cargo/registry", "cargo", "cargo registry", Contents::CopyOnWrite),
+    cache(".gradle", "gradle", "gradle state", Contents::Empty),
+    cache(".gradle/caches", "gradle", "gradle caches", Contents::CopyOnWrite),
+    cache(".gradle/wrapper", "gradle", "gradle distributions", Contents::CopyOnWrite),
+    cache(".local/share/pnpm/store", "pnpm", "pnpm store", Contents::CopyOnWrite),
+    cache(".local/state", "", "state", Contents::Empty),
+    cache(".m2", "maven", "maven state", Contents::Empty),
+    cache(".m2/repository", "maven", "maven repository", Contents::CopyOnWrite),
+    cache(".npm", "npm", "npm cache and logs", Contents::CopyOnWrite),
+    cache(".nuget/packages", "nuget", "nuget packages", Contents::CopyOnWrite),
+    cache(".pub-cache", "dart", "dart packages", Contents::CopyOnWrite),
+    cache(".yarn/berry/cache", "yarn", "yarn packages", Contents::CopyOnWrite),
+    cache("go/pkg/mod", "go", "go modules", Contents::CopyOnWrite),
 ];
 
 /// A variable to set inside.

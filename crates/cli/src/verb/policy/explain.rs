@@ -224,6 +224,9 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
         Action::Layer { .. } | Action::LayerFile { .. } => {
             (Permission::Write, "written in a layer, the host's stays as it is")
         }
+        Action::Cache { .. } => {
+            (Permission::Write, "a tool's cache: the host's is read, what is written stays inside")
+        }
         Action::Private { .. } | Action::Writable => (
             Permission::None,
             "not there: a private, empty directory of the sandbox stands here, writable and gone afterwards",
