@@ -255,6 +255,7 @@ impl<'a> Broker<'a> {
     }
 
     fn carry_out(&mut self, held: &Held) -> Res<Done> {
+        #[cfg(target_arch = "x86_64")]
         const CWD: i32 = libc::AT_FDCWD;
         let a = &held.args;
         let int = |n: usize| a[n] as i32;
