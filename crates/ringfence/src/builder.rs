@@ -9,6 +9,7 @@ use ringfence_policy::{
     Policy, Rule, resolve_layers,
 };
 use ringfence_proxy::{Record, Sink};
+use ringfence_sandbox::layer::LayerRequest;
 use ringfence_sandbox::plan::Plan;
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::RunError;
@@ -25,6 +26,7 @@ pub struct Sandbox {
     policy: Policy,
     workspace: Option<PathBuf>,
     cache: bool,
+    delta: Option<String>,
     pub(crate) ear: Ear,
 }
 
@@ -68,7 +70,16 @@ impl Sandbox {
     }
 
     pub(crate) fn request(&self) -> Request {
-        Request { workspace: self.workspace.clone(), cache: self.cache, ..Request::current() }
+        let mut request =
+            Request { workspace: self.workspace.clone(), cache: self.cache, ..Request::current() };
+        request.layer = self.delta.as_ref().map(|name| LayerRequest {
+            name: name.clone(),
+            auto: false,
+            store: request.store(),
+            checkpoint: false,
+            quota: None,
+        });
+        request
     }
 }
 
@@ -82,6 +93,7 @@ pub struct Builder {
     own: Fragment,
     policy: Option<Policy>,
     cache: bool,
+    delta: Option<String>,
     ear: Ear,
     problem: Option<Error>,
 }
@@ -95,6 +107,7 @@ impl Default for Builder {
             own: Fragment::named(LAYER),
             policy: None,
             cache: true,
+            delta: None,
             ear: Ear::default(),
             problem: None,
         }
@@ -293,6 +306,23 @@ impl Builder {
         self
     }
 
+    /// Keeps what commands write in a layer of this name, as `ringfence run --layer` does: the real files
+    /// stay as they are, and `ringfence diff`, `apply` and `discard` tell and do what becomes of it. One
+    /// command at a time. (A [`Builder::layer`] is one of the policy.)
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let sandbox =
+    ///     ringfence::Sandbox::builder().workspace(dir.path()).in_layer("attempt").build()?;
+    /// let layer = sandbox.plan()?.layer.expect("the plan has a layer");
+    /// assert_eq!(layer.roots[0].path, dir.path().canonicalize()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn in_layer(mut self, name: impl Into<String>) -> Self {
+        self.delta = Some(name.into());
+        self
+    }
+
     /// Puts the layers together. Nothing of the host is looked at but the workspace's path.
     pub fn build(self) -> Result<Sandbox, Error> {
         if let Some(problem) = self.problem {
@@ -337,7 +367,10 @@ impl Builder {
             })?),
             None => None,
         };
-        Ok(Sandbox { policy, workspace, cache: self.cache, ear: self.ear })
+        if let Some(name) = &self.delta {
+            LayerRequest::new(Some(name), PathBuf::new(), false).map_err(RunError::from)?;
+        }
+        Ok(Sandbox { policy, workspace, cache: self.cache, delta: self.delta, ear: self.ear })
     }
 }
 

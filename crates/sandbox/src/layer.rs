@@ -255,7 +255,6 @@ impl InLayer {
         drop(masks);
         let foreign = failed.then(|| foreign(session.mounts())).flatten();
         let untouched = request.auto && is_untouched(&session);
-        let deep = session.record().stack.len() >= history::SOFT_DEPTH;
         let ended = session.finish(&Outcome { policy });
         let mut changed = Changed {
             name: request.name.clone(),
@@ -265,7 +264,7 @@ impl InLayer {
             removed: false,
             foreign: foreign.map(|path| {
                 format!(
-                    "{} belongs to another user or group, so it cannot be changed in a layer; programs say \"value too large for defined data type\"",
+                    "{} belongs to another user or group, so it cannot be changed in a layer; programs say \"value too large for defined data type\" or \"permission denied\"",
                     crate::plan::shown(&path)
                 )
             }),
@@ -282,7 +281,7 @@ impl InLayer {
                         _ => changed.changed += 1,
                     }
                 }
-                if deep { settle(&request) } else { Ok(()) }
+                Ok(())
             }
             Err(e) => Err(e),
         };
@@ -329,10 +328,6 @@ fn existing(store: &Path) -> &Path {
 
 fn discard(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
     Store::open(&request.store)?.discard(&request.name)
-}
-
-fn settle(request: &LayerRequest) -> Result<(), ringfence_layers::Error> {
-    history::settle(&Store::open(&request.store)?, &request.name)
 }
 
 /// The first object below the roots that the sandbox's ids cannot own a copy of. Looks for a moment only.

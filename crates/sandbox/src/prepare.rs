@@ -216,7 +216,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
 
     found.store(request)?;
     let layer = match &request.layer {
-        Some(wanted) => Some(found.layer(wanted.clone(), workspace.as_ref())?),
+        Some(wanted) => Some(found.layer(wanted.clone(), workspace.as_ref(), demoted)?),
         None => None,
     };
     let names = found.names.take();
@@ -758,6 +758,7 @@ impl<'a> Findings<'a> {
         &mut self,
         request: LayerRequest,
         workspace: Option<&Object>,
+        demoted: bool,
     ) -> Result<LayerSurvey, PrepareError> {
         let writable: Vec<Object> = self
             .points
@@ -774,6 +775,16 @@ impl<'a> Findings<'a> {
         }
         let directories: Vec<&Path> =
             writable.iter().chain(&parents).chain(workspace).map(|o| &*o.path).collect();
+        if demoted {
+            // Where it will be made if it is not there.
+            let store = request.store.ancestors().find_map(|dir| survey::look(dir).ok().flatten());
+            if !can_idmap(store.as_ref()) {
+                return Err(path_error(
+                    &request.store,
+                    "the store of layers lies on a file system that cannot translate owners, which a root caller needs; name another place with RINGFENCE_STATE",
+                ));
+            }
+        }
         let mounts = layer::mounts_below(&directories)
             .map_err(|e| path_error(Path::new("/proc/self/mountinfo"), plain(&e)))?;
         Ok(LayerSurvey { request, mounts, parents })

@@ -358,7 +358,11 @@ fn failure(
         );
         return RunError::Setup { what, errno: f.errno, hint };
     }
-    let hint = if f.errno.0 == libc::ESTALE {
+    let step = spec.view.as_ref().and_then(|view| view.steps.get(f.index as usize));
+    let overlay = f.stage == Stage::Step && matches!(step, Some(jail::Step::Overlay(_)));
+    let hint = if overlay && f.errno.0 != libc::ESTALE {
+        "; overlayfs must know the file systems of the directory and of the store of layers (RINGFENCE_STATE names another place for it: ext4, xfs, btrfs or tmpfs), and a root caller needs Linux 5.19"
+    } else if f.errno.0 == libc::ESTALE {
         "; it was replaced while the sandbox was being set up, nothing was run"
     } else if namespace_refusal(f, spec) && rung == Rung::Namespaces {
         "; `ringfence doctor` finds out which layer of this host refuses"

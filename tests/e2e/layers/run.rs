@@ -334,7 +334,8 @@ fn a_checkpoint_seals_what_was_there_before() {
         let record: serde_json::Value =
             serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
         assert_eq!(record["stack"].as_array().unwrap().len(), 2, "{record:#}");
-        let command = record["checkpoints"][1]["command"].as_str().unwrap();
+        let last = record["checkpoints"].as_array().unwrap().last().unwrap();
+        let command = last["command"].as_str().unwrap();
         assert!(command.starts_with("/bin/sh -c echo 3 >> f"), "{record:#}");
     });
 }
@@ -473,13 +474,41 @@ fn files_of_other_owners_are_not_changed_and_it_is_said_why() {
         assert!(ran.err.contains("too large"), "{ran:#?}");
         assert!(ran.err.contains("belongs to another user or group"), "{ran:#?}");
         assert_eq!(ran.out, "group\n");
-        // In a directory of the command's own it can be replaced.
-        p.shell(
-            &["--layer", "l"],
-            "rm -f of-a-group && echo x > of-a-group && cat of-a-group mine",
-        )
-        .ok();
+        // Through an idmapped mount its owner is nobody, and then it cannot be removed either.
+        let ran = p.shell(&["--layer", "l"], "rm -f of-a-group");
+        match p.user {
+            User::Me => ran.failed_with(1).says("too large"),
+            User::Ordinary => ran.ok(),
+        };
+        assert_eq!(p.shell(&["--layer", "l"], "cat mine").ok().out, "mine\nx\n");
         assert_untouched(&before, &host(p), "after runs over files of others");
+    });
+}
+
+#[test]
+fn a_store_where_none_can_be_is_refused_with_a_remedy() {
+    if !is_root() || !has("unshare") {
+        println!("skipped: only root can mount a file system that takes no overlay");
+        return;
+    }
+    as_each_user(|p| {
+        let state = p.root().join("state");
+        std::fs::create_dir(&state).unwrap();
+        p.own(&state);
+        let (uid, gid) = p.ids();
+        let script = format!(
+            "mkdir {0}.u {0}.w && chown {uid}:{gid} {0}.u && chmod 700 {0}.u &&
+             mount -t overlay -o lowerdir=/usr/share/doc,upperdir={0}.u,workdir={0}.w o {0} &&
+             exec setpriv --reuid {uid} --regid {gid} --clear-groups \
+             env RINGFENCE_STATE={0} HOME={1} {2} run --layer l -- echo ran",
+            state.display(),
+            p.home().display(),
+            crate::harness::binary().display()
+        );
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &script]).current_dir(p.workspace());
+        let ran = Ran::of(&mut command).failed_with(125).says("RINGFENCE_STATE");
+        assert_eq!(ran.out, "", "{ran:#?}");
     });
 }
 
