@@ -75,6 +75,9 @@ pub struct Early {
     reaped: bool,
 }
 
+/// Looks at whether the process is made, before sleeping: somewhat longer than that takes.
+const SPINS: u32 = 6000;
+
 /// Enough for PID 1's set-up, which runs on the copy of this stack.
 const STACK: usize = 256 << 10;
 
@@ -235,7 +238,6 @@ impl Early {
         // The copy is made while this process loops on this word or sleeps. Awake it keeps its processor,
         // and what is made starts on the helper's, which is free then; asleep it would be woken on the
         // processor where the new process has just begun, and hold it up.
-        const SPINS: u32 = 6000;
         for _ in 0..SPINS {
             if shared.done.load(Ordering::Acquire) != 0 {
                 break;
