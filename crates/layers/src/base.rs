@@ -5,12 +5,13 @@
 //! of guessing. The clock is the one that file systems take their times from, so "since" has no gap.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use ringfence_sys::fd;
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -219,11 +220,14 @@ fn keep(delta: &OwnedFd, shown: &Path, hash: &str, bytes: &[u8]) -> Result<(), E
     }
     let dir = rustix::fs::openat(delta, "base", fd::DIRECTORY, Mode::empty())
         .map_err(Error::os("open", &path))?;
-    if object::look(dir.as_fd(), OsStr::new(hash)).is_ok_and(|m| m.is_some()) {
-        return Ok(());
+    // Written under its name at once: a copy that a crash left short does not have its hash, and is not
+    // used then.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(&dir, hash, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => File::from(fd).write_all(bytes).map_err(Error::io("write", path.join(hash))),
+        Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(Error::os("write", path.join(hash))(errno)),
     }
-    // A copy that a crash left short does not have its hash, and is not used then.
-    store::replace(dir.as_fd(), hash, &path, bytes, false)
 }
 
 fn read(delta: &Path) -> Result<Vec<Base>, Error> {

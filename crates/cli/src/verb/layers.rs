@@ -4,7 +4,7 @@
 use crate::exit::ExitCode;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::ArgMatches;
 use ringfence_layers::journal::Place;
@@ -12,6 +12,7 @@ use ringfence_layers::{Record, Stamp, Store, Summary, history, shown};
 use ringfence_sandbox::prepare::Request;
 use serde_json::{Value, json};
 
+use super::policy::clean;
 use crate::help;
 use crate::output;
 
@@ -74,21 +75,6 @@ pub fn place(record: &Record, typed: &OsStr) -> Result<Place, String> {
     of(if is_root { &whole } else { &named })
         .or_else(|| of(&path))
         .ok_or_else(|| format!("{} is in none of the layer's directories", shown(&path)))
-}
-
-fn clean(path: &Path) -> PathBuf {
-    use std::path::Component;
-    let mut out = PathBuf::from("/");
-    for component in path.components() {
-        match component {
-            Component::ParentDir => {
-                out.pop();
-            }
-            Component::Normal(name) => out.push(name),
-            _ => {}
-        }
-    }
-    out
 }
 
 /// A path of the host as people would type it from here.

@@ -67,7 +67,7 @@ fn as_typed(what: &OsStr, places: &Places) -> Result<PathBuf, String> {
 }
 
 /// Without `.` and `..`, as far as that can be said without following symlinks.
-fn clean(path: &Path) -> PathBuf {
+pub fn clean(path: &Path) -> PathBuf {
     use std::path::Component;
     let mut out = PathBuf::from("/");
     for component in path.components() {
