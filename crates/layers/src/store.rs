@@ -761,7 +761,13 @@ impl Held {
     /// than the run.
     fn note_use(&mut self, last: &Use) -> Result<(), Error> {
         let text = serde_json::to_vec(last).unwrap_or_default();
-        replace(self.layer.dir.as_fd(), USE, &self.layer.path, &text, false)
+        let path = self.layer.path.join(USE);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.layer.dir, USE, flags, FILE)
+            .map_err(Error::os("write", &path))?;
+        // In place: file systems write out at once what replaces a file. Half of it is as good as none.
+        rustix::io::pwrite(&fd, &text, 0).map_err(Error::os("write", &path))?;
+        rustix::fs::ftruncate(&fd, text.len() as u64).map_err(Error::os("write", &path))
     }
 
     /// Replaces the record.
