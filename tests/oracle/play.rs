@@ -734,7 +734,7 @@ impl Game {
             if case.mechanism != Mechanism::Layer || !applies() {
                 return Ok(());
             }
-            if !self.apply()? {
+            if !self.apply(&inside)? {
                 return Ok(());
             }
             inside.restarts();
@@ -748,9 +748,9 @@ impl Game {
         }
     }
 
-    /// Brings the layer's changes to the host's tree; false where something is left of which apply says
-    /// that the host changed it.
-    fn apply(&self) -> Result<bool, String> {
+    /// Brings the layer's changes to the host's tree; false where that is not done for one of the reasons
+    /// that `layer` lists.
+    fn apply(&self, inside: &Model) -> Result<bool, String> {
         let root = self.place.root();
         let mut command = self.place.ringfence(["apply", "oracle", "-s"]);
         command.arg(root.join("policy.jsonc")).env("RINGFENCE_STATE", root.join("state"));
@@ -758,6 +758,13 @@ impl Game {
         // A layer in which nothing changed leaves none.
         if ran.code == Some(0) || ran.err.contains("there is no layer") {
             return Ok(true);
+        }
+        let closed = |inode: &model::Inode| inode.mode & 0o600 != 0o600;
+        if self.place.ids().0 != 0
+            && ran.err.contains("Permission denied")
+            && inside.tree.nodes.iter().any(closed)
+        {
+            return Ok(false);
         }
         let conflict = "changed on the host meanwhile";
         let (_, left) = ran.err.split_once("not applied:").unwrap_or_default();
