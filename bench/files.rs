@@ -27,6 +27,8 @@ const LARGE: u64 = 256 << 20;
 /// Small files read in one round, and made and removed.
 const READ: usize = 5000;
 const WRITTEN: usize = 2000;
+/// For one task in one view.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Files of the large tree that a layer has changed.
 const CHANGED: usize = 1000;
 
@@ -236,7 +238,9 @@ impl Worker {
 
     /// Once; the first one only fills caches.
     fn ask(&mut self, task: &str, counts: bool) {
-        if self.problem.is_some() {
+        // A view that is slow is not asked as often.
+        let spent: Duration = self.times.iter().sum();
+        if self.problem.is_some() || spent > PATIENCE {
             return;
         }
         let _ = writeln!(self.input, "{task}");
@@ -378,7 +382,7 @@ fn overlay_arguments(
 
 /// Work inside views, starts, and what is done with layers.
 pub fn groups(place: &Place, rounds: usize) -> Vec<Value> {
-    let few = (rounds / 40).max(5);
+    let few = (rounds / 40).max(3);
     let mut groups = inside(place, few).unwrap_or_else(|e| problem("work inside views", &e));
     groups.extend(starts(place, few * 2).unwrap_or_else(|e| problem("starts", &e)));
     groups.push(layers(place, few * 2));

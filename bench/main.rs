@@ -181,6 +181,9 @@ fn measure(binary: &Path, rounds: usize, srt: Option<&Path>, only: Option<&str>)
     if only == Some("files") {
         return files::groups(&place, rounds);
     }
+    if only == Some("layers") {
+        return layers(&place, rounds);
+    }
     let mut groups = Vec::new();
 
     let mut start = vec![
@@ -241,7 +244,58 @@ fn measure(binary: &Path, rounds: usize, srt: Option<&Path>, only: Option<&str>)
     }
     groups.push(memory(&place));
     groups.extend(files::groups(&place, rounds));
+    groups.extend(layers(&place, rounds));
     groups.extend(network(&place, rounds, srt));
+    groups
+}
+
+/// Runs in a layer: what the layer adds to a start, and what its overlay costs work on 20,000 files. Each
+/// kind of work is done several times in one run, so that the start counts little.
+fn layers(place: &Place, rounds: usize) -> Vec<Value> {
+    const LAYER: [&str; 3] = ["run", "--layer", "bench"];
+    let few = (rounds / 32).max(5);
+    let layered = |name, dir, command: &[&str]| {
+        let args: Vec<&str> =
+            LAYER.iter().copied().chain(["--"]).chain(command.iter().copied()).collect();
+        place.confined(name, dir, &args)
+    };
+    let start = [
+        place.confined("ringfence run -- true", "empty", &["run", "--", "true"]),
+        layered("ringfence run --layer bench -- true", "empty", &["true"]),
+    ];
+    let mut groups = vec![group("start in a layer", &start, rounds)];
+    let tree_dir = place.dir("tree");
+    if !tree_dir.join("d0").exists() {
+        tree(&tree_dir, FILES);
+    }
+    let large = place.dir("empty").join("large");
+    std::fs::write(&large, vec![0x5a; 256 << 20]).unwrap();
+    let work = [
+        (
+            "layer: read 256 MiB, five times",
+            "empty",
+            "for i in 1 2 3 4 5; do cat large >/dev/null; done",
+        ),
+        ("layer: read 20,000 files", "tree", "find . -type f -exec cat {} + >/dev/null"),
+        (
+            "layer: stat 20,000 files, five times",
+            "tree",
+            "for i in 1 2 3 4 5; do find . -printf %s >/dev/null; done",
+        ),
+        (
+            "layer: create, write and remove 2,000 files",
+            "tree",
+            "mkdir new; i=0; while [ $i -lt 2000 ]; do echo $i >new/$i; i=$((i+1)); done; rm -r new",
+        ),
+    ];
+    for (name, dir, script) in work {
+        let cases = [
+            place.case("on the host", dir, &["sh", "-c", script]),
+            layered("in a layer", dir, &["sh", "-c", script]),
+        ];
+        groups.push(group(name, &cases, few));
+    }
+    let _ = std::fs::remove_file(large);
     groups
 }
 

@@ -3,12 +3,20 @@
 use std::{fs, io};
 
 fn main() -> io::Result<()> {
+    for target in ["tar", "archive"] {
+        write(target, &ringfence_layers::fuzzing::seeds())?;
+    }
     for target in ["dns", "socks", "http", "client_hello", "host_name"] {
-        let folder = format!("corpus/{target}");
-        fs::create_dir_all(&folder)?;
-        for (n, seed) in ringfence_proxy::fuzzing::seeds(target).iter().enumerate() {
-            fs::write(format!("{folder}/seed-{n}"), seed)?;
-        }
+        write(target, &ringfence_proxy::fuzzing::seeds(target))?;
+    }
+    Ok(())
+}
+
+fn write(target: &str, seeds: &[Vec<u8>]) -> io::Result<()> {
+    let folder = format!("corpus/{target}");
+    fs::create_dir_all(&folder)?;
+    for (n, seed) in seeds.iter().enumerate() {
+        fs::write(format!("{folder}/seed-{n}"), seed)?;
     }
     Ok(())
 }

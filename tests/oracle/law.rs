@@ -265,6 +265,7 @@ fn parse_native(text: &str, places: &Places) -> Result<Vec<Whole>, Malformed> {
         b'/' => ("", &text[1..]),
         b'~' if text == "~" => (places.home, ""),
         b'~' if text.starts_with("~/") => (places.home, &text[2..]),
+        b'!' if !text.starts_with("!(") => return Err(Malformed("negation")),
         b'~' | b'$' => return Err(Malformed("another home, or a variable")),
         _ => (places.workspace, text),
     };

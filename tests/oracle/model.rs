@@ -735,6 +735,15 @@ impl Model {
         }
     }
 
+    /// Times of directories are not asked for any more.
+    pub fn forgets_times(&mut self) {
+        for inode in &mut self.tree.nodes {
+            if matches!(inode.what, What::Directory(_)) {
+                inode.seconds = None;
+            }
+        }
+    }
+
     /// Where held directories lie.
     pub fn held(&self) -> [Option<Names>; SLOTS] {
         self.slots.map(|slot| slot.and_then(|node| self.tree.path_of(node)))

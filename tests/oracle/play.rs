@@ -531,6 +531,19 @@ fn with_device(place: &Place, arguments: Vec<OsString>) -> Command {
     command
 }
 
+/// Whether the binary brings the changes of a layer to the real files.
+fn applies() -> bool {
+    static APPLIES: OnceLock<bool> = OnceLock::new();
+    *APPLIES.get_or_init(|| {
+        let help = Command::new(harness::binary()).args(["apply", "--help"]).output();
+        let offered = help.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("--rollback"));
+        if !offered {
+            println!("skipped: this binary does not apply layers");
+        }
+        offered
+    })
+}
+
 /// Why a game ended.
 #[derive(Debug)]
 pub enum End {
@@ -713,15 +726,46 @@ impl Game {
                 }
             }
         }
-        match sandbox.end().and_then(|()| host.tree()) {
-            Ok(seen) => match outside.compare(&eyes, &seen) {
-                Ok(()) => End::Agreed,
-                Err(why) => End::Disagreed {
-                    step: played.len(),
-                    why: format!("the host's tree after the run: {why}"),
-                },
-            },
+        let ended = sandbox.end().and_then(|()| host.tree()).and_then(|seen| {
+            let compared = outside.compare(&eyes, &seen);
+            compared.map_err(|why| format!("the host's tree after the run: {why}"))
+        });
+        let applied = ended.and_then(|()| {
+            if case.mechanism != Mechanism::Layer || !applies() {
+                return Ok(());
+            }
+            if !self.apply()? {
+                return Ok(());
+            }
+            inside.restarts();
+            inside.forgets_times();
+            let compared = inside.compare(&eyes, &host.tree()?);
+            compared.map_err(|why| format!("the host's tree after the layer was applied: {why}"))
+        });
+        match applied {
+            Ok(()) => End::Agreed,
             Err(why) => End::Disagreed { step: played.len(), why },
+        }
+    }
+
+    /// Brings the layer's changes to the host's tree; false where something is left of which apply says
+    /// that the host changed it.
+    fn apply(&self) -> Result<bool, String> {
+        let root = self.place.root();
+        let mut command = self.place.ringfence(["apply", "oracle", "-s"]);
+        command.arg(root.join("policy.jsonc")).env("RINGFENCE_STATE", root.join("state"));
+        let ran = harness::Ran::of(&mut command);
+        // A layer in which nothing changed leaves none.
+        if ran.code == Some(0) || ran.err.contains("there is no layer") {
+            return Ok(true);
+        }
+        let conflict = "changed on the host meanwhile";
+        let (_, left) = ran.err.split_once("not applied:").unwrap_or_default();
+        let only = left.trim().lines().all(|line| line.contains(conflict));
+        if ran.code == Some(1) && !left.is_empty() && only {
+            Ok(false)
+        } else {
+            Err(format!("apply: {ran:?}"))
         }
     }
 }

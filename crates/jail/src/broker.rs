@@ -241,7 +241,7 @@ impl<'a> Broker<'a> {
             let Some(parked) = slot else { continue };
             let done = if notify::is_waiting(self.listener, parked.id) {
                 let path = fd_path(parked.object.0);
-                try_parked(self.listener, self.proc.0, parked, path)
+                try_parked(self.listener, self.proc.0, parked, &path)
             } else {
                 Some(Ok(()))
             };
@@ -255,6 +255,7 @@ impl<'a> Broker<'a> {
     }
 
     fn carry_out(&mut self, held: &Held) -> Res<Done> {
+        #[cfg(target_arch = "x86_64")]
         const CWD: i32 = libc::AT_FDCWD;
         let a = &held.args;
         let int = |n: usize| a[n] as i32;
@@ -348,7 +349,7 @@ impl<'a> Broker<'a> {
             if !follow {
                 return Err(Errno(libc::ELOOP));
             }
-            let object = self.magic(&place)?;
+            let object = Self::magic(&place)?;
             self.may_open(&object, writes)?;
             let status = notify::status_at(object.0)?;
             let own = own & !(libc::O_CREAT | libc::O_NOFOLLOW);
@@ -447,7 +448,7 @@ impl<'a> Broker<'a> {
             parked.reading = true;
         }
         let path = fd_path(parked.object.0);
-        match try_parked(self.listener, self.proc.0, &parked, path) {
+        match try_parked(self.listener, self.proc.0, &parked, &path) {
             Some(result) => result.map(|()| Done::Already),
             None => match self.parked.iter_mut().find(|slot| slot.is_none()) {
                 Some(slot) => {
@@ -469,7 +470,7 @@ impl<'a> Broker<'a> {
 
     /// The controlling terminal of the caller.
     fn terminal(&self, held: &Held) -> Res<Fd> {
-        let mut path = self.of_thread(held)?;
+        let mut path = Self::of_thread(held)?;
         path.push(b"stat")?;
         let mut buffer = [0u8; 512];
         let stat = self.read_proc(&path, &mut buffer)?;
@@ -541,7 +542,7 @@ impl<'a> Broker<'a> {
         }
         let source = self.settle_text(held, from.0, text, follow)?;
         if source.what == What::Magic {
-            let object = self.magic(&source)?;
+            let object = Self::magic(&source)?;
             self.may_make_file(&place)?;
             self.may_change(&object)?;
             return self.link_object(&object, &place);
@@ -810,7 +811,7 @@ impl<'a> Broker<'a> {
         times: (u64, Times),
         flags: i32,
     ) -> Res<Done> {
-        let read = self.times(held, times)?;
+        let read = Self::times(held, times)?;
         if at.1 == 0 {
             let object = self.descriptor(held, at.0)?;
             self.may_change(&object)?;
@@ -831,7 +832,7 @@ impl<'a> Broker<'a> {
         }
     }
 
-    fn times(&self, held: &Held, times: (u64, Times)) -> Res<Option<[libc::timespec; 2]>> {
+    fn times(held: &Held, times: (u64, Times)) -> Res<Option<[libc::timespec; 2]>> {
         let (address, form) = times;
         if address == 0 {
             return Ok(None);
@@ -867,6 +868,8 @@ impl<'a> Broker<'a> {
         if length > MOST {
             return Err(Errno(libc::E2BIG));
         }
+        // Nothing can be allocated here, and init's stack has room.
+        #[allow(clippy::large_stack_arrays)]
         let mut buffer = [0u8; MOST];
         let value = &mut buffer[..length];
         if length > 0 && notify::read_memory(held.thread, held.args[2], value)? < length {
@@ -909,7 +912,7 @@ impl<'a> Broker<'a> {
     fn object(&self, held: &Held, dir: i32, path: u64, follow: bool) -> Res<(Fd, Option<Place>)> {
         let place = self.settle(held, dir, path, follow)?;
         if place.what == What::Magic {
-            return Ok((self.magic(&place)?, None));
+            return Ok((Self::magic(&place)?, None));
         }
         if place.slash && !place.is(libc::S_IFDIR) && place.what == What::Name {
             let missing = place.status.is_none();
@@ -1018,7 +1021,7 @@ impl<'a> Broker<'a> {
     }
 
     /// `TID/` below `/proc`.
-    fn of_thread(&self, held: &Held) -> Res<Text<48>> {
+    fn of_thread(held: &Held) -> Res<Text<48>> {
         let mut path = Text::new();
         path.push_number(u64::from(held.thread))?;
         path.push(b"/")?;
@@ -1027,7 +1030,7 @@ impl<'a> Broker<'a> {
 
     /// What a directory descriptor of the caller, or its working directory, is.
     fn base(&self, held: &Held, dir: i32) -> Res<Fd> {
-        let mut path = self.of_thread(held)?;
+        let mut path = Self::of_thread(held)?;
         let missing = if dir == libc::AT_FDCWD {
             path.push(b"cwd")?;
             libc::ENOENT
@@ -1052,7 +1055,7 @@ impl<'a> Broker<'a> {
         if number < 0 {
             return Err(Errno(libc::EBADF));
         }
-        let mut path = self.of_thread(held)?;
+        let mut path = Self::of_thread(held)?;
         path.push(b"fd/")?;
         path.push_number(number as u64)?;
         match raw::openat(self.proc.0, path.c(), libc::O_PATH | libc::O_CLOEXEC, 0) {
@@ -1074,7 +1077,7 @@ impl<'a> Broker<'a> {
 
     /// A line of the caller's `status`.
     fn status_line(&self, held: &Held, name: &[u8], octal: bool) -> Res<u64> {
-        let mut path = self.of_thread(held)?;
+        let mut path = Self::of_thread(held)?;
         path.push(b"status")?;
         let mut buffer = [0u8; 1024];
         let text = self.read_proc(&path, &mut buffer)?;
@@ -1184,7 +1187,7 @@ impl<'a> Broker<'a> {
     }
 
     /// What a link of a process file system leads to.
-    fn magic(&self, place: &Place) -> Res<Fd> {
+    fn magic(place: &Place) -> Res<Fd> {
         const ROOT: u64 = 1;
         // `/proc/self` and the like are links by name.
         if notify::status_at(place.parent.0)?.inode == ROOT {
@@ -1328,7 +1331,7 @@ fn now_ms() -> u64 {
 }
 
 /// Opens without waiting and hands over; `None`: it would have to wait.
-fn try_parked(listener: i32, proc: i32, parked: &Parked, path: Text<48>) -> Option<Res<()>> {
+fn try_parked(listener: i32, proc: i32, parked: &Parked, path: &Text<48>) -> Option<Res<()>> {
     let opened;
     let fd = if parked.reading {
         let mut fds = [raw::pollin(parked.object.0)];

@@ -58,12 +58,10 @@ pub(crate) fn run(birth: &Birth<'_>) -> ! {
             page.command.store(pid, Ordering::Release);
             // The command does the same; whoever comes first, its group is there before any signal.
             let _ = raw::setpgid(pid, pid);
-            let done = finish_set_up(spec, trees, pidfd, page, has_network)
-                .and_then(|()| take_listener(channel))
-                .and_then(|listener| {
-                    let kept = [control, supervisor, terminal, listener];
-                    keep_house(birth, pid, kept)
-                });
+            let done = finish_set_up(spec, trees, pidfd, page, has_network).and_then(|()| {
+                let kept = [control, supervisor, terminal, take_listener(channel)];
+                keep_house(birth, pid, kept)
+            });
             match done {
                 Ok(()) => raw::exit(0),
                 Err(fail) => {
@@ -98,8 +96,8 @@ fn confine_both(spec: &JailSpec, trees: &[i32]) -> Result<Option<(i32, i32)>, Fa
 
 /// The command sends it just before it executes. Without it there is no command either: the end of
 /// its process says so.
-fn take_listener(channel: Option<(i32, i32)>) -> Result<i32, Fail> {
-    let Some((ours, theirs)) = channel else { return Ok(-1) };
+fn take_listener(channel: Option<(i32, i32)>) -> i32 {
+    let Some((ours, theirs)) = channel else { return -1 };
     raw::close(theirs);
     let mut byte = [0u8; 1];
     let listener = match raw::recv_with_fd(ours, &mut byte, 0) {
@@ -107,7 +105,7 @@ fn take_listener(channel: Option<(i32, i32)>) -> Result<i32, Fail> {
         Err(_) => -1,
     };
     raw::close(ours);
-    Ok(listener)
+    listener
 }
 
 /// Init's half of the set-up, in parallel with [`child::private`] in the command's process.

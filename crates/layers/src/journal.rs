@@ -28,6 +28,8 @@ use crate::{Error, Layer, Stamp, lossless, store};
 const MAX_JOURNAL: u64 = 1 << 30;
 const PLAN: &str = "plan.json";
 const DIRECTORY: &str = "journal";
+/// One that has served, on its way out.
+const ENDED: &str = ".journal-ended";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -131,6 +133,7 @@ impl Journal {
     /// Begins one; the layer has none yet.
     pub fn begin(layer: &Layer, plan: &Plan) -> Result<Self, Error> {
         let path = layer.path().join(DIRECTORY);
+        store::remove(layer.dir.as_fd(), ENDED.as_ref(), &path)?;
         rustix::fs::mkdirat(&layer.dir, DIRECTORY, Mode::RWXU).map_err(Error::os("make", &path))?;
         let journal = Self::at(layer)?;
         journal.write(plan)?;
@@ -172,10 +175,14 @@ impl Journal {
         store::replace(self.dir.as_fd(), PLAN, &self.path, &text, true)
     }
 
-    /// Nothing is left to do.
+    /// Nothing is left to do. By one rename: a journal without a plan is one that was not begun.
     pub fn end(self, layer: &Layer) -> Result<(), Error> {
-        store::remove(layer.dir.as_fd(), DIRECTORY.as_ref(), &self.path)?;
-        rustix::fs::fsync(&layer.dir).map_err(Error::os("write", &self.path))
+        let fail = |what| Error::os(what, self.path.clone());
+        store::remove(layer.dir.as_fd(), ENDED.as_ref(), &self.path)?;
+        rustix::fs::renameat(&layer.dir, DIRECTORY, &layer.dir, ENDED).map_err(fail("end"))?;
+        rustix::fs::fsync(&layer.dir).map_err(fail("end"))?;
+        crate::crash::point();
+        store::remove(layer.dir.as_fd(), ENDED.as_ref(), &self.path)
     }
 }
 

@@ -19,6 +19,8 @@ mod error;
 pub mod executable;
 #[cfg(target_os = "linux")]
 pub mod fuse;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod history;
 pub mod index;
 pub mod journal;

@@ -73,6 +73,11 @@ pub fn parse_native(text: &str) -> Result<(Base, String), String> {
             "\"{text}\": variables are not expanded; write \"~/...\" for home, an absolute path, or \
              \"./{text}\" for a file of that name"
         ));
+    } else if text.starts_with('!') && !text.starts_with("!(") {
+        return Err(format!(
+            "\"{text}\": `!` takes nothing back; list the exception in `read` or `write`, where the \
+             more specific rule wins, or write \"./{text}\" for a file of that name"
+        ));
     } else {
         (Base::Workspace, text)
     };
@@ -620,6 +625,8 @@ fn deepest(parts: &[Part], names: &[&[u8]]) -> Option<usize> {
 
 /// Whether one name matches; linear in name times tokens, whatever the pattern.
 fn name_matches(tokens: &[Token], name: &[u8]) -> bool {
+    /// Names of files fit on the stack: nothing is allocated for them.
+    const ROOM: usize = 256;
     // The shapes nearly all patterns have.
     match tokens {
         [Token::Many] => return true,
@@ -629,8 +636,6 @@ fn name_matches(tokens: &[Token], name: &[u8]) -> bool {
         [.., Token::Text(end)] if !name.ends_with(end) => return false,
         _ => {}
     }
-    // Names of files fit on the stack: nothing is allocated for them.
-    const ROOM: usize = 256;
     if name.len() < ROOM {
         let mut room = [[false; ROOM]; 3];
         run(tokens, name, room.each_mut().map(|bits| &mut bits[..=name.len()]))

@@ -188,42 +188,37 @@ impl InLayer {
         plan: &LayerPlan,
         policy: &[String],
         argv: &[OsString],
+        names: Option<&NamesPlan>,
     ) -> Result<Self, LayerError> {
         quota::refuse_full(existing(&plan.request.store), quota::FREE_FLOOR)?;
         let store = Store::open(&plan.request.store)?;
         if plan.request.checkpoint {
             history::checkpoint(&store, &plan.name, Some(in_short(argv)), Stamp::now())?;
         }
-        Self::open(&store, plan, policy.to_vec())
-    }
-
-    fn open(store: &Store, plan: &LayerPlan, policy: Vec<String>) -> Result<Self, LayerError> {
         let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
         let mut session = store.begin(&plan.name, &roots, Stamp::now())?;
+        let mut mounts = session.mounts().to_vec();
+        let mut masks = Vec::new();
+        if let Some(names) = names {
+            if names.must_seal(&mounts)? {
+                // What an earlier run was allowed to make is hidden from this one: the delta becomes
+                // one of those below the run's own.
+                session.finish(&Outcome { policy: policy.to_vec() })?;
+                history::seal_open(&store, &plan.name)?;
+                session = store.begin(&plan.name, &roots, Stamp::now())?;
+                mounts = session.mounts().to_vec();
+                if names.must_seal(&mounts)? {
+                    let problem = "an open delta holds names that the rules hide".to_owned();
+                    return Err(ringfence_layers::Error::Refused(problem).into());
+                }
+            }
+            masks = names.masks(&store, &mut mounts)?;
+        }
         if let Some(quota) = plan.request.quota {
             session.limit(quota)?;
         }
-        let mounts = session.mounts().to_vec();
-        Ok(Self { session, request: plan.request.clone(), policy, mounts, masks: Vec::new() })
-    }
-
-    /// Puts masks between the layer's directories, for this run.
-    pub fn mask(mut self, names: &NamesPlan, plan: &LayerPlan) -> Result<Self, LayerError> {
-        let store = Store::open(&self.request.store)?;
-        if names.must_seal(&self.mounts)? {
-            // What an earlier run was allowed to make is hidden from this one: the delta becomes one
-            // of those below the run's own.
-            let policy = self.policy;
-            self.session.finish(&Outcome { policy: policy.clone() })?;
-            ringfence_layers::history::seal_open(&store, &plan.name)?;
-            self = Self::open(&store, plan, policy)?;
-            if names.must_seal(&self.mounts)? {
-                let problem = "an open delta holds names that the rules hide".to_owned();
-                return Err(ringfence_layers::Error::Refused(problem).into());
-            }
-        }
-        self.masks = names.masks(&store, &mut self.mounts)?;
-        Ok(self)
+        let (request, policy) = (plan.request.clone(), policy.to_vec());
+        Ok(Self { session, request, policy, mounts, masks })
     }
 
     pub fn name(&self) -> &str {

@@ -10,9 +10,7 @@ use ringfence_jail::{Allowed, Judge};
 use ringfence_layers::index::{self, Covering, Seen};
 use ringfence_layers::mask::{Cover, Entry, Mask};
 use ringfence_layers::{Mount, Store};
-use ringfence_policy::{
-    CompiledRules, Effect, Kind, Permission, Places, Policy, Room, Rule, priority,
-};
+use ringfence_policy::{CompiledRules, Permission, Places, Policy, Room, Rule, priority};
 use ringfence_sys::seccomp;
 use rustix::fs::{Mode, OFlags};
 
@@ -62,11 +60,11 @@ impl NamesPlan {
         let rules = CompiledRules::with_extra(&own, places, extra);
         let around = rules.decide(&places.workspace).permission;
         let inside = |path: &Path| lies_in(path, &places.workspace);
-        let globs: Vec<(Permission, Effect)> = rules
+        let globs: Vec<Permission> = rules
             .glob_rules()
             .iter()
             .filter(|g| inside(&g.base) || lies_in(&places.workspace, &g.base))
-            .map(|g| (g.rule.permission, g.rule.effect))
+            .map(|g| g.rule.permission)
             .collect();
         let literal = rules
             .binding_points()
@@ -76,13 +74,10 @@ impl NamesPlan {
         if globs.is_empty() && !literal {
             return None;
         }
-        let views = own.files.rules.iter().any(|r| {
-            r.permission == Permission::View && (r.kind != Kind::Path || r.effect != Effect::Cap)
-                || r.permission == Permission::View && r.effect == Effect::Cap
-        });
+        let views = own.files.rules.iter().any(|r| r.permission == Permission::View);
         // A grant by pattern in what may only be read, or less than writing by pattern in what may be
         // written: no mount says either.
-        let mixed = globs.iter().any(|(permission, _)| match permission {
+        let mixed = globs.iter().any(|permission| match permission {
             Permission::Write => around < Permission::Write,
             Permission::Read => around != Permission::Read,
             Permission::View => true,

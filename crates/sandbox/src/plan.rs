@@ -540,7 +540,7 @@ impl Plan {
             status.enforce("layer", layer.detail());
         }
         let names = survey.names.take().filter(|_| layer.is_some());
-        report_names(names.as_ref(), &options, &mut status)?;
+        report_names(names.as_ref(), options, &mut status)?;
         if survey.view.is_some() {
             status.enforce("exact-view", view::DETAIL);
         }
@@ -705,7 +705,7 @@ fn network(
 /// What holds rules of names in a layer.
 fn report_names(
     names: Option<&NamesPlan>,
-    options: &seccomp::Options,
+    options: seccomp::Options,
     status: &mut Status,
 ) -> Result<(), PlanError> {
     let Some(names) = names else { return Ok(()) };
@@ -832,7 +832,7 @@ impl<'a> Builder<'a> {
     }
 
     fn has_view(&self) -> bool {
-        self.survey.workspace_permission == Permission::View
+        self.survey.workspace_permission == Permission::View && self.survey.view.is_none()
             || self.survey.points.iter().any(|p| p.permission == Permission::View)
     }
 
@@ -1246,18 +1246,17 @@ impl<'a> Builder<'a> {
                 (Permission::View, Permission::Read) if in_overlay => {
                     self.allow(path, Access::Read);
                 }
-                (Permission::Write, Permission::Read) => match (&point.copy, copies) {
-                    (Some(config), Some(base)) => {
+                (Permission::Write, Permission::Read) => {
+                    if let (Some(config), Some(base)) = (&point.copy, copies) {
                         self.copy(base, path, object, config.clone(), &point.why);
                         if let Some(step) = self.steps.last_mut() {
                             step.layered = layered;
                         }
-                    }
-                    _ => {
+                    } else {
                         self.cover(path, Action::Seal { object }, &point.why, layered);
                         sealed.push(path);
                     }
-                },
+                }
                 (Permission::Read, Permission::Write) => {
                     let over = |object| Action::Over { object, permission: wanted };
                     let action = self.writable(object, true, over)?;

@@ -243,6 +243,11 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         _ => None,
     };
     let no_view = view.as_ref().and_then(|_| view::refusal());
+    if view.is_some() {
+        // They are the view's now, but for what lies over it.
+        let inside = |p: &Point| survey::lies_in(&p.object.path, &places.workspace);
+        found.points.retain(|p| !inside(p) || p.copy.is_some());
+    }
 
     let filter = match &request.filter {
         Some(filter) => Some(filter.clone()),
@@ -288,7 +293,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     found.absent.dedup();
     // The walk could not see everything: what it did not see may hold what must be hidden.
     let truncated = found.truncated.take();
-    let lists_only = workspace_permission == Permission::View
+    let lists_only = workspace_permission == Permission::View && view.is_none()
         || found.points.iter().any(|p| p.permission == Permission::View);
     let survey = Survey {
         caller,

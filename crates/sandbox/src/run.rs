@@ -154,11 +154,11 @@ pub fn start(
     let watch = sweep::Watch::new(&plan);
     let channel = plan.ssh_agent.as_ref().map(|_| Channel::new()).transpose();
     let channel = channel.map_err(|e| setup("make a channel for the ssh agent", &e.into()))?;
-    let layer = plan.layer.as_ref().map(|layer| InLayer::begin(layer, &plan.layers, &command.argv));
-    let mut layer = layer.transpose().map_err(RunError::from)?;
-    if let (Some(names), Some(planned)) = (&plan.names, &plan.layer) {
-        layer = layer.map(|l| l.mask(names, planned)).transpose().map_err(RunError::from)?;
-    }
+    let layer = plan
+        .layer
+        .as_ref()
+        .map(|l| InLayer::begin(l, &plan.layers, &command.argv, plan.names.as_ref()));
+    let layer = layer.transpose().map_err(RunError::from)?;
     if let Some(layer) = &layer {
         hold_quota(layer, policy, &mut plan);
     }

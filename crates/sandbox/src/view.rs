@@ -44,6 +44,17 @@ pub(crate) fn refusal() -> Option<String> {
     }
 }
 
+/// What the command opens in a view, the supervisor has open: as much as it is allowed to, not as much
+/// as programs that use `select` are given to begin with.
+pub fn room_for_files() {
+    if let Ok((soft, hard)) = raw::getrlimit(libc::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // Refused, fewer files can be open at a time.
+        let _ = raw::setrlimit(libc::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 /// The two ends that a view needs before the jail is made.
 #[derive(Debug)]
 pub(crate) struct Channel {

@@ -355,6 +355,10 @@ fn attempt(
     let filter = plan.filter.clone();
     let announced = plan.status.degraded.len();
     let mut running = run::start(plan, policy, &command, early)?;
+    if meant.request.exact {
+        // After the command was made, which keeps the limit it was given.
+        ringfence_sandbox::view::room_for_files();
+    }
     if typed.has(Id::Monitor) || typed.has(Id::Debug) {
         // What only the attempt showed.
         degraded(&running.status, announced);

@@ -539,21 +539,20 @@ impl Server<'_> {
     }
 
     fn getattr(&self, node: u64, answer: &mut Answer) -> Op {
-        let stat = match self.any_handle(node, false) {
-            Some(handle) => {
-                if !self.nameless(node) {
-                    self.place(node)?;
-                }
-                stat(handle.fd.as_fd())?
+        let stat = if let Some(handle) = self.any_handle(node, false) {
+            // What is open has attributes though its name be gone, unless that is hidden.
+            let place = self.shared.state().nodes.place(node, &|path| self.judge(path));
+            if place.is_some_and(|p| p.permission == Permission::None) {
+                return Err(Errno::NOENT);
             }
-            None => {
-                let place = self.place(node)?;
-                match self.object(&place, OFlags::PATH) {
-                    Err(Errno::STALE) if place.identity.kind == DIRECTORY => {
-                        return Err(self.replaced());
-                    }
-                    found => found?.1,
+            stat(handle.fd.as_fd())?
+        } else {
+            let place = self.place(node)?;
+            match self.object(&place, OFlags::PATH) {
+                Err(Errno::STALE) if place.identity.kind == DIRECTORY => {
+                    return Err(self.replaced());
                 }
+                found => found?.1,
             }
         };
         answer.attributes_for(self.shared.attributes, &self.attributes(&stat));

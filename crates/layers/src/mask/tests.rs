@@ -1,6 +1,7 @@
 //! Masks over random trees and rules: what an overlay of mask and tree shows is what rules say.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -17,10 +18,11 @@ const ROOT: &str = "/ws";
 fn policy(rules: &[(String, &str, i32, &str)]) -> Policy {
     let mut text = String::from("{ \"files\": { \"system\": false, \"rules\": [");
     for (pattern, permission, priority, kind) in rules {
-        text.push_str(&format!(
+        let _ = write!(
+            text,
             "{{ \"pattern\": {}, \"permission\": \"{permission}\", \"priority\": {priority}, \"type\": \"{kind}\" }},",
             serde_json::to_string(pattern).unwrap()
-        ));
+        );
     }
     text.push_str("] } }");
     Fragment::parse("test.jsonc", text.as_bytes()).unwrap().finish().unwrap()

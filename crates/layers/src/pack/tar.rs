@@ -456,6 +456,10 @@ fn ended(e: std::io::Error) -> Error {
 }
 
 fn verify(header: &[u8; BLOCK]) -> Result<(), Error> {
+    // Else hardly anything that the fuzzer makes would be looked at.
+    if cfg!(feature = "fuzzing") {
+        return Ok(());
+    }
     let (unsigned, signed) = checksum(header);
     let told = number(&header[148..156]).ok_or(Error::Malformed("a checksum"))?;
     if told == unsigned || i64::try_from(told).is_ok_and(|told| told == signed) {

@@ -181,6 +181,16 @@ fn native_globs() {
 }
 
 #[test]
+fn exceptions_are_grants_and_not_negations() {
+    let text = "[files]\nwrite = [\"src\"]\nread = [\"test.key\"]\ndeny = [\"**/*.key\"]";
+    check(&policy(text), &[("test.key", Read), ("a.key", Hidden), ("src/a.key", Hidden)]);
+    let wrong = Fragment::parse("p.toml", b"[files]\ndeny = [\"*.key\", \"!test.key\"]");
+    let said = wrong.and_then(Fragment::finish).unwrap_err().to_string();
+    assert!(said.contains("takes nothing back"), "{said}");
+    check(&policy("[files]\nread = [\"./!a\", \"!(b)\"]"), &[("!a", Read), ("b", Hidden)]);
+}
+
+#[test]
 fn names_that_are_not_utf8() {
     let p = policy("[files]\nread = [\"d\"]\ndeny = [\"d/*.key\"]");
     let name = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
