@@ -95,7 +95,7 @@ pub fn apply(
     if let Some(root) = held.layer.record.roots.iter().find(|r| r.path.starts_with(&codebases)) {
         return Err(Error::Refused(format!(
             "layer {name} lies over a codebase ({}), which no apply changes: take what it changed by \
-             `ringfence export {name}` or `ringfence diff {name} --patch`",
+             `ringfence export {name} FILE.tar.zst` or `ringfence diff {name} --patch`",
             crate::shown(&root.path)
         )));
     }

@@ -399,14 +399,14 @@ fn machines_share_codebases_by_s3() {
         for n in 0..40 {
             p.write(format!("src/f{n}"), format!("content {n}"));
         }
-        p.write("big", (0..9_000_000_u32).map(|n| (n / 7) as u8).collect::<Vec<u8>>());
+        p.write("big", (0..4_300_000_u32).map(|n| (n / 7) as u8).collect::<Vec<u8>>());
         let [a, b, c] = &machines;
         at(a, &["create", "app", "--from", "."]).ok();
         let remote = ["app", &url, "--endpoint", &endpoint];
         let push = [&["push"], &remote[..]].concat();
         let pull = [&["pull"], &remote[..]].concat();
-        at(a, &push).ok().says("pushed as version 1: 43 of 43 chunks sent");
-        at(a, &push).ok().says("is there already as version 1: 0 of 43");
+        at(a, &push).ok().says("pushed as version 1: 42 of 42 chunks sent");
+        at(a, &push).ok().says("is there already as version 1: 0 of 42");
         at(b, &pull).ok().says("41 files");
         let export = |home: &Path| {
             let file = p.outside().join("export.tar");
@@ -417,12 +417,12 @@ fn machines_share_codebases_by_s3() {
         // Two go on from the same version: one of them gets it.
         at(b, &["put", "app", "from-b"]).ok();
         at(a, &["put", "app", "from-a"]).ok();
-        at(b, &push).ok().says("pushed as version 2: 0 of 43 chunks sent");
+        at(b, &push).ok().says("pushed as version 2: 0 of 42 chunks sent");
         at(a, &push).failed_with(125).says("has version 2 there");
         at(c, &pull).ok();
         at(c, &["files", "app"]).ok().says("from-b");
         // At the very same time, too.
-        let racers: Vec<PathBuf> = (0..4).map(|n| p.outside().join(format!("r{n}"))).collect();
+        let racers: Vec<PathBuf> = (0..3).map(|n| p.outside().join(format!("r{n}"))).collect();
         for (n, home) in racers.iter().enumerate() {
             at(home, &pull).ok();
             at(home, &["put", "app", &format!("racer-{n}")]).ok();
