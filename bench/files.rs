@@ -136,8 +136,11 @@ fn work(task: &str, files: &[PathBuf]) -> Result<()> {
 
 fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output =
-        command.stdin(Stdio::null()).output().map_err(|e| format!("{name} does not start: {e}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .map_err(|e| format!("{name} does not start: {e}"))?;
     if output.status.success() {
         return Ok(());
     }
