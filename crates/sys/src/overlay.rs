@@ -98,9 +98,15 @@ mod tests {
         let mut buffer = [0u8; MOST];
         assert_eq!(join(&[c"0", c"1/tree", c"22"], &mut buffer), Ok(c"0:1/tree:22"));
         let mut buffer = [0u8; MOST];
-        assert_eq!(join(&[c"123"; 64], &mut buffer), Err(Errno(libc::E2BIG)));
-        // 63 names of three letters, 62 colons and a NUL are 252.
+        assert_eq!(join(&[c"123"; 65], &mut buffer), Err(Errno(libc::E2BIG)));
+        // 64 names of three letters, 63 colons and a NUL are 256.
         let mut buffer = [0u8; MOST];
-        assert_eq!(join(&[c"123"; 63], &mut buffer).map(CStr::count_bytes), Ok(251));
+        assert_eq!(join(&[c"123"; 64], &mut buffer).map(CStr::count_bytes), Ok(255));
+        let mut buffer = [0u8; MOST];
+        assert_eq!(
+            join(&[c"12345"; 43], &mut buffer),
+            Err(Errno(libc::E2BIG)),
+            "no room for a NUL"
+        );
     }
 }
