@@ -77,6 +77,26 @@ pub struct Place {
     root: tempfile::TempDir,
 }
 
+impl Drop for Place {
+    /// What the kernel leaves in the work directory of a killed layer's overlay is closed to its own
+    /// owner, who must open it to remove it.
+    fn drop(&mut self) {
+        open_up(self.root.path());
+    }
+}
+
+fn open_up(directory: &Path) {
+    let Ok(meta) = std::fs::symlink_metadata(directory) else { return };
+    if meta.permissions().mode() & 0o700 != 0o700 {
+        let _ = std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700));
+    }
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            open_up(&entry.path());
+        }
+    }
+}
+
 impl Place {
     pub fn new(user: User) -> Self {
         let root = tempfile::Builder::new().prefix("ringfence-e2e").tempdir().unwrap();
