@@ -54,7 +54,10 @@ fn all(path: &Path) -> BTreeMap<PathBuf, String> {
         let kind = stat.file_type();
         let content = if kind.is_file() {
             let one = first.entry(stat.ino()).or_insert_with(|| at.clone());
-            format!("{:?} {one:?}", fs::read(&place).unwrap())
+            // A mark has no mode, and only root reads such a file.
+            let closed = stat.mode() & 0o400 == 0 && stat.len() == 0;
+            let bytes = if closed { Vec::new() } else { fs::read(&place).unwrap() };
+            format!("{bytes:?} {one:?}")
         } else if kind.is_symlink() {
             format!("{:?}", fs::read_link(&place).unwrap())
         } else {
@@ -215,6 +218,10 @@ fn tar_and_python_of_the_system_read_it() {
     fs::create_dir(&tree).unwrap();
     fs::create_dir(&out).unwrap();
     full(&tree);
+    if !rustix::process::geteuid().is_root() {
+        // GNU tar gives a file its mode before its attributes, which needs root where the mode forbids it.
+        fs::set_permissions(tree.join("empty"), fs::Permissions::from_mode(0o600)).unwrap();
+    }
     let bytes = packed(&[&tree], Format::TarZstd);
     let file = dir.path().join("l.tar.zst");
     fs::write(&file, &bytes).unwrap();
