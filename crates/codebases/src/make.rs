@@ -13,7 +13,7 @@ use ringfence_layers::{Stamp, merge};
 use ringfence_sys::fd;
 use rustix::fs::{FileType, Mode, OFlags};
 
-use crate::store::{TREE, caller, open_named};
+use crate::store::{Draft, TREE, caller, open_named};
 use crate::{Codebases, Error, Record, index};
 
 /// Names in one directory.
@@ -104,21 +104,7 @@ impl Codebases {
             From::Archive(path) => unpack(&tree, Box::new(open_named(path)?), progress)?,
             From::Stream(stream) => unpack(&tree, stream, progress)?,
         }
-        let mut look = index::look(tree.as_fd(), true)?;
-        index::write(draft.dir.as_fd(), &draft.path, &mut look)?;
-        let now = Stamp::now();
-        let record = Record {
-            id: draft.id.clone(),
-            name: name.to_owned(),
-            owner: options.owner.clone().unwrap_or_else(caller),
-            created: now,
-            updated: now,
-            size: look.size,
-            files: look.files,
-            entries: look.names.len() as u64,
-            sealed: options.sealed,
-            version: 1,
-        };
+        let record = indexed(&draft, &tree, name, options)?;
         self.keep(draft, &record)?;
         Ok(Made { record, skipped })
     }
@@ -140,6 +126,30 @@ fn patterns(options: &Options) -> Result<Gitignore, Error> {
             .map_err(|e| Error::Refused(format!("--exclude {line}: {e}")))?;
     }
     builder.build().map_err(|e| Error::Refused(e.to_string()))
+}
+
+/// Writes the index of a finished tree, and what is to be recorded of it.
+pub(crate) fn indexed(
+    draft: &Draft<'_>,
+    tree: &OwnedFd,
+    name: &str,
+    options: &Options,
+) -> Result<Record, Error> {
+    let mut look = index::look(tree.as_fd(), true)?;
+    index::write(draft.dir.as_fd(), &draft.path, &mut look)?;
+    let now = Stamp::now();
+    Ok(Record {
+        id: draft.id.clone(),
+        name: name.to_owned(),
+        owner: options.owner.clone().unwrap_or_else(caller),
+        created: now,
+        updated: now,
+        size: look.size,
+        files: look.files,
+        entries: look.names.len() as u64,
+        sealed: options.sealed,
+        version: 1,
+    })
 }
 
 /// Fills the empty `tree` with what an archive holds, which may be anybody's.

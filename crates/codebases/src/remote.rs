@@ -21,15 +21,15 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
 use object_store::{ClientConfigKey, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
+use ringfence_layers::check_name;
 use ringfence_layers::pack::tar::{BLOCK, Kind, Reader, padding, write_end, write_header};
-use ringfence_layers::{Stamp, check_name};
 use ringfence_sys::fd;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::manifest::{CHUNK, Line, MAX_PACKED, Manifest, WINDOW_LOG, digest, is_digest};
-use crate::store::{PULL, TREE, caller};
-use crate::{Codebases, Error, Made, Options, Progress, Record, index, make};
+use crate::store::{PULL, TREE};
+use crate::{Codebases, Error, Made, Options, Progress, Record, make};
 
 /// Requests at once.
 const AT_ONCE: usize = 16;
@@ -380,21 +380,7 @@ impl Codebases {
             .map_err(Error::os("open", draft.path.join(TREE)))?;
         let archive = Archive::new(&manifest, &fetched.dir);
         make::unpack(&tree, Box::new(archive), &mut |_| {})?;
-        let mut look = index::look(tree.as_fd(), true)?;
-        index::write(draft.dir.as_fd(), &draft.path, &mut look)?;
-        let now = Stamp::now();
-        let mut record = Record {
-            id: draft.id.clone(),
-            name: name.to_owned(),
-            owner: options.owner.clone().unwrap_or_else(caller),
-            created: now,
-            updated: now,
-            size: look.size,
-            files: look.files,
-            entries: look.names.len() as u64,
-            sealed: options.sealed,
-            version: 1,
-        };
+        let mut record = make::indexed(&draft, &tree, name, options)?;
         if let Some(old) = existing {
             record = Record {
                 id: old.id,
