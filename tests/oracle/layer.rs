@@ -8,7 +8,6 @@
 //! | a file that had several names before the layer | one file | each name is copied by itself when it is changed |
 //! | modes of a file from before the layer that got another name in this run | one mode | each name may go by the mode that it knew |
 //! | renaming one name of a file onto another of its names | nothing happens | nothing, or ESTALE |
-//! | applying a layer that changed the mode of a directory and what is in it | reproduces the tree | may call the directory a conflict, and leaves that |
 //! | applying a layer with files that their owner may not read or write | reproduces the tree | may be refused to an ordinary user, and does nothing |
 //! | applying the time of a directory | reproduced | not asked for |
 //! | what the host changes during a run | is seen | is not made here: it is undefined below an overlay |

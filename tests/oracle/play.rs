@@ -766,14 +766,7 @@ impl Game {
         {
             return Ok(false);
         }
-        let conflict = "changed on the host meanwhile";
-        let (_, left) = ran.err.split_once("not applied:").unwrap_or_default();
-        let only = left.trim().lines().all(|line| line.contains(conflict));
-        if ran.code == Some(1) && !left.is_empty() && only {
-            Ok(false)
-        } else {
-            Err(format!("apply: {ran:?}"))
-        }
+        Err(format!("apply: {ran:?}"))
     }
 }
 

@@ -18,7 +18,7 @@ use crate::delta::{ChangeKind, Trees};
 use crate::journal::{Attribute, Journal, Look, Place, Plan, Request, State};
 use crate::object::{self, Kind, Meta};
 use crate::review::{self, Item, Judge, Review, STRIPPED, Verdict, selects};
-use crate::{Error, Held, Layer, Stamp, Store, crash, text};
+use crate::{Error, Held, Layer, Store, crash, text};
 
 /// How names of an apply's own files begin.
 pub const TEMPORARY: &str = ".ringfence-apply-";
@@ -176,7 +176,7 @@ fn run(
     context: &mut Context<'_>,
 ) -> Result<Report, Error> {
     // Before the host is looked at: what is touched later has a later time.
-    let started = Stamp::now();
+    let started = held.moment()?;
     let review = review::review(&held.layer, context.judge, context.search)?;
     let Chosen { makes, mut report } = choose(&review, request)?;
     (context.tell)(&report);

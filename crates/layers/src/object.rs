@@ -89,6 +89,12 @@ impl Meta {
             == (other.kind, other.dev, other.ino, other.ctime)
             && (self.size == other.size || self.is_dir())
     }
+
+    /// The very directory, whatever came and went in it.
+    pub fn is_same_directory(&self, other: &Self) -> bool {
+        let what = |m: &Self| (m.kind, m.dev, m.ino, m.mode, m.uid, m.gid);
+        self.is_dir() && what(self) == what(other)
+    }
 }
 
 /// `lstat`, `None` where nothing is.

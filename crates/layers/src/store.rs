@@ -743,6 +743,13 @@ impl Drop for Held {
 }
 
 impl Held {
+    /// Now, by the clock of the file times (see [`write_holder`]).
+    pub fn moment(&self) -> Result<Stamp, Error> {
+        let holder =
+            read_holder(&self.lock).unwrap_or(Holder { pid: std::process::id(), run: None });
+        write_holder(&self.lock, &holder).map_err(Error::os("write", self.layer.path.join("lock")))
+    }
+
     /// Does what a killed run could not do any more. An error while an apply is unfinished: the layer is
     /// not to change under it.
     pub fn mend(&mut self) -> Result<(), Error> {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::steps::sync;
 use super::{Make, Report, TEMPORARY, line};
 use crate::copy::{self, How, Links, Owner};
+use crate::delta::ChangeKind;
 use crate::journal::{Act, Op, Place, Plan};
 use crate::review::{Review, STRIPPED};
 use crate::{Error, crash, object};
@@ -73,19 +74,29 @@ pub(super) fn prepare(
     report: &mut Report,
 ) -> Result<(), Error> {
     let mut links: Vec<Links> = Vec::new();
-    for (trees, walked) in review.trees.iter().zip(&review.walks) {
+    for (root, (trees, walked)) in review.trees.iter().zip(&review.walks).enumerate() {
         let mut known = Links::new(trees.host.try_clone().map_err(Error::io("open", &trees.root))?);
-        // A file that the layer only gave a further name to is linked, not copied.
-        for held in walked.held.iter().filter(|h| h.change.is_none()) {
-            if let Some((meta, _)) = held.new
+        // A file that the layer only gave a further name to is linked, not copied; and so is one whose
+        // mode alone it changed.
+        let alone = makes.iter().filter_map(|(index, make, _)| {
+            let item = &review.items[*index];
+            let kept = matches!(make, Make::Metadata(_))
+                && item.root == root
+                && item.change.kind == ChangeKind::Metadata;
+            kept.then_some((&item.change.path, item.change.new))
+        });
+        let same = walked.held.iter().filter(|h| h.change.is_none()).map(|h| (&h.path, h.new));
+        for (path, new) in same.chain(alone) {
+            if let Some((meta, _)) = new
+                && !meta.is_dir()
                 && meta.nlink > 1
                 && walked.links.get(&(meta.dev, meta.ino)).is_some_and(|l| l.len() > 1)
             {
-                let (dir, name) = trees.host_parent(&held.path)?;
+                let (dir, name) = trees.host_parent(path)?;
                 let key = (meta.dev, meta.ino);
                 known
-                    .remember(key, dir.as_fd(), name, held.path.clone())
-                    .map_err(copied(&trees.root.join(&held.path)))?;
+                    .remember(key, dir.as_fd(), name, path.clone())
+                    .map_err(copied(&trees.root.join(path)))?;
             }
         }
         links.push(known);

@@ -121,6 +121,8 @@ pub(super) fn forward(
     }
     let now = object::look(dir.as_fd(), name).map_err(fail("look at"))?;
     let fresh = match (&now, &op.old) {
+        // What this apply puts into a directory changes the directory's times.
+        (Some(now), Some(old)) if op.act == Act::Metadata && now.is_same_directory(old) => true,
         (Some(now), Some(old)) => now.untouched(old),
         (None, None) => true,
         _ => false,
