@@ -3,7 +3,6 @@
 
 use std::sync::atomic::Ordering;
 
-use ringfence_sys::processors::Processors;
 use ringfence_sys::raw::{self, Errno};
 use ringfence_sys::shared::Page;
 
@@ -30,7 +29,7 @@ const LOCK: i32 = 8;
 
 /// Never returns: the rest of PID 1's life.
 pub(crate) fn run(birth: &Birth<'_>) -> ! {
-    let Birth { spec, trees, control, supervisor, page, has_network, .. } = *birth;
+    let Birth { spec, trees, control, supervisor, page, has_network, spread, .. } = *birth;
     let (terminal, front) = match session(spec, trees, control) {
         Ok(found) => found,
         Err(fail) => fail_and_exit(page, &fail),
@@ -39,20 +38,19 @@ pub(crate) fn run(birth: &Birth<'_>) -> ! {
         Ok(channel) => channel,
         Err(fail) => fail_and_exit(page, &fail),
     };
-    let processors = Processors::several();
     // SAFETY: this process is single-threaded since the clone, and the child only makes raw calls
     // before execve or _exit.
     match unsafe { ringfence_sys::ns::fork() } {
         Err(errno) => fail_and_exit(page, &Fail::new(Stage::Fork, errno)),
         Ok(None) => {
             let watched = channel.map_or(-1, |(_, theirs)| theirs);
-            let Err(fail) = become_command(birth, [terminal, watched], front, processors);
+            let Err(fail) = become_command(birth, [terminal, watched], front);
             report(page, &fail);
             raw::exit(SETUP_FAILED)
         }
         Ok(Some((pid, pidfd))) => {
             // Both have work now, and the scheduler would often let them take turns.
-            if let Some(processors) = processors {
+            if let Some(processors) = spread {
                 processors.move_away(pid);
             }
             page.command.store(pid, Ordering::Release);
@@ -186,9 +184,8 @@ fn become_command(
     birth: &Birth<'_>,
     [terminal, watched]: [i32; 2],
     front: bool,
-    processors: Option<Processors>,
 ) -> Result<std::convert::Infallible, Fail> {
-    let Birth { spec, page, has_network, .. } = *birth;
+    let Birth { spec, page, has_network, spread, .. } = *birth;
     if spec.namespaces == 0 {
         // No pid namespace will end us with init.
         let kill = libc::SIGKILL as u64;
@@ -196,7 +193,7 @@ fn become_command(
     }
     child::private(spec, page, has_network)?;
     raw::wait_until_set(&page.view_ready);
-    if let Some(processors) = processors {
+    if let Some(processors) = spread {
         // Init has moved us before it said so. A refusal would only cost time.
         let _ = processors.give(0);
     }

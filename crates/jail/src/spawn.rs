@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use ringfence_sys::early::{self, Early};
 use ringfence_sys::egress::{self, Program};
 use ringfence_sys::ns::{self, Side};
+use ringfence_sys::processors::Processors;
 use ringfence_sys::raw::{self, Errno, mnt};
 use ringfence_sys::shared::SharedPage;
 
@@ -47,6 +48,8 @@ pub(crate) struct Birth<'a> {
     pub(crate) page: &'a ringfence_sys::shared::Page,
     /// The network namespace exists already.
     pub(crate) has_network: bool,
+    /// The caller's processors, where another is free for the command's first steps.
+    pub(crate) spread: Option<Processors>,
     pub(crate) judge: Option<&'a dyn Judge>,
 }
 
@@ -112,6 +115,10 @@ pub fn spawn(
         supervisor: me.as_raw_fd(),
         page: &page,
         has_network: false,
+        spread: match &early {
+            Some(early) => early.spread(),
+            None => Processors::free(),
+        },
         judge: parent.judge,
     };
 

@@ -70,6 +70,7 @@ pub struct Early {
     pidfd: OwnedFd,
     shared: NonNull<Shared>,
     stack: NonNull<libc::c_void>,
+    spread: Option<Processors>,
     /// Shared with the helper.
     program: Option<NonNull<Program>>,
     reaped: bool,
@@ -82,24 +83,21 @@ const SPINS: u32 = 6000;
 const STACK: usize = 256 << 10;
 
 impl Early {
-    /// Starts the helper. `None` where it would not help (one processor) or cannot be made: the
-    /// namespaces are then made later, and whatever is wrong shows there.
+    /// Starts the helper. `None` where it would not help (no other processor is free) or cannot be made:
+    /// the namespaces are then made later, and whatever is wrong shows there.
     pub fn start() -> Option<Self> {
-        Self::make(Processors::several()?, true).ok()
+        Self::make(Some(Processors::free()?)).ok()
     }
 
     /// As [`Early::start`], but also with one processor, and as late as it is needed: nothing else
     /// can set up a network namespace that PID 1 is born into. Whether namespaces could be had says
     /// [`Early::ready`].
     pub fn start_anyway() -> Result<Self> {
-        match Processors::several() {
-            Some(processors) => Self::make(processors, true),
-            None => Self::make(Processors::default(), false),
-        }
+        Self::make(Processors::free())
     }
 
-    /// `several`: there is another processor for the helper.
-    fn make(processors: Processors, several: bool) -> Result<Self> {
+    /// `spread`: the caller's, when one is free for the helper.
+    fn make(spread: Option<Processors>) -> Result<Self> {
         grow_descriptor_table();
         let shared = NonNull::from(Box::leak(Box::<Shared>::default()));
         // SAFETY: a fresh anonymous mapping, no address asked for.
@@ -121,7 +119,7 @@ impl Early {
         // SAFETY: valid while the helper lives: freed only after it was reaped.
         let words = unsafe { shared.as_ref() };
         words.parent.store(raw::getpid(), Ordering::Relaxed);
-        for (word, value) in words.processors.iter().zip(processors.0) {
+        for (word, value) in words.processors.iter().zip(spread.unwrap_or_default().0) {
             word.store(value, Ordering::Relaxed);
         }
         let signals = raw::block_signals();
@@ -146,14 +144,14 @@ impl Early {
             unsafe { release(shared, stack, None) };
             return Err(errno);
         }
-        if several {
+        if let Some(processors) = spread {
             processors.move_away(pid);
         }
         words.placed.store(1, Ordering::Release);
         raw::futex_wake(&words.placed);
         // SAFETY: the kernel stored a new descriptor that nobody else owns.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        Ok(Self { pid, pidfd, shared, stack, program: None, reaped: false })
+        Ok(Self { pid, pidfd, shared, stack, spread, program: None, reaped: false })
     }
 
     fn shared(&self) -> &Shared {
@@ -168,6 +166,11 @@ impl Early {
 
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// The caller's processors, where one was free for the helper.
+    pub fn spread(&self) -> Option<Processors> {
+        self.spread
     }
 
     /// Whether the namespaces could be made. Waits until that is known.
@@ -238,7 +241,8 @@ impl Early {
         // The copy is made while this process loops on this word or sleeps. Awake it keeps its processor,
         // and what is made starts on the helper's, which is free then; asleep it would be woken on the
         // processor where the new process has just begun, and hold it up.
-        for _ in 0..SPINS {
+        let spins = if self.spread.is_some() { SPINS } else { 0 };
+        for _ in 0..spins {
             if shared.done.load(Ordering::Acquire) != 0 {
                 break;
             }
