@@ -216,7 +216,7 @@ pub fn fork(store: &Store, name: &str, new: &str, now: Stamp) -> Result<(), Erro
     let lock = store.lock()?;
     store.free(new)?;
     // Under one lock: between two, what the new record will name could be collected.
-    let mut held = store.hold_locked(&lock, name, None)?;
+    let mut held = store.hold_locked(&lock, name)?;
     held.mend()?;
     let mut record = held.layer.record.clone();
     seal(store, &mut record)?;

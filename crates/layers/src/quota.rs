@@ -37,6 +37,8 @@ const CREATE_RATE: u64 = 500_000;
 /// Time between two looks at the free space, at most and at least.
 const SELDOM: Duration = Duration::from_millis(100);
 const OFTEN: Duration = Duration::from_millis(1);
+/// How long a run without a limit of its own may last before its disk is watched.
+pub const HEAD_START: Duration = Duration::from_millis(3);
 /// Time between two counts that nothing asked for, at least; and this many times what one takes.
 const COUNT_EACH: Duration = Duration::from_millis(100);
 const COUNT_SHARE: u32 = 10;

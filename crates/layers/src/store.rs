@@ -36,8 +36,10 @@ const MAX_RECORD: u64 = 16 << 20;
 const MAX_NAME: usize = 64;
 /// Layers and deltas that are listed.
 const MAX_LISTED: usize = 1 << 20;
-/// Bytes of a lock file that are read.
-const MAX_HOLDER: u64 = 4096;
+/// Bytes of the note of the last use are a multiple of this, so that its length seldom changes.
+const USE_STEP: usize = 128;
+/// Bytes of a lock file: three numbers and their names.
+const HOLDER: usize = 128;
 /// Prefix of what is being removed.
 const GONE: &str = ".gone-";
 
@@ -375,17 +377,12 @@ impl Store {
     /// Takes a layer for oneself: nothing else can run in it, change or discard it.
     pub fn hold(&self, name: &str) -> Result<Held, Error> {
         let lock = self.lock()?;
-        self.hold_locked(&lock, name, None)
+        self.hold_locked(&lock, name)
     }
 
-    pub(crate) fn hold_locked(
-        &self,
-        _lock: &StoreLock,
-        name: &str,
-        run: Option<Stamp>,
-    ) -> Result<Held, Error> {
+    pub(crate) fn hold_locked(&self, _lock: &StoreLock, name: &str) -> Result<Held, Error> {
         let layer = self.layer(name)?;
-        let Taken { fd, killed, .. } = take(&layer.dir, name, &layer.path, run)?;
+        let Taken { fd, killed, .. } = take(&layer.dir, name, &layer.path, false)?;
         Ok(Held { layer, lock: fd, killed, mended: false })
     }
 
@@ -412,18 +409,16 @@ impl Store {
         if layer.unfinished() {
             return Err(Error::Unfinished(name.to_owned()));
         }
-        let Taken { fd, killed, at } = take(&layer.dir, name, &path, Some(now))?;
-        let holder = Holder { pid: std::process::id(), run: Some(at) };
-        if killed.is_none() {
-            write_holder(&fd, &holder).map_err(Error::os("write", path.join("lock")))?;
-        }
-        let fresh = layer.record.stack.is_empty() && layer.record.open.is_none();
+        let Taken { fd, killed, at } = take(&layer.dir, name, &path, true)?;
         let mut held = Held { layer, lock: fd, killed, mended: false };
         if killed.is_some() {
             held.mend()?;
             held.mended = false;
-            write_holder(&held.lock, &holder).map_err(Error::os("write", path.join("lock")))?;
+            let holder = Holder { pid: std::process::id(), run: Some(at) };
+            write_holder(&held.lock, Some(&holder))
+                .map_err(Error::os("write", path.join("lock")))?;
         }
+        let fresh = held.layer.record.stack.is_empty() && held.layer.record.open.is_none();
         let mut record = held.layer.record.clone();
         let mut indexes = Vec::with_capacity(roots.len());
         for root in roots {
@@ -461,7 +456,7 @@ impl Store {
         change: impl FnOnce(&mut Record) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let lock = self.lock()?;
-        let mut held = self.hold_locked(&lock, name, None)?;
+        let mut held = self.hold_locked(&lock, name)?;
         held.mend()?;
         let mut record = held.layer.record.clone();
         let answer = change(&mut record)?;
@@ -530,7 +525,7 @@ impl Store {
         };
         // A record that cannot be read does not keep its layer from being thrown away, but an
         // apply that stopped half-way does: its journal knows how to mend the host.
-        let held = take(&dir, name, &path, None)?;
+        let held = take(&dir, name, &path, false)?;
         if has_journal(&dir) {
             return Err(Error::Unfinished(name.to_owned()));
         }
@@ -737,17 +732,15 @@ impl Drop for Held {
     fn drop(&mut self) {
         // Nobody was killed who only looked. A run clears its mark itself, when it has ended.
         if read_holder(&self.lock).is_some_and(|h| h.run.is_none()) || self.mended {
-            let _ = rustix::fs::ftruncate(&self.lock, 0);
+            let _ = write_holder(&self.lock, None);
         }
     }
 }
 
 impl Held {
-    /// Now, by the clock of the file times (see [`write_holder`]).
+    /// Now, by the clock of the file times (see [`moment`]).
     pub fn moment(&self) -> Result<Stamp, Error> {
-        let holder =
-            read_holder(&self.lock).unwrap_or(Holder { pid: std::process::id(), run: None });
-        write_holder(&self.lock, &holder).map_err(Error::os("write", self.layer.path.join("lock")))
+        moment(&self.lock).map_err(Error::os("touch", self.layer.path.join("lock")))
     }
 
     /// Does what a killed run could not do any more. An error while an apply is unfinished: the layer is
@@ -767,13 +760,18 @@ impl Held {
     /// Notes the last run beside the record: every run does, and waiting for the disk would cost more
     /// than the run.
     fn note_use(&mut self, last: &Use) -> Result<(), Error> {
-        let text = serde_json::to_vec(last).unwrap_or_default();
+        let mut text = serde_json::to_vec(last).unwrap_or_default();
         let path = self.layer.path.join(USE);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.layer.dir, USE, flags, FILE)
             .map_err(Error::os("write", &path))?;
         // In place: file systems write out at once what replaces a file. Half of it is as good as none.
+        text.resize(text.len().next_multiple_of(USE_STEP), b' ');
         rustix::io::pwrite(&fd, &text, 0).map_err(Error::os("write", &path))?;
+        let had = rustix::fs::fstat(&fd).map_err(Error::os("look at", &path))?.st_size;
+        if had == text.len() as i64 {
+            return Ok(());
+        }
         rustix::fs::ftruncate(&fd, text.len() as u64).map_err(Error::os("write", &path))
     }
 
@@ -838,7 +836,7 @@ impl Session {
             empty_work(dir.as_fd(), delta)?;
         }
         self.held.note_use(&Use { used: Stamp::now(), policy: outcome.policy.clone() })?;
-        rustix::fs::ftruncate(&self.held.lock, 0)
+        write_holder(&self.held.lock, None)
             .map_err(Error::os("write", self.held.layer.path.join("lock")))?;
         Ok(walks)
     }
@@ -863,7 +861,7 @@ struct Taken {
 }
 
 /// Takes a layer's lock, and reads who held it without giving it back.
-fn take(dir: &OwnedFd, name: &str, path: &Path, run: Option<Stamp>) -> Result<Taken, Error> {
+fn take(dir: &OwnedFd, name: &str, path: &Path, run: bool) -> Result<Taken, Error> {
     let path = path.join("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, "lock", flags, FILE).map_err(Error::os("open", &path))?;
@@ -887,9 +885,14 @@ fn take(dir: &OwnedFd, name: &str, path: &Path, run: Option<Stamp>) -> Result<Ta
         }
     }
     let killed = read_holder(&fd).and_then(|h| h.run);
+    let fail = Error::os("write", path);
+    let at = match moment(&fd) {
+        Ok(at) => at,
+        Err(errno) => return Err(fail(errno)),
+    };
     // The older of two killed runs stays known until its work was done.
-    let holder = Holder { pid: std::process::id(), run: killed.or(run) };
-    let at = write_holder(&fd, &holder).map_err(Error::os("write", path))?;
+    let holder = Holder { pid: std::process::id(), run: killed.or(run.then_some(at)) };
+    write_holder(&fd, Some(&holder)).map_err(fail)?;
     Ok(Taken { fd, killed, at })
 }
 
@@ -901,19 +904,28 @@ fn is_gone(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
 }
 
-/// Answers when: kernels with fine file times give an exact one to what was looked at since its last
-/// change, and no later change anywhere an earlier one.
-fn write_holder(fd: &OwnedFd, holder: &Holder) -> Result<Stamp, Errno> {
-    let text = serde_json::to_vec(holder).map_err(|_| Errno::INVAL)?;
+/// Now: kernels with fine file times give an exact one to what was looked at since its last change, and no
+/// later change anywhere an earlier one.
+fn moment(fd: &OwnedFd) -> Result<Stamp, Errno> {
+    let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
     rustix::fs::fstat(fd)?;
-    rustix::fs::ftruncate(fd, 0)?;
-    rustix::io::pwrite(fd, &text, 0)?;
+    rustix::fs::futimens(fd, &Timestamps { last_access: now, last_modification: now })?;
     let [_, (seconds, nanos)] = fd::times(&rustix::fs::fstat(fd)?);
     Ok(Stamp(seconds, nanos))
 }
 
+/// Always as long, so that the file keeps its block.
+fn write_holder(fd: &OwnedFd, holder: Option<&Holder>) -> Result<(), Errno> {
+    let mut text = match holder {
+        Some(holder) => serde_json::to_vec(holder).map_err(|_| Errno::INVAL)?,
+        None => Vec::new(),
+    };
+    text.resize(HOLDER.max(text.len()), b' ');
+    rustix::io::pwrite(fd, &text, 0).map(|_| ())
+}
+
 fn read_holder(fd: &OwnedFd) -> Option<Holder> {
-    let mut text = vec![0; MAX_HOLDER as usize];
+    let mut text = [0; HOLDER];
     let n = rustix::io::pread(fd, &mut text, 0).ok()?;
     serde_json::from_slice(&text[..n]).ok()
 }

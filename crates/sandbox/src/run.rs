@@ -26,7 +26,8 @@ use crate::status::{End, Rung, Status};
 use crate::sweep;
 use crate::terminal::{Child as _, Event};
 use crate::view;
-use ringfence_layers::quota::Watch;
+use ringfence_layers::quota::{self, Watch};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 /// Why a run did not happen. In every case nothing of the command has run, except for
 /// [`RunError::Supervise`].
@@ -179,7 +180,6 @@ pub fn start(
     parent.judge = judge.as_ref().map(|judge| judge as &dyn jail::Judge);
     let mut jailed = jail::spawn(&spec, &parent, early)
         .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
-    let quota = layer.as_ref().map(|layer| watch_layer(layer, &jailed)).transpose()?;
     let view = serve(&mut plan, exact).map_err(|e| setup("serve the exact view", &e))?;
     let Plan { mut status, rung, ssh_agent, .. } = plan;
     let network = jailed.network.take();
@@ -191,6 +191,13 @@ pub fn start(
         .map(|(granted, channel)| Agent::start(granted, channel, command.agent_events.clone()))
         .transpose()
         .map_err(|e| setup("start the ssh agent's filter", &e))?;
+    // Last, since it may wait.
+    let quota = match &layer {
+        Some(layer) if layer.quota().is_some() || !ends_soon(&jailed) => {
+            Some(watch_layer(layer, &jailed)?)
+        }
+        _ => None,
+    };
     Ok(Running {
         jailed,
         status,
@@ -228,6 +235,16 @@ fn hold_quota(layer: &InLayer, policy: &Policy, plan: &mut Plan) {
             "io_uring is allowed, through which space can be taken faster than it is counted",
         );
     }
+}
+
+/// Whether the run is over before a watch of the disk alone pays: its thread costs a short run a tenth of
+/// its time.
+fn ends_soon(jailed: &jail::Jailed) -> bool {
+    // Only that init closes its end is asked for, not what it may say before.
+    let control = jailed.control();
+    let mut fds = [PollFd::new(&control, PollFlags::empty())];
+    let wait = Timespec { tv_sec: 0, tv_nsec: quota::HEAD_START.subsec_nanos().into() };
+    matches!(rustix::event::poll(&mut fds, Some(&wait)), Ok(n) if n > 0)
 }
 
 fn watch_layer(layer: &InLayer, jailed: &jail::Jailed) -> Result<Watch, RunError> {

@@ -10,7 +10,7 @@ use crate::raw;
 /// Bytes behind the initialised data that a run writes to before it is planned: most of what it takes
 /// of the [arena](crate::arena), which lies there.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-const EARLY: usize = 0x44000;
+const EARLY: usize = 0x22000;
 
 // The first instructions of the static release binary, in place of the C library's `_start` (see
 // build.rs of the command line). Relocating a position independent program writes to each of its pages
