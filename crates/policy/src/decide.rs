@@ -210,6 +210,10 @@ pub(crate) fn hash_on(mut hash: u64, bytes: &[u8]) -> u64 {
     hash
 }
 
+fn hash_name(name: &[u8]) -> u64 {
+    hash_end(hash_on(HASH_START, name))
+}
+
 /// FNV's low bits are good, the table also looks at the high ones.
 pub(crate) fn hash_end(hash: u64) -> u64 {
     hash ^ hash.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -266,7 +270,8 @@ fn on_one_line(a: &[u8], b: &[u8]) -> bool {
 #[derive(Debug, Default)]
 struct NameFilter {
     any: bool,
-    exact: HashSet<Vec<u8>>,
+    /// Hashes of names: two names of one hash only cost a closer look.
+    exact: HashSet<u64, BuildHasherDefault<Prehashed>>,
     starts: Vec<Vec<u8>>,
     ends: Vec<Vec<u8>>,
     rest: Vec<Glob>,
@@ -280,7 +285,7 @@ impl NameFilter {
         match named.map(|at| &glob.parts[at]) {
             None => {
                 if let Some(name) = glob.prefix.last() {
-                    self.exact.insert(name.clone());
+                    self.exact.insert(hash_name(name));
                 }
             }
             Some(Part::Wild(tokens)) if *tokens == [Token::Many] => {}
@@ -295,7 +300,7 @@ impl NameFilter {
             None => {}
             Some(Part::Deep) => self.any = true,
             Some(Part::Literal(name)) => {
-                self.exact.insert(name.clone());
+                self.exact.insert(hash_name(name));
             }
             Some(Part::Wild(tokens)) => match tokens.as_slice() {
                 [Token::Many] => self.any = true,
@@ -310,7 +315,7 @@ impl NameFilter {
 
     fn may_match(&self, name: &[u8]) -> bool {
         self.any
-            || self.exact.contains(name)
+            || self.exact.contains(&hash_name(name))
             || self.ends.iter().any(|e| name.ends_with(e))
             || self.starts.iter().any(|s| name.starts_with(s))
             || self.rest.iter().any(|g| g.matches(&[name]))
@@ -451,7 +456,7 @@ impl<'a> CompiledRules<'a> {
                 }
                 self.literal.add(rule, None, &self.bases);
                 if let Some(name) = rule.pattern.rsplit('/').next() {
-                    self.distinct.exact.insert(name.as_bytes().to_vec());
+                    self.distinct.exact.insert(hash_name(name.as_bytes()));
                 }
             }
             Kind::Path => {

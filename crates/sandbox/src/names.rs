@@ -168,13 +168,17 @@ impl NamesPlan {
     }
 
     /// Puts the masks between the directories of a layer. They stay as long as what is answered does.
-    pub fn masks(&self, store: &Store, mounts: &mut [Mount]) -> Result<Vec<Mask>, NamesError> {
-        let rules = self.rules();
+    pub fn masks(
+        &self,
+        rules: &CompiledRules<'_>,
+        store: &Store,
+        mounts: &mut [Mount],
+    ) -> Result<Vec<Mask>, NamesError> {
         let mut held = Vec::new();
-        for mount in mounts.iter_mut().filter(|m| speaks_of(&rules, &m.root)) {
+        for mount in mounts.iter_mut().filter(|m| speaks_of(rules, &m.root)) {
             let mut lower = Vec::with_capacity(mount.lower.len() + 1);
             for tree in &mount.lower {
-                let (dir, entries) = self.entries(&rules, tree, &mount.root)?;
+                let (dir, entries) = self.entries(rules, tree, &mount.root)?;
                 if let Some(mask) = store.mask(dir.as_fd(), &entries)? {
                     lower.push(mask.tree().to_owned());
                     held.push(mask);
@@ -188,10 +192,13 @@ impl NamesPlan {
 
     /// Whether the open delta holds what rules cover, from a run under other rules: a mask lies below
     /// it only once it is sealed.
-    pub fn must_seal(&self, mounts: &[Mount]) -> Result<bool, NamesError> {
-        let rules = self.rules();
-        for mount in mounts.iter().filter(|m| speaks_of(&rules, &m.root)) {
-            if !self.entries(&rules, &mount.upper, &mount.root)?.1.is_empty() {
+    pub fn must_seal(
+        &self,
+        rules: &CompiledRules<'_>,
+        mounts: &[Mount],
+    ) -> Result<bool, NamesError> {
+        for mount in mounts.iter().filter(|m| speaks_of(rules, &m.root)) {
+            if !self.entries(rules, &mount.upper, &mount.root)?.1.is_empty() {
                 return Ok(true);
             }
         }
