@@ -635,8 +635,8 @@ impl Store {
         make_directory(delta.as_fd(), index.to_string().as_ref(), &path)?;
         let dir = rustix::fs::openat(&delta, &*index.to_string(), DIRECTORY, Mode::empty())
             .map_err(Error::os("open", &path))?;
-        empty_work(dir.as_fd(), &path)?;
         make_directory(dir.as_fd(), "work".as_ref(), &work)?;
+        empty_work(dir.as_fd(), &path)?;
         match rustix::fs::mkdirat(&dir, "tree", PRIVATE) {
             Ok(()) => {}
             Err(Errno::EXIST) => return Ok((upper, work)),
@@ -1052,13 +1052,15 @@ fn sync(dir: &OwnedFd, path: &Path) -> Result<(), Error> {
     rustix::fs::fsync(dir).map_err(Error::os("write", path))
 }
 
-/// Removes the work directory beside a delta's tree: what the kernel left in it, and the mark of a
-/// mount that did not write back, with which it would refuse the next.
+/// Empties the work directory beside a delta's tree: what the kernel left in it, and the mark of a mount
+/// that did not write back, with which it would refuse the next. The directory itself stays for the next
+/// run: some file systems take a millisecond to remove one.
 fn empty_work(delta: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
-    match fd::stat_name(delta, "work") {
-        Err(Errno::NOENT) => Ok(()),
-        _ => remove(delta, "work".as_ref(), &path.join("work")),
-    }
+    let path = path.join("work");
+    let dir = rustix::fs::openat(delta, "work", DIRECTORY, Mode::empty())
+        .map_err(Error::os("open", &path))?;
+    // All that overlayfs makes there without an index, which is never asked for.
+    remove(dir.as_fd(), "work".as_ref(), &path)
 }
 
 /// Removes a tree of the store. What a sandbox closed to its owner is opened first.
