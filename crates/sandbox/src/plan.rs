@@ -239,6 +239,43 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// For people; `None` where nothing is to be told.
+    pub(crate) fn words(&self) -> Option<String> {
+        Some(match self {
+            Self::Directory => return None,
+            Self::Link { target } => format!("link to {}", shown(target)),
+            Self::Private { bytes, .. } => format!("private, at most {bytes} bytes"),
+            Self::Proc => "proc".into(),
+            Self::Pts => "pts".into(),
+            Self::Device { .. } => "device".into(),
+            Self::System { .. } => "system, read-only".into(),
+            Self::Bind { permission, .. } => match permission {
+                Permission::Write => "read-write".into(),
+                Permission::View => "listed only".into(),
+                _ => "read-only".into(),
+            },
+            Self::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
+            Self::Layer { read_only: true, .. } => "read-only in the layer (overlay)".into(),
+            Self::Reopen { .. } => "read-write, changes go to the layer".into(),
+            Self::View { .. } => "each path by the rules, new ones too (fuse)".into(),
+            Self::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
+            Self::Cache { .. } => "the host's, changes stay inside (overlay)".into(),
+            Self::LayerFile { .. } => {
+                "read-write, changes go to the layer (overlay of its directory)".into()
+            }
+            Self::Seal { .. } => "read-only".into(),
+            Self::Copy { .. } => "a private copy, written inside only".into(),
+            Self::File { .. } => "private, read-only".into(),
+            Self::Cover { file, .. } => format!("covered by {}", shown(file)),
+            Self::Agent => "socket to the ssh agent".into(),
+            Self::Writable => "private, read-write".into(),
+            Self::Pin { .. } => "pinned in place".into(),
+            Self::Mask { .. } => "hidden".into(),
+        })
+    }
+}
+
 /// A Landlock rule in words.
 #[derive(Clone, Debug, Serialize)]
 pub struct LandlockRule {
@@ -1509,37 +1546,7 @@ impl fmt::Display for Plan {
             writeln!(f, "view")?;
         }
         for step in &self.steps {
-            let what = match &step.action {
-                Action::Directory => continue,
-                Action::Link { target } => format!("link to {}", shown(target)),
-                Action::Private { bytes, .. } => format!("private, at most {bytes} bytes"),
-                Action::Proc => "proc".into(),
-                Action::Pts => "pts".into(),
-                Action::Device { .. } => "device".into(),
-                Action::System { .. } => "system, read-only".into(),
-                Action::Bind { permission, .. } => match permission {
-                    Permission::Write => "read-write".into(),
-                    Permission::View => "listed only".into(),
-                    _ => "read-only".into(),
-                },
-                Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
-                Action::Layer { read_only: true, .. } => "read-only in the layer (overlay)".into(),
-                Action::Reopen { .. } => "read-write, changes go to the layer".into(),
-                Action::View { .. } => "each path by the rules, new ones too (fuse)".into(),
-                Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
-                Action::Cache { .. } => "the host's, changes stay inside (overlay)".into(),
-                Action::LayerFile { .. } => {
-                    "read-write, changes go to the layer (overlay of its directory)".into()
-                }
-                Action::Seal { .. } => "read-only".into(),
-                Action::Copy { .. } => "a private copy, written inside only".into(),
-                Action::File { .. } => "private, read-only".into(),
-                Action::Cover { file, .. } => format!("covered by {}", shown(file)),
-                Action::Agent => "socket to the ssh agent".into(),
-                Action::Writable => "private, read-write".into(),
-                Action::Pin { .. } => "pinned in place".into(),
-                Action::Mask { .. } => "hidden".into(),
-            };
+            let Some(what) = step.action.words() else { continue };
             write!(f, "  {:<44} {what}", shown(&step.path))?;
             if step.why.is_empty() { writeln!(f)? } else { writeln!(f, "  ({})", step.why)? }
         }

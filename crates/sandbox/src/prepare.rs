@@ -183,6 +183,16 @@ fn plain(e: &std::io::Error) -> String {
 
 /// Looks at the host and lowers the policy.
 pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError> {
+    prepare_for(policy, request, None)
+}
+
+/// As [`prepare`], for a run whose layer holds rules of names by these `means` already
+/// ([`NamesPlan::new`]).
+pub(crate) fn prepare_for(
+    policy: &Policy,
+    request: &Request,
+    means: Option<bool>,
+) -> Result<Plan, PrepareError> {
     let Where { places, workspace, cwd, mut notes } = whereabouts(request)?;
     let caller = Caller::current();
     let mut hints = Vec::new();
@@ -202,7 +212,7 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let mut found = Findings::new(&rules, workspace.is_some(), listing);
     if request.layer.is_some() && request.rung == Rung::Namespaces && workspace.is_some() {
         let cache = walk_cache(request, &places);
-        found.names = NamesPlan::new(policy, &extra, &places, cache);
+        found.names = NamesPlan::new(policy, &extra, &places, cache, means);
     }
 
     let system = if policy.files.system { survey::system_entries() } else { Vec::new() };

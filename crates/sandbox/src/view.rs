@@ -2,7 +2,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use ringfence_layers::fuse::{Options, Owners, Rules, View};
@@ -77,9 +78,24 @@ impl Channel {
     }
 }
 
+/// Reaches the view of a run, as long as there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(Arc<Mutex<Option<View>>>);
+
+impl Handle {
+    /// The next operation is decided by `wanted`.
+    pub fn set(&self, wanted: Wanted, root: PathBuf) -> std::io::Result<()> {
+        let view = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(view) = &*view else { return Err(rustix::io::Errno::NOTCONN.into()) };
+        let Wanted { policy, places, extra } = wanted;
+        view.set_rules(Rules { policy, places, extra, root })
+    }
+}
+
 /// A view at work. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Serving {
+    handle: Handle,
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
     /// The child of a root caller shares our table of descriptors for a while, and nobody knows how
@@ -105,17 +121,26 @@ impl Serving {
             gid: identity.inside_gid,
             demoted: identity.demoted,
         });
+        let handle = Handle(Arc::default());
+        let slot = Arc::clone(&handle.0);
+        let set = move |view| *slot.lock().unwrap_or_else(PoisonError::into_inner) = view;
         let serve = move || {
             let Some(device) = receive(&ours, &stopped) else { return };
             drop(ours);
             // Without a server the connection ends here, and the command gets errors.
-            let Ok(_view) = View::serve(device, directory, rules, options) else { return };
+            let Ok(view) = View::serve(device, directory, rules, options) else { return };
+            set(Some(view));
             // Readable at the end of the run.
             let mut end = [PollFd::new(&stopped, PollFlags::IN)];
             while poll(&mut end, None) == Err(rustix::io::Errno::INTR) {}
+            set(None);
         };
         let thread = std::thread::Builder::new().name("exact-view".into()).spawn(serve)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread), _theirs: [theirs, place] })
+        Ok(Self { handle, stop: Some(stop), thread: Some(thread), _theirs: [theirs, place] })
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 }
 

@@ -32,7 +32,7 @@ priority = 20
 
 /// A command as the user of the place, who can open the device. Where only root can, an ordinary user
 /// gets a node of its own, in a mount namespace that ends with the command.
-fn with_device(p: &Place, program: &Path, args: &[&str]) -> Option<Command> {
+pub fn with_device(p: &Place, program: &Path, args: &[&str]) -> Option<Command> {
     let device = "/dev/fuse";
     if !Path::new(device).exists() {
         println!("skipped: there is no {device}");

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfence_layers::Quota;
 use ringfence_policy::{Base, Bytes, Count, Effect, Permission, Policy, Rule, priority};
+use ringfence_proxy::control;
 use ringfence_proxy::inspect::Inspector;
 use ringfence_sandbox::layer::{Changed, LayerRequest};
 use ringfence_sandbox::lower::Command;
@@ -28,7 +29,7 @@ use crate::flags::{self, Id, Problem, Typed};
 use crate::layers::{self, Layered};
 use crate::output::printable;
 use crate::ports::{self, Port};
-use crate::reload::Again;
+use crate::reload::{Again, plain_files};
 use crate::{help, inspect, output};
 
 pub fn main(args: &[OsString]) -> ExitCode {
@@ -363,41 +364,37 @@ fn attempt(
         // What only the attempt showed.
         degraded(&running.status, announced);
     }
-    let mut egress = match (filter, running.network.take()) {
-        (Some(filter), Some(made)) => {
-            let ears = Ears {
-                log: log.share(),
-                monitor: typed.has(Id::Monitor) || typed.has(Id::Debug),
-                debug: typed.has(Id::Debug),
-                raw: io.wants_pty() && std::io::stderr().is_terminal(),
-            };
-            let again = Again {
-                meant: Arc::clone(meant),
-                rules: Arc::clone(&filter.rules),
-                way: made.way,
-                log: log.share(),
-                told: ears.monitor,
-                raw: ears.raw,
-            };
-            let init = running.jailed.pid();
-            let started = Egress::start(
-                &filter,
-                policy,
-                inspector.clone(),
-                made,
-                init,
-                ears,
-                again.control(),
-            );
-            Some(started.map_err(fatal)?)
-        }
-        _ => None,
+    let told = typed.has(Id::Monitor) || typed.has(Id::Debug);
+    let raw = io.wants_pty() && std::io::stderr().is_terminal();
+    let made = running.network.take();
+    let renewal = Arc::new(running.renewal(policy, &meant.request));
+    let again = Again {
+        meant: Arc::clone(meant),
+        filter: filter.as_ref().zip(made.as_ref()).map(|(f, m)| (Arc::clone(&f.rules), m.way)),
+        files: Arc::new(Mutex::new(plain_files(policy))),
+        log: log.share(),
+        told,
+        raw,
+        renewal,
     };
+    let (mut egress, mut ear) = (None, None);
+    if let (Some(filter), Some(made)) = (filter, made) {
+        let ears = Ears { log: log.share(), monitor: told, debug: typed.has(Id::Debug), raw };
+        let init = running.jailed.pid();
+        let control = again.control();
+        let inspector = inspector.clone();
+        let started = Egress::start(&filter, policy, inspector, made, init, ears, control);
+        egress = Some(started.map_err(fatal)?);
+    } else if again.renewal.decides() {
+        let problem = |e| RunError::Supervise(format!("cannot listen for new rules: {e}"));
+        ear = Some(control::Ear::open(again.control()).map_err(|e| fatal(problem(e)))?);
+    }
     let forwarder = ports::serve(listeners, ours);
     let deadline =
         Deadline::of(&policy.limits).and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
     drop(forwarder);
+    drop(ear);
     // Nothing is left that it could serve; it ends while the sandbox is taken down.
     if let Some(egress) = &mut egress {
         egress.stop();
