@@ -52,6 +52,9 @@ pub const PROTECTIONS: &[&str] = &[
     "hidden-files",
     // Signals and abstract sockets towards processes outside, before Landlock's sixth version.
     "landlock-scope",
+    // Ordered rules of names that may come later, where no exact view can be served: held then for
+    // what exists at the start.
+    "exact-view",
     // Patterns in a workspace too large to be looked through.
     "pattern-walk",
     // Limits that need a control group: both, or one.

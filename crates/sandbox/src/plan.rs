@@ -400,6 +400,9 @@ pub enum PlanError {
     /// The rule cannot be enforced by any mechanism of this rung.
     #[error("{path}: {problem} ({rule})")]
     CannotHold { path: PathBuf2, problem: String, rule: String },
+    /// Neither mounts nor Landlock show names without content here; an exact view does.
+    #[error("{path}: {problem} ({rule})")]
+    CannotList { path: PathBuf2, problem: String, rule: String },
     #[error("{0}")]
     Unsupported(String),
     #[error(
@@ -618,6 +621,11 @@ impl Plan {
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
+    }
+
+    /// What an exact view, where the workspace has one, makes of a path.
+    pub fn in_view(&self, path: &Path) -> Option<Permission> {
+        self.view.as_ref().map(|view| view.permission(path))
     }
 
     /// Never fail open: whatever is missing must have been accepted by name.
@@ -916,8 +924,13 @@ impl<'a> Builder<'a> {
             .filter(|_| survey.workspace_permission == Permission::View)
             .map(|w| (&w.path, "workspace"));
         let points = survey.points.iter().filter(|p| p.permission == Permission::View);
-        // An exact view needs nothing of Landlock.
-        let viewed = |path: &Path| survey.view.is_some() && lies_in(path, &survey.places.workspace);
+        // An exact view needs nothing of Landlock, nor does what a mask covers.
+        let masked = survey.names.as_ref().is_some_and(|names| names.by_broker);
+        let viewed = |path: &Path| {
+            let covered =
+                path == survey.places.workspace || survey.covered.contains(path.as_os_str());
+            lies_in(path, &survey.places.workspace) && (survey.view.is_some() || masked && covered)
+        };
         for (path, why) in workspace.chain(points.map(|p| (&p.object.path, p.why.as_str()))) {
             if viewed(path) {
                 continue;
@@ -926,7 +939,7 @@ impl<'a> Builder<'a> {
                 rule.access != Access::List && rule.path != *path && path.starts_with(&rule.path)
             };
             if let Some(rule) = self.landlock.iter().find(around) {
-                return Err(PlanError::CannotHold {
+                return Err(PlanError::CannotList {
                     path: PathBuf2(path.clone()),
                     problem: format!(
                         "`view` cannot be held below {}, whose files the command may read",
@@ -1236,7 +1249,8 @@ impl<'a> Builder<'a> {
             }
             if viewed == Some(path) && wanted > Permission::None {
                 let over = inherited > Permission::None;
-                self.view(object, over, view::WHY);
+                let why = survey.view.as_ref().map_or("", |view| &view.why);
+                self.view(object, over, why);
                 around.0.insert(name, Permission::Write);
                 continue;
             }
@@ -1312,9 +1326,10 @@ impl<'a> Builder<'a> {
                     self.allow(path, access);
                 }
                 (_, Permission::View) => {
-                    return Err(PlanError::CannotHold {
+                    return Err(PlanError::CannotList {
                         path: PathBuf2(path.to_owned()),
-                        problem: "`view` inside a readable directory cannot be held yet".into(),
+                        problem: "`view` inside a readable directory cannot be held by mounts"
+                            .into(),
                         rule: point.why.clone(),
                     });
                 }

@@ -183,15 +183,42 @@ fn plain(e: &std::io::Error) -> String {
 
 /// Looks at the host and lowers the policy.
 pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError> {
-    prepare_for(policy, request, None)
+    let refused = match prepare_for(policy, request, Means::default()) {
+        Err(PrepareError::Plan(e @ PlanError::CannotList { .. })) => e,
+        made => return made,
+    };
+    let PlanError::CannotList { path, problem, rule } = &refused else {
+        return Err(refused.into());
+    };
+    let here = request.rung == Rung::Namespaces && request.layer.is_none() && !request.exact;
+    if !here || !survey::lies_in(&path.0, &places(request)?.workspace) {
+        return Err(refused.into());
+    }
+    if let Some(problem_there) = view::refusal() {
+        let device = problem_there.lines().next().unwrap_or_default();
+        let problem = format!("{problem}, and {device}; --layer NAME holds it without");
+        let (path, rule) = (path.clone(), rule.clone());
+        return Err(PlanError::CannotList { path, problem, rule }.into());
+    }
+    let why = Some(format!("{rule}: {problem}"));
+    prepare_for(policy, request, Means { view: why, ..Means::default() })
 }
 
-/// As [`prepare`], for a run whose layer holds rules of names by these `means` already
-/// ([`NamesPlan::new`]).
+/// By what a plan has to hold its rules, whatever they need.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Means {
+    /// Rules of names in a layer are held, and whether init says what may be changed
+    /// ([`NamesPlan::new`]).
+    pub names: Option<bool>,
+    /// The workspace is served by path, and why.
+    pub view: Option<String>,
+}
+
+/// As [`prepare`], by these means.
 pub(crate) fn prepare_for(
     policy: &Policy,
     request: &Request,
-    means: Option<bool>,
+    means: Means,
 ) -> Result<Plan, PrepareError> {
     let Where { places, workspace, cwd, mut notes } = whereabouts(request)?;
     let caller = Caller::current();
@@ -208,11 +235,16 @@ pub(crate) fn prepare_for(
     let caches = caches(policy, request, &places, &caller, &mut hints);
     extra.extend(caches.iter().flat_map(|c| &c.rules).cloned());
     let rules = CompiledRules::with_extra(policy, &places, &extra);
+    let (exact, inexact) = match &workspace {
+        Some(_) if means.view.is_some() => (means.view, None),
+        Some(_) => exactness(policy, request, &rules, &places)?,
+        None => (None, None),
+    };
     let listing = workspace.as_ref().and_then(Listing::of);
     let mut found = Findings::new(&rules, workspace.is_some(), listing);
     if request.layer.is_some() && request.rung == Rung::Namespaces && workspace.is_some() {
         let cache = walk_cache(request, &places);
-        found.names = NamesPlan::new(policy, &extra, &places, cache, means);
+        found.names = NamesPlan::new(policy, &extra, &places, cache, means.names);
     }
 
     let system = if policy.files.system { survey::system_entries() } else { Vec::new() };
@@ -229,7 +261,8 @@ pub(crate) fn prepare_for(
     found.toolchains(tools)?;
     found.name_of_home(request, &places);
     if let Some(w) = &workspace {
-        found.patterns(policy, &places, w, request, &mut notes)?;
+        let needs_walk = exact.is_none();
+        found.patterns(policy, &places, w, (request, needs_walk), &mut notes)?;
     }
 
     found.store(request)?;
@@ -248,8 +281,8 @@ pub(crate) fn prepare_for(
         None => std::collections::BTreeSet::new(),
     };
 
-    let view = match &workspace {
-        Some(w) if request.exact => Some(found.view(policy, &places, w, &extra)?),
+    let view = match (&workspace, exact) {
+        (Some(w), Some(why)) => Some(found.view(policy, &places, w, &extra, why)?),
         _ => None,
     };
     let no_view = view.as_ref().and_then(|_| view::refusal());
@@ -348,7 +381,44 @@ pub(crate) fn prepare_for(
         plan.status.miss("pattern-walk", problem);
         plan.refuse_what_is_missing(policy)?;
     }
+    if let Some(problem) = inexact {
+        plan.status.miss(EXACT_VIEW, problem);
+        plan.refuse_what_is_missing(policy)?;
+    }
     Ok(plan)
+}
+
+/// The protection that [`view::needed`] speaks of.
+const EXACT_VIEW: &str = "exact-view";
+
+/// Why the workspace is served by path, if it is; and what is lost, as accepted, if it should be and
+/// cannot.
+fn exactness(
+    policy: &Policy,
+    request: &Request,
+    rules: &CompiledRules<'_>,
+    places: &Places,
+) -> Result<(Option<String>, Option<String>), PrepareError> {
+    if request.exact {
+        return Ok((Some(view::WHY.to_owned()), None));
+    }
+    if request.layer.is_some() {
+        // Held by a mask and by init.
+        return Ok((None, None));
+    }
+    let Some(why) = view::needed(policy, rules, places) else { return Ok((None, None)) };
+    let refusal = match request.rung {
+        Rung::Namespaces => view::refusal(),
+        Rung::Landlock => Some("needs namespaces, which this host refuses".to_owned()),
+    };
+    let Some(refusal) = refusal else { return Ok((Some(why), None)) };
+    if policy.accept_missing.iter().any(|accepted| accepted == EXACT_VIEW) {
+        let refusal = refusal.lines().next().unwrap_or_default();
+        let weaker = format!("{why}; {refusal}; held for what exists at the start only");
+        return Ok((None, Some(weaker)));
+    }
+    let problem = format!("{EXACT_VIEW}: {why}; {refusal}");
+    Err(PlanError::Missing(vec![problem], vec![EXACT_VIEW.into()]).into())
 }
 
 /// A deny with wildcards that begins behind a symlink, as it is said of the place where that leads: a
@@ -796,6 +866,7 @@ impl<'a> Findings<'a> {
         places: &Places,
         workspace: &Object,
         extra: &[Rule],
+        why: String,
     ) -> Result<Wanted, PrepareError> {
         let mut policy = policy.clone();
         policy.files.guard_git = false;
@@ -819,7 +890,7 @@ impl<'a> Findings<'a> {
             }
         }
         let extra = extra.iter().cloned().chain(caps).collect();
-        Ok(Wanted { policy: Arc::new(policy), places: places.clone(), extra })
+        Ok(Wanted { policy: Arc::new(policy), places: places.clone(), extra, why })
     }
 
     /// What a layer needs to know: directories of single files, and what is mounted where.
@@ -878,7 +949,7 @@ impl<'a> Findings<'a> {
         policy: &Policy,
         places: &Places,
         workspace: &Object,
-        request: &Request,
+        (request, walks): (&Request, bool),
         notes: &mut Vec<String>,
     ) -> Result<(), PrepareError> {
         let rules = self.rules;
@@ -888,7 +959,7 @@ impl<'a> Findings<'a> {
             .filter(|g| g.base.starts_with(&workspace.path) || workspace.path.starts_with(&g.base))
             .collect();
         // The view needs no list of what there is.
-        let needs_walk = !globs.is_empty() && !request.exact;
+        let needs_walk = !globs.is_empty() && walks;
         let mut hints = Vec::new();
         if self.names.is_some() {
             hints = self.names_in_layer(workspace, notes)?;
@@ -1120,7 +1191,7 @@ pub(crate) fn shallow_repositories(
 }
 
 /// Stands for any name in a directory that no pattern mentions.
-const ANY_NAME: &str = "\u{1}";
+pub(crate) const ANY_NAME: &str = "\u{1}";
 
 struct PatternMatcher<'a> {
     rules: &'a CompiledRules<'a>,

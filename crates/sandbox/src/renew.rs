@@ -15,7 +15,7 @@ use ringfence_policy::{Network, Policy};
 use crate::answers::Answers;
 use crate::names::NamesPlan;
 use crate::plan::{Plan, shown};
-use crate::prepare::{Request, prepare_for};
+use crate::prepare::{Means, Request, prepare_for};
 use crate::view::{Handle, Wanted};
 
 /// Differences that a refusal spells out.
@@ -94,7 +94,8 @@ impl Renewal {
         let mut policy = policy.clone();
         policy.network = Network::None;
         policy.ssh.agent.clear();
-        let means = self.answers.as_ref().map(|answers| answers.by_broker());
+        let names = self.answers.as_ref().map(|answers| answers.by_broker());
+        let means = Means { names, view: None };
         prepare_for(&policy, &self.request, means).map_err(|e| RenewError::Plan(e.to_string()))
     }
 }

@@ -468,6 +468,11 @@ fn namespace_refusal(f: &Failure, spec: &jail::JailSpec) -> bool {
 }
 
 impl Running {
+    /// The workspace is served by path, with a descriptor for each file that is open inside.
+    pub fn has_view(&self) -> bool {
+        self.view.is_some()
+    }
+
     /// What can change of the file rules of this run, which was planned of `policy` and `request`.
     pub fn renewal(&self, policy: &Policy, request: &Request) -> Renewal {
         let view = self.view.as_ref().map(view::Serving::handle);

@@ -356,7 +356,7 @@ fn attempt(
     let filter = plan.filter.clone();
     let announced = plan.status.degraded.len();
     let mut running = run::start(plan, policy, &command, early)?;
-    if meant.request.exact {
+    if running.has_view() {
         // After the command was made, which keeps the limit it was given.
         ringfence_sandbox::view::room_for_files();
     }
