@@ -280,6 +280,7 @@ fn unchanged(before: &Policy, now: &Policy) -> Option<String> {
         ("limits", before.limits != now.limits),
         ("processes", before.processes != now.processes),
         ("terminal", before.pty != now.pty),
+        ("layer", before.layer != now.layer),
         ("ssh", ssh(before) != ssh(now)),
     ]
     .into_iter()

@@ -52,6 +52,8 @@ pub struct Request {
     pub moved: Option<Moved>,
     /// The workspace is served with the permission of each path, decided at each operation.
     pub exact: bool,
+    /// Only the plan is wanted, as if this host had what serves a workspace so.
+    pub asks: bool,
 }
 
 impl Request {
@@ -68,6 +70,7 @@ impl Request {
             layer: None,
             moved: None,
             exact: false,
+            asks: false,
         }
     }
 
@@ -190,11 +193,13 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let PlanError::CannotList { path, problem, rule } = &refused else {
         return Err(refused.into());
     };
-    let here = request.rung == Rung::Namespaces && request.layer.is_none() && !request.exact;
+    let here = request.rung == Rung::Namespaces
+        && request.layer.is_none()
+        && !(request.exact || policy.layer.exact);
     if !here || !survey::lies_in(&path.0, &places(request)?.workspace) {
         return Err(refused.into());
     }
-    if let Some(problem_there) = view::refusal() {
+    if let Some(problem_there) = refusal_of_view(request) {
         let device = problem_there.lines().next().unwrap_or_default();
         let problem = format!("{problem}, and {device}; --layer NAME holds it without");
         let (path, rule) = (path.clone(), rule.clone());
@@ -285,7 +290,7 @@ pub(crate) fn prepare_for(
         (Some(w), Some(why)) => Some(found.view(policy, &places, w, &extra, why)?),
         _ => None,
     };
-    let no_view = view.as_ref().and_then(|_| view::refusal());
+    let no_view = view.as_ref().and_then(|_| refusal_of_view(request));
     if view.is_some() {
         // They are the view's now, but for what lies over it.
         let inside = |p: &Point| survey::lies_in(&p.object.path, &places.workspace);
@@ -391,6 +396,10 @@ pub(crate) fn prepare_for(
 /// The protection that [`view::needed`] speaks of.
 const EXACT_VIEW: &str = "exact-view";
 
+fn refusal_of_view(request: &Request) -> Option<String> {
+    if request.asks { None } else { view::refusal() }
+}
+
 /// Why the workspace is served by path, if it is; and what is lost, as accepted, if it should be and
 /// cannot.
 fn exactness(
@@ -399,7 +408,7 @@ fn exactness(
     rules: &CompiledRules<'_>,
     places: &Places,
 ) -> Result<(Option<String>, Option<String>), PrepareError> {
-    if request.exact {
+    if request.exact || policy.layer.exact {
         return Ok((Some(view::WHY.to_owned()), None));
     }
     if request.layer.is_some() {
@@ -408,7 +417,7 @@ fn exactness(
     }
     let Some(why) = view::needed(policy, rules, places) else { return Ok((None, None)) };
     let refusal = match request.rung {
-        Rung::Namespaces => view::refusal(),
+        Rung::Namespaces => refusal_of_view(request),
         Rung::Landlock => Some("needs namespaces, which this host refuses".to_owned()),
     };
     let Some(refusal) = refusal else { return Ok((Some(why), None)) };

@@ -143,6 +143,12 @@ pub fn start(
         let problem = "network.inspect: only the command line can inspect";
         return Err(RunError::from(PlanError::Unsupported(problem.into())).into());
     }
+    let wanted = &policy.layer;
+    if wanted.name.is_some() && plan.layer.is_none() || !wanted.share_cache.is_empty() {
+        let problem =
+            "layer.name, layer.share_cache: only the command line keeps layers and shares caches";
+        return Err(RunError::from(PlanError::Unsupported(problem.into())).into());
+    }
     let (scope, nproc) = limit(limits, &mut plan.status);
     plan.refuse_what_is_missing(policy).map_err(RunError::from)?;
     let scratch = match plan.rung {

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfence_layers::Quota;
-use ringfence_policy::{Base, Bytes, Count, Effect, Permission, Policy, Rule, priority};
+use ringfence_policy::{
+    Base, Effect, LayerFragment, LayerWanted, Permission, Policy, Rule, priority,
+};
 use ringfence_proxy::control;
 use ringfence_proxy::inspect::Inspector;
 use ringfence_sandbox::layer::{Changed, LayerRequest};
@@ -103,8 +105,7 @@ fn meant(mut typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode>
     let mut request =
         Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
     request.moved = moved;
-    request.layer = layer(&typed, &request).map_err(output::fail)?;
-    request.exact = typed.has(Id::Exact);
+    request.layer = layer(&typed, &layered.policy.layer, &request).map_err(output::fail)?;
     request.filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
     // Set up by the helper while the rest is planned.
     if let (Some(filter), Some(early)) = (&request.filter, early) {
@@ -147,51 +148,34 @@ fn codebase(typed: &mut Typed) -> Result<Option<Moved>, String> {
         typed.flags.push((Id::Cwd, real.into()));
     }
     typed.flags.push((Id::Workspace, from.into()));
-    if !typed.has(Id::Layer) {
-        typed.flags.push((Id::Layer, "auto".into()));
-    }
     Ok(Some(moved))
 }
 
-/// The layer that is to get what the command writes.
-fn layer(typed: &Typed, request: &Request) -> Result<Option<LayerRequest>, String> {
-    let checkpoint = typed.has(Id::Checkpoint);
-    let Some(name) = typed.last(Id::Layer) else {
+/// The layer that is to get what the command writes. What a codebase's run writes always goes to one.
+fn layer(
+    typed: &Typed,
+    wanted: &LayerWanted,
+    request: &Request,
+) -> Result<Option<LayerRequest>, String> {
+    let auto = LayerFragment::AUTO;
+    let name = wanted.name.as_deref().or(request.moved.as_ref().map(|_| auto));
+    let Some(name) = name else {
         let alone = [
-            (checkpoint, "--checkpoint"),
-            (typed.has(Id::LayerQuota), "--layer-quota"),
-            (typed.has(Id::LayerInodes), "--layer-inodes"),
+            (Id::Checkpoint, "--checkpoint"),
+            (Id::LayerQuota, "--layer-quota"),
+            (Id::LayerInodes, "--layer-inodes"),
         ];
-        return match alone.iter().find(|(given, _)| *given) {
+        return match alone.iter().find(|(id, _)| typed.has(*id)) {
             Some((_, flag)) => Err(format!("{flag} needs --layer")),
             None => Ok(None),
         };
     };
-    let name = name.to_str().ok_or("--layer: the name is not utf-8")?;
-    let auto = name == "auto";
-    let mut layer = LayerRequest::new((!auto).then_some(name), request.store(), checkpoint)
-        .map_err(|e| e.to_string())?;
-    layer.quota = quota(typed)?;
+    let name = (name != auto).then_some(name);
+    let mut layer =
+        LayerRequest::new(name, request.store(), wanted.checkpoint).map_err(|e| e.to_string())?;
+    let LayerWanted { quota: bytes, inodes, .. } = *wanted;
+    layer.quota = (bytes.is_some() || inodes.is_some()).then_some(Quota { bytes, inodes });
     Ok(Some(layer))
-}
-
-/// What the layer may hold; `unlimited` takes a limit back.
-fn quota(typed: &Typed) -> Result<Option<Quota>, String> {
-    let part = |id: Id, flag: &str, parse: fn(&str) -> Result<Option<u64>, String>| {
-        let Some(text) = typed.last(id) else { return Ok(None) };
-        let text = text.to_str().ok_or(format!("{flag}: not utf-8"))?;
-        // No limit is one that nothing reaches: an absent one leaves what the layer has.
-        parse(text).map(|n| Some(n.unwrap_or(u64::MAX))).map_err(|e| format!("{flag}: {e}"))
-    };
-    let bytes = part(Id::LayerQuota, "--layer-quota", |text| Bytes::parse(text).map(|b| b.0))?;
-    let inodes = part(Id::LayerInodes, "--layer-inodes", |text| {
-        // As people write it: 100k, in thousands.
-        match text.strip_suffix(['k', 'K']).map(str::parse::<u64>) {
-            Some(Ok(thousands)) => Ok(Some(thousands.saturating_mul(1000))),
-            _ => Count::parse(text).map(|n| n.0),
-        }
-    })?;
-    Ok((bytes.is_some() || inodes.is_some()).then_some(Quota { bytes, inodes }))
 }
 
 /// Layer name of the rules that guard the policy in use; they are not lifted by id.
@@ -264,7 +248,7 @@ fn go(meant: &Arc<Meant>, mut early: Option<Early>) -> ExitCode {
                 output::say(printable(&line));
             }
             if let Some(changed) = status.end.as_ref().and_then(|e| e.layer.as_ref()) {
-                tell_layer(typed, changed);
+                tell_layer(typed, request, changed);
             }
             if let Err(e) = write_status(typed.last(Id::Status), &status) {
                 return output::fail(e);
@@ -281,7 +265,7 @@ fn go(meant: &Arc<Meant>, mut early: Option<Early>) -> ExitCode {
 
 /// What the layer holds after the run: for whoever looks at a terminal, asked, or did not choose its
 /// name.
-fn tell_layer(typed: &Typed, changed: &Changed) {
+fn tell_layer(typed: &Typed, request: &Request, changed: &Changed) {
     if let Some(problem) = &changed.problem {
         output::say(format_args!("layer {}: {}", changed.name, printable(problem)));
     }
@@ -289,7 +273,7 @@ fn tell_layer(typed: &Typed, changed: &Changed) {
         output::say(format_args!("layer {}: {exceeded}", changed.name));
     }
     let asked = typed.has(Id::Monitor) || typed.has(Id::Debug);
-    let auto = typed.last(Id::Layer).is_some_and(|name| name == "auto");
+    let auto = request.layer.as_ref().is_some_and(|layer| layer.auto);
     let told = asked || auto || std::io::stderr().is_terminal();
     if told && !changed.is_empty() {
         output::say(changed);
