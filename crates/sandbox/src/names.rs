@@ -12,7 +12,7 @@ use ringfence_jail::{Allowed, Judge};
 use ringfence_layers::index::{self, Covering, Seen};
 use ringfence_layers::mask::{Cover, Entry, Mask};
 use ringfence_layers::{Mount, Store};
-use ringfence_policy::{CompiledRules, Permission, Places, Policy, Room, Rule, priority};
+use ringfence_policy::{CompiledRules, Effect, Permission, Places, Policy, Room, Rule, priority};
 use ringfence_sys::seccomp;
 use rustix::fs::{Mode, OFlags};
 
@@ -87,7 +87,16 @@ impl NamesPlan {
             Permission::View => true,
             Permission::None => false,
         });
-        let by_broker = mixed || views || means == Some(true);
+        // What may be made where nothing else may be written: once it is there it is mounted so.
+        let to_make = around < Permission::Write
+            && rules.binding_points().iter().chain(&rules.subtree_only_globs()).any(|p| {
+                p.rule.permission == Permission::Write
+                    && p.rule.effect != Effect::Cap
+                    && p.path != places.workspace
+                    && inside(&p.path)
+                    && std::fs::symlink_metadata(&p.path).is_err()
+            });
+        let by_broker = mixed || to_make || views || means == Some(true);
         let (extra, places) = (extra.to_vec(), places.clone());
         drop(rules);
         Some(Self { policy: own, extra, places, cache, changes: by_broker, by_broker, known: None })
