@@ -269,6 +269,7 @@ pub(crate) fn prepare_for(
         let needs_walk = exact.is_none();
         found.patterns(policy, &places, w, (request, needs_walk), &mut notes)?;
     }
+    found.patterns_elsewhere(&places, request, &mut notes)?;
 
     found.store(request)?;
     let layer = match &request.layer {
@@ -983,38 +984,7 @@ impl<'a> Findings<'a> {
                     problem: plain(&e),
                 }
             })?;
-            if let Some(t) = &walk.truncated {
-                self.truncated = Some(format!("{}: {t:?}", workspace.path.display()));
-            }
-            for (path, why) in &walk.unreadable {
-                notes.push(format!("{}: not looked into: {why}", path.display()));
-            }
-            for f in &walk.matches {
-                if f.in_git {
-                    continue;
-                }
-                self.matched(&workspace.path, &workspace.path.join(&f.path), f.is_symlink)?;
-                for alias in &f.aliases {
-                    let permission = rules.decide(&workspace.path.join(&f.path)).permission;
-                    if let Some(object) = self.identify(&workspace.path.join(alias))? {
-                        let why = format!("another name of {}", f.path.display());
-                        self.points.push(Point {
-                            object,
-                            permission,
-                            why,
-                            guard: false,
-                            copy: None,
-                        });
-                    }
-                }
-                if f.unseen > 0 {
-                    notes.push(format!(
-                        "{} has {} more hard links outside the workspace",
-                        f.path.display(),
-                        f.unseen
-                    ));
-                }
-            }
+            self.matches(&walk, &workspace.path, notes)?;
             self.directories = walk.statistics.directories;
             hints = walk.repositories;
         } else if policy.files.guard_git {
@@ -1025,6 +995,89 @@ impl<'a> Findings<'a> {
         }
         if policy.files.guard_git {
             self.git(places, &workspace.path, &hints, notes)?;
+        }
+        Ok(())
+    }
+
+    /// What a walk of `root` found.
+    fn matches(
+        &mut self,
+        walk: &discover::Walk,
+        root: &Path,
+        notes: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        if let Some(t) = &walk.truncated {
+            self.truncated = Some(format!("{}: {t:?}", root.display()));
+        }
+        for (path, why) in &walk.unreadable {
+            notes.push(format!("{}: not looked into: {why}", path.display()));
+        }
+        for f in &walk.matches {
+            if f.in_git {
+                continue;
+            }
+            self.matched(root, &root.join(&f.path), f.is_symlink)?;
+            for alias in &f.aliases {
+                let permission = self.rules.decide(&root.join(&f.path)).permission;
+                if let Some(object) = self.identify(&root.join(alias))? {
+                    let why = format!("another name of {}", f.path.display());
+                    self.points.push(Point { object, permission, why, guard: false, copy: None });
+                }
+            }
+            if f.unseen > 0 {
+                notes.push(format!(
+                    "{} has {} more hard links outside {}",
+                    f.path.display(),
+                    f.unseen,
+                    root.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Denies and protections by pattern in what is shown besides the workspace. No built-in rule is
+    /// one, so only who writes such a pattern waits for a walk.
+    fn patterns_elsewhere(
+        &mut self,
+        places: &Places,
+        request: &Request,
+        notes: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        let rules = self.rules;
+        let workspace = self.has_workspace.then_some(&*places.workspace);
+        let elsewhere = |path: &Path| workspace.is_none_or(|w| !survey::lies_in(path, w));
+        let globs: Vec<GlobRule<'_>> = rules
+            .glob_rules()
+            .into_iter()
+            .filter(|g| g.rule.effect == Effect::Cap && elsewhere(&g.base))
+            .collect();
+        // In a layer a mask covers what lies in its roots.
+        let written = |path: &Path| rules.decide(path).permission == Permission::Write;
+        let masked = |path: &Path| self.names.is_some() && written(path);
+        let mut starts: Vec<PathBuf> = Vec::new();
+        for glob in &globs {
+            for shown in self.visible.iter().filter(|v| elsewhere(v) && !masked(v)) {
+                if survey::lies_in(&glob.base, shown) {
+                    starts.push(glob.base.clone());
+                } else if survey::lies_in(shown, &glob.base) {
+                    starts.push(shown.clone());
+                }
+            }
+        }
+        starts.sort_unstable();
+        starts.dedup_by(|inner, outer| survey::lies_in(inner, outer));
+        let cache = walk_cache(request, places);
+        for start in starts {
+            let Some(object) = self.look(&start)?.filter(|o| o.id.is_dir && o.path == start) else {
+                continue;
+            };
+            let matcher = PatternMatcher { rules, globs: &globs, workspace: &start };
+            let options = WalkOptions { cache: cache.as_deref(), ..WalkOptions::default() };
+            let root = object.open().map_err(|e| path_error(&start, e))?;
+            let walk = discover::walk(root.as_fd(), &matcher, &options)
+                .map_err(|e| PrepareError::Walk { path: shown(&start), problem: plain(&e) })?;
+            self.matches(&walk, &start, notes)?;
         }
         Ok(())
     }
