@@ -429,3 +429,58 @@ fn messages_of_ours_hold_no_escape_sequences() {
         }
     });
 }
+
+/// A deny or a protection with wildcards is as good outside the workspace as in it, wherever something
+/// is shown.
+#[test]
+fn rules_with_wildcards_hold_in_what_else_is_shown() {
+    as_each_user(|p| {
+        let shown = p.outside().join("data");
+        p.write("../outside/data/sub/b.key", "SECRET");
+        p.write("../outside/data/a.key", "SECRET");
+        p.write("../outside/data/Makefile", "plain");
+        p.write("../outside/data/sub/Makefile", "plain");
+        std::os::unix::fs::symlink(&shown, p.outside().join("link")).unwrap();
+        let at = shown.display();
+        let link = p.outside().join("link").display().to_string();
+        let rules = |grant: &str, base: &str, with: bool| {
+            let caps =
+                format!("deny = [\"{base}/**/*.key\"]\nprotect = [\"{base}/**/Makefile\"]\n");
+            let caps = if with { caps } else { String::new() };
+            let file = p.root().join("p.toml");
+            let text = format!("extends = \"workspace\"\n[files]\n{grant} = [\"{at}\"]\n{caps}");
+            std::fs::write(&file, text).unwrap();
+            file.display().to_string()
+        };
+        let read = format!("cd {at}; cat a.key sub/b.key ../data/./a.key; cat Makefile");
+        let write = format!(
+            "cd {at}; echo x >> Makefile; echo x >> sub/Makefile; mv sub sub2; cat sub2/b.key; \
+             mv a.key c; cat c; ln a.key d && cat d; rm -f Makefile; echo free > sub/free"
+        );
+        let layer: &[&str] = &["--layer", "l"];
+        for (base, flags) in [(at.to_string(), &[][..]), (link, &[]), (at.to_string(), layer)] {
+            for grant in ["read", "write"] {
+                let file = rules(grant, &base, true);
+                let flags: Vec<&str> = ["-s", &file].iter().chain(flags).copied().collect();
+                let ran = p.shell(&flags, &read);
+                assert!(
+                    !ran.out.contains("SECRET") && ran.out.contains("plain"),
+                    "{base}: {ran:#?}"
+                );
+                let ran = p.shell(&flags, &write);
+                assert!(!ran.out.contains("SECRET"), "{base}: {ran:#?}");
+                for kept in ["Makefile", "sub/Makefile"] {
+                    assert_eq!(std::fs::read_to_string(shown.join(kept)).unwrap(), "plain");
+                }
+                // Hidden from the next run as well.
+                let ran = p.shell(&flags, &format!("cat $(find {at} -type f)"));
+                assert!(!ran.out.contains("SECRET"), "{base}: {ran:#?}");
+            }
+        }
+        // The control: without the rules all of it is to be had.
+        let file = rules("write", "", false);
+        p.shell(&["-s", &file], &read).says("SECRETSECRETSECRET");
+        p.shell(&["-s", &file], &format!("echo x >> {at}/Makefile")).ok();
+        assert!(std::fs::read_to_string(shown.join("Makefile")).unwrap().ends_with("x\n"));
+    });
+}

@@ -2,10 +2,11 @@
 #![allow(dead_code)] // each module uses a part
 
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 /// Who runs a case.
@@ -250,4 +251,56 @@ pub fn has(program: &str) -> bool {
         println!("skipped: {program} is not installed");
     }
     found
+}
+
+/// A shell in a sandbox that is told what to do while it runs.
+pub struct Session {
+    child: Child,
+    orders: Option<ChildStdin>,
+    out: BufReader<ChildStdout>,
+}
+
+impl Session {
+    /// `command` runs a shell.
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Self {
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let orders = child.stdin.take();
+        let mut session = Self { child, orders, out };
+        assert_eq!(session.does("echo ready"), "ready\n");
+        session
+    }
+
+    /// Of ringfence, or of what becomes it.
+    pub fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    /// What a command printed.
+    #[track_caller]
+    pub fn does(&mut self, script: &str) -> String {
+        let orders = self.orders.as_mut().unwrap();
+        writeln!(orders, "{{ {script}\n}} 2>&1; echo; echo :done").unwrap();
+        let mut text = String::new();
+        while !text.ends_with("\n:done\n") {
+            let mut line = String::new();
+            if self.out.read_line(&mut line).unwrap() == 0 {
+                let mut problem = String::new();
+                let err = self.child.stderr.take().unwrap();
+                std::io::Read::read_to_string(&mut { err }, &mut problem).unwrap();
+                panic!("the run ended: {text}{problem}");
+            }
+            text.push_str(&line);
+        }
+        text.trim_end_matches(":done\n").strip_suffix('\n').unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        let _ = self.child.wait();
+    }
 }

@@ -5,6 +5,7 @@ mod caches;
 mod codebases;
 mod fuse;
 mod history;
+mod reload;
 mod rules;
 mod run;
 mod tools;

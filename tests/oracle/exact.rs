@@ -5,7 +5,7 @@
 //! | where | exact | here |
 //! |---|---|---|
 //! | a held directory that the host moves | is where it is now | not promised: not used any more |
-//! | opening a pipe | as its permission says | as its mode says: the kernel opens it and asks nobody |
+//! | the mode of a pipe | its own | without what its permission does not allow: the kernel opens it by that |
 //! | at a start, what a hidden symlink leads to | by its own path | hidden too; not made here |
 
 use crate::harness::as_each_user;

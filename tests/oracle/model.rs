@@ -251,8 +251,6 @@ pub struct View<'a> {
     pub closed: bool,
     /// Some rule caps at `read`, which is a mount where the name exists.
     sealed: bool,
-    /// Pipes are opened by the kernel, which asks nobody.
-    pub pipes: bool,
     /// Mounts say that they are read-only before anything is looked for.
     pub early: bool,
     decided: RefCell<HashMap<Names, Permission>>,
@@ -268,7 +266,6 @@ impl<'a> View<'a> {
             layer: false,
             early: false,
             closed: false,
-            pipes: false,
             sealed: false,
             decided: RefCell::default(),
         }
@@ -279,7 +276,6 @@ impl<'a> View<'a> {
         Self {
             law: Some(law),
             closed: layer,
-            pipes: !early,
             sealed: law.seals(),
             hidden,
             mounts,
@@ -300,6 +296,18 @@ impl<'a> View<'a> {
         let decided = law.decide(Path::new(OsStr::from_bytes(&bytes)));
         self.decided.borrow_mut().insert(path.to_vec(), decided);
         decided
+    }
+
+    /// As it shows: of a pipe in an exact view, without what its permission does not allow.
+    fn mode(&self, path: &[Name], inode: &Inode) -> u16 {
+        let exact = self.law.is_some() && !self.early;
+        let withheld = match self.permission(path) {
+            _ if !exact || inode.what != What::Fifo => 0,
+            Permission::None | Permission::View => 0o777,
+            Permission::Read => 0o333,
+            Permission::Write => 0,
+        };
+        inode.mode & !withheld
     }
 
     /// Whether the name may be made, removed and moved.
@@ -589,14 +597,7 @@ impl Model {
                 let place = self.walk(view, at, true)?;
                 let node = place.node.ok_or(NO_ENTRY)?;
                 let directory = if_so(self.tree.entries(node).is_some(), IS_DIRECTORY);
-                let mut errors = reading(&place, node) | directory;
-                let mut may = 0;
-                if view.pipes && *what(node) == What::Fifo && !self.refuses(view, node, 0o400) {
-                    (errors, may) = (0, errors);
-                }
-                let mut expected = answer(errors, Wanted::Bytes(content(node)))?;
-                expected.may = may;
-                Ok(expected)
+                answer(reading(&place, node) | directory, Wanted::Bytes(content(node)))
             }
             Op::List { at } => {
                 let place = self.walk(view, at, true)?;
@@ -629,7 +630,8 @@ impl Model {
                     _ => None,
                 };
                 let placeholder = view.layer && view.permission(&place.path) == Permission::View;
-                let mode = (kind != Type::Symlink && !placeholder).then_some(inode.mode);
+                let mode =
+                    (kind != Type::Symlink && !placeholder).then(|| view.mode(&place.path, inode));
                 answer(0, Wanted::Stat { kind, size, mode, seconds: inode.seconds })
             }
             Op::Readlink { at } => {
@@ -1057,7 +1059,7 @@ impl Model {
             }
             // What is only listed in a layer is a placeholder without any right.
             let placeholder = view.layer && permission == Permission::View && one.mode == 0;
-            if one.kind != Type::Symlink && one.mode != inode.mode && !placeholder {
+            if one.kind != Type::Symlink && one.mode != view.mode(&path, inode) && !placeholder {
                 return say("mode");
             }
             if inode.seconds.is_some_and(|seconds| seconds != one.seconds) {

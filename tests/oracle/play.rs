@@ -242,7 +242,8 @@ fn direct_rules(r: &mut Random, model: &Model) -> Vec<Rule> {
         Permission::Write,
         Permission::Write,
         Permission::Read,
-        Permission::View,
+        // What is only listed is not held by binds below /tmp, where the games are.
+        Permission::Read,
     ]);
     let rule = |pattern: &str, kind, permission| Rule {
         pattern: pattern.to_owned(),

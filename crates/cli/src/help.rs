@@ -213,7 +213,7 @@ pub fn command() -> Command {
         )
         .subcommand(
             Command::new("reload")
-                .about("Have a running sandbox read its network rules again")
+                .about("Have a running sandbox read its rules again")
                 .arg(
                     Arg::new("pid")
                         .value_name("PID")
@@ -228,7 +228,7 @@ pub fn command() -> Command {
                         .help("Every run of yours; of root's: everybody's"),
                 )
                 .arg(json())
-                .after_help("The policy is read as at the start: same flags, same files, same trust. Connections to\nhosts that are no longer allowed are closed. If anything is wrong, the old rules stay.\nFiles, environment and limits cannot change while a sandbox runs.\n\nExit codes:\n  0 reloaded; 126 refused, or wrong: the old rules stay; 125 no such run"),
+                .after_help("The policy is read as at the start: same flags, same files, same trust. Connections to\nhosts that are no longer allowed are closed. File rules change in an exact view, and rules\nof names in a layer as far as init decides. If anything is wrong, or cannot change in a\nrunning sandbox (mounts), the old rules stay, all of them, and the reason is said.\nEnvironment and limits stay as they are.\n\nExit codes:\n  0 reloaded; 126 refused, or wrong: the old rules stay; 125 no such run"),
         )
         .subcommand(Command::new("schema").about("Print the JSON Schema of policy files"))
         .subcommand(Command::new("profiles").about("List the built-in profiles and rules").arg(json()))

@@ -17,7 +17,7 @@ use ringfence_sandbox::prepare::Request;
 use crate::output::printable;
 
 /// Layer name of the rules that hide files with credentials.
-const SECRETS: &str = "network.secrets";
+pub const SECRETS: &str = "network.secrets";
 
 /// What looks into connections, where the policy asks for it. Changes what the run is planned from, so
 /// that no credential reaches the sandbox by the environment or by its file.

@@ -23,6 +23,8 @@ pub struct OfPolicy<'a> {
 impl<'a> OfPolicy<'a> {
     pub fn new(policy: &'a Policy, request: &Request, roots: &[PathBuf]) -> Result<Self, String> {
         let places = places(request).map_err(|e| e.to_string())?;
+        // Nothing runs: a device that a view would need is not needed.
+        let request = &Request { asks: true, ..request.clone() };
         let plan = prepare(policy, request).map_err(|e| RunError::from(e).to_string())?;
         let at = |root: &PathBuf| {
             let places = Places { workspace: root.clone(), home: places.home.clone() };

@@ -92,7 +92,10 @@ fn by(typed: &Typed, loader: Files) -> Result<Layered, LayerError> {
         }
         layers.push((flags, None));
         match resolve_layers(layers, &loader) {
-            Ok(fragment) => fragment.finish()?,
+            Ok(mut fragment) => {
+                share_caches(&mut fragment)?;
+                fragment.finish()?
+            }
             Err(e) => return Err(loader.refused.take().unwrap_or_else(|| e.into())),
         }
     };
@@ -379,21 +382,26 @@ fn typed_key(value: &OsStr) -> Result<Entry, LayerError> {
     Ok(entry(text))
 }
 
-/// Grants of a tool's caches. Executables are not among them.
-fn shared_caches(tool: &str) -> Result<Vec<Entry>, LayerError> {
+/// Caches that are shared become grants. Executables are not among them.
+fn share_caches(fragment: &mut Fragment) -> Result<(), LayerError> {
     let caches = || PRIVATE_CACHES.iter().filter(|c| c.contents == Contents::CopyOnWrite);
-    let shared: Vec<Entry> = caches()
-        .filter(|c| tool == "all" || c.tool == tool)
-        .map(|c| entry(format!("~/{}", c.path)))
-        .collect();
-    if !shared.is_empty() {
-        return Ok(shared);
+    for Entry { value: tool, origin } in std::mem::take(&mut fragment.layer.share_cache) {
+        let mut shared = caches().filter(|c| tool == "all" || c.tool == tool).peekable();
+        if shared.peek().is_none() {
+            let mut known: Vec<&str> = caches().map(|c| c.tool).collect();
+            known.sort_unstable();
+            known.dedup();
+            let place = match origin.layer.as_ref() {
+                COMMAND_LINE => "--share-cache".to_owned(),
+                _ => format!("{origin}: layer.share_cache"),
+            };
+            let known = known.join(", ");
+            return Err(LayerError::Flag(format!("{place}: `{tool}` is not one of all, {known}")));
+        }
+        let grants = shared.map(|c| Entry::new(format!("~/{}", c.path), origin.clone()));
+        fragment.files.write.extend(grants);
     }
-    let mut known: Vec<&str> = caches().map(|c| c.tool).collect();
-    known.sort_unstable();
-    known.dedup();
-    let problem = format!("--share-cache: `{tool}` is not one of all, {}", known.join(", "));
-    Err(LayerError::Flag(problem))
+    Ok(())
 }
 
 /// The flags as a layer of their own.
@@ -405,7 +413,18 @@ fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
         match id {
             Id::AllowRead => f.files.read.push(typed_path("allow-read", value)?),
             Id::AllowWrite => f.files.write.push(typed_path("allow-write", value)?),
-            Id::ShareCache => f.files.write.extend(shared_caches(&text("share-cache", value)?)?),
+            Id::ShareCache => f.layer.share_cache.push(entry(text("share-cache", value)?)),
+            Id::Layer => f.layer.name = Some(text("layer", value)?),
+            Id::Checkpoint => f.layer.checkpoint = Some(true),
+            Id::Exact => f.layer.exact = Some(true),
+            Id::LayerQuota => {
+                let size = Bytes::parse(&text("layer-quota", value)?);
+                f.layer.quota = Some(size.map_err(bad("layer-quota"))?);
+            }
+            Id::LayerInodes => {
+                let number = Count::parse(&text("layer-inodes", value)?);
+                f.layer.inodes = Some(number.map_err(bad("layer-inodes"))?);
+            }
             Id::DenyRead => f.files.deny.push(typed_path("deny-read", value)?),
             Id::DenyWrite => f.files.protect.push(typed_path("deny-write", value)?),
             Id::Device => f.files.devices.push(entry(text("device", value)?)),

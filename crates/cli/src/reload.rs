@@ -8,15 +8,19 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ringfence_policy::net::Rules;
-use ringfence_policy::{Egress, Network, Origin, Permission, Places, Policy, Rule, priority};
+use ringfence_policy::{
+    Egress, Files, Network, Origin, Permission, Places, Policy, Rule, priority,
+};
 use ringfence_proxy::Way;
-use ringfence_proxy::control::{Answer, Control, Id, Reload, Renewed};
+use ringfence_proxy::control::{Answer, Commit, Control, Id, Reload, Renewed};
 use ringfence_sandbox::prepare::places;
+use ringfence_sandbox::renew::Renewal;
 
 use crate::egress::line;
+use crate::inspect::SECRETS;
 use crate::layers::{self, LayerError, Layered};
 use crate::output::printable;
 use crate::trust;
@@ -25,8 +29,11 @@ use crate::verb::run::{Meant, POLICY_OF_THE_RUN, log_event, protect_policy_files
 /// What a run needs to read its policy again.
 pub struct Again {
     pub meant: Arc<Meant>,
-    pub rules: Arc<Rules>,
-    pub way: Way,
+    /// The filter's rules at the start, where there is one.
+    pub filter: Option<(Arc<Rules>, Way)>,
+    pub renewal: Arc<Renewal>,
+    /// What is said of files, as it is held.
+    pub files: Arc<Mutex<Files>>,
     pub log: Option<File>,
     /// Whether outcomes are told on the terminal, and how it ends its lines.
     pub told: bool,
@@ -63,6 +70,9 @@ impl Again {
             let gone = before.files.first().map_or_else(String::new, |f| printable(f).into_owned());
             return Err(LayerError::Again(format!("{gone} is no longer the policy that applies")));
         }
+        // Files with credentials are hidden as they were found at the start.
+        let withheld = before.policy.files.rules.iter().filter(|r| r.origin.layer == SECRETS);
+        now.policy.files.rules.extend(withheld.cloned());
         protect_policy_files(&mut now, request).map_err(LayerError::Flag)?;
         Ok(now)
     }
@@ -73,10 +83,9 @@ impl Reload for Again {
         let before = &self.meant.layered.policy;
         let now = self.layered().map_err(|e| e.to_string())?;
         let (allowed, denied) = match (&now.policy.network, &before.network) {
-            (Network::Host, _) => {
+            (Network::Host, Network::None | Network::Filtered { .. }) => {
                 return Err("the policy asks for the host's network now, which a sandbox that runs cannot be given".into());
             }
-            (Network::None, _) => (0, 0),
             (
                 Network::Filtered { allow, deny, egress },
                 Network::Filtered { egress: before, .. },
@@ -88,16 +97,25 @@ impl Reload for Again {
                 }
                 (allow.len(), deny.len())
             }
-            (Network::Filtered { .. }, _) => return Err("the run has no filter".into()),
+            _ => (0, 0),
         };
         let rules = Rules::compile(&now.policy.network).map_err(|problems| {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             problems.join("; ")
         })?;
-        let mut notes = now.notes;
-        notes.extend(unchanged(before, &now.policy));
-        notes.extend(self.out_of_reach(&rules));
-        Ok(Renewed { rules: Arc::new(rules), allowed, denied, notes })
+        let Layered { policy, mut notes, .. } = now;
+        notes.extend(unchanged(before, &policy));
+        let rules = match &self.filter {
+            Some(filter) => {
+                notes.extend(out_of_reach(&rules, filter));
+                Some(Arc::new(rules))
+            }
+            // Nothing would judge it.
+            None if (allowed, denied) != (0, 0) => return Err("the run has no filter".into()),
+            None => None,
+        };
+        let files = self.files(&policy, &mut notes)?;
+        Ok(Renewed { rules, files, allowed, denied, notes })
     }
 
     fn done(&self, answer: &Answer) {
@@ -120,35 +138,70 @@ impl Reload for Again {
 }
 
 impl Again {
-    /// What was set up in the sandbox's network for the rules of the start.
-    fn out_of_reach(&self, rules: &Rules) -> Vec<String> {
-        let missing = |now: Vec<u16>, then: &[u16]| -> Vec<String> {
-            now.into_iter().filter(|p| !then.contains(p)).map(|p| p.to_string()).collect()
-        };
-        let mut notes = Vec::new();
-        let local = missing(rules.host_loopback_ports(), &self.rules.host_loopback_ports());
-        if !local.is_empty() {
-            notes.push(format!(
-                "localhost:{} needs a new start: until then these ports are the sandbox's own",
-                local.join(", ")
-            ));
+    /// The file rules, where others hold; refused as a whole where the run cannot hold them.
+    fn files(&self, policy: &Policy, notes: &mut Vec<String>) -> Result<Option<Commit>, String> {
+        let now = plain_files(policy);
+        if now == *self.files.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(None);
         }
-        let listed = missing(rules.listed_ports(), &self.rules.listed_ports());
-        if self.way == Way::Local && !listed.is_empty() {
-            notes.push(format!(
-                "this host has no nftables: the ports {} need a new start, or the proxy",
-                listed.join(", ")
-            ));
+        let change = self.renewal.change(policy).map_err(|e| e.to_string())?;
+        if !self.renewal.decides() {
+            notes.push(
+                "files changed in the policy, and nothing of what is there now is shown otherwise for it; patterns are held for what exists when a run starts"
+                    .to_owned(),
+            );
+            return Ok(None);
         }
-        notes
+        let held = Arc::clone(&self.files);
+        Ok(Some(Box::new(move || {
+            change.commit().map_err(|e| e.to_string())?;
+            *held.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            Ok(())
+        })))
     }
 }
 
-/// `2 allowed, 1 denied; 3 connections closed`.
+/// What was set up in the sandbox's network for the rules of the start.
+fn out_of_reach(rules: &Rules, (start, way): &(Arc<Rules>, Way)) -> Vec<String> {
+    let missing = |now: Vec<u16>, then: &[u16]| -> Vec<String> {
+        now.into_iter().filter(|p| !then.contains(p)).map(|p| p.to_string()).collect()
+    };
+    let mut notes = Vec::new();
+    let local = missing(rules.host_loopback_ports(), &start.host_loopback_ports());
+    if !local.is_empty() {
+        notes.push(format!(
+            "localhost:{} needs a new start: until then these ports are the sandbox's own",
+            local.join(", ")
+        ));
+    }
+    let listed = missing(rules.listed_ports(), &start.listed_ports());
+    if *way == Way::Local && !listed.is_empty() {
+        notes.push(format!(
+            "this host has no nftables: the ports {} need a new start, or the proxy",
+            listed.join(", ")
+        ));
+    }
+    notes
+}
+
+/// `2 allowed, 1 denied; 3 connections closed; file rules replaced`.
 pub fn summary(answer: &Answer) -> String {
-    let mut text = format!("{} allowed, {} denied", answer.allowed, answer.denied);
-    let connections = if answer.closed == 1 { "connection" } else { "connections" };
-    let _ = write!(text, "; {} {connections} closed", answer.closed);
+    let mut text = String::new();
+    if answer.network {
+        let connections = if answer.closed == 1 { "connection" } else { "connections" };
+        let _ = write!(
+            text,
+            "{} allowed, {} denied; {} {connections} closed",
+            answer.allowed, answer.denied, answer.closed
+        );
+    }
+    let files = match (answer.files, answer.network) {
+        (true, true) => "; file rules replaced",
+        (true, false) => "file rules replaced",
+        (false, true) => "",
+        (false, false) => "nothing that can change has changed",
+    };
+    text.push_str(files);
     text
 }
 
@@ -203,15 +256,16 @@ fn other_filter(before: &Egress, now: &Egress) -> Option<&'static str> {
     .find_map(|(what, differs)| differs.then_some(what))
 }
 
+/// Where a rule stands in its file is not what it says.
+pub fn plain_files(policy: &Policy) -> Files {
+    let mut files = policy.files.clone();
+    let plain = |rule: &mut Rule| rule.origin = Origin::default();
+    files.rules.iter_mut().for_each(plain);
+    files
+}
+
 /// Chapters that are set up once.
 fn unchanged(before: &Policy, now: &Policy) -> Option<String> {
-    // Where a rule stands in its file is not what it says.
-    let files = |policy: &Policy| {
-        let mut files = policy.files.clone();
-        let plain = |rule: &mut Rule| rule.origin = Origin::default();
-        files.rules.iter_mut().for_each(plain);
-        files
-    };
     let ssh = |policy: &Policy| {
         let mut ssh = policy.ssh.clone();
         ssh.agent.iter_mut().for_each(|key| key.origin = Origin::default());
@@ -222,11 +276,11 @@ fn unchanged(before: &Policy, now: &Policy) -> Option<String> {
         _ => true,
     };
     let changed: Vec<&str> = [
-        ("files", files(before) != files(now)),
         ("environment", before.environment != now.environment || proxies(before) != proxies(now)),
         ("limits", before.limits != now.limits),
         ("processes", before.processes != now.processes),
         ("terminal", before.pty != now.pty),
+        ("layer", before.layer != now.layer),
         ("ssh", ssh(before) != ssh(now)),
     ]
     .into_iter()

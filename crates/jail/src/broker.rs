@@ -24,6 +24,8 @@ use std::ffi::CStr;
 use ringfence_sys::notify::{self, Held, Status};
 use ringfence_sys::raw::{self, Errno, resolve};
 
+use crate::asks::Asks;
+
 /// What rules say of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Allowed {
@@ -53,7 +55,7 @@ const MAX_PARKED: usize = 32;
 /// How often those are tried again, milliseconds.
 pub(crate) const AGAIN_MS: i32 = 5;
 /// Longest path with its NUL.
-const PATH: usize = libc::PATH_MAX as usize;
+pub(crate) const PATH: usize = libc::PATH_MAX as usize;
 
 type Res<T> = Result<T, Errno>;
 
@@ -172,6 +174,8 @@ struct Parked {
 pub(crate) struct Broker<'a> {
     listener: i32,
     judge: &'a dyn Judge,
+    /// Who decides once the rules were replaced.
+    asks: Asks,
     /// `/proc` and `/`, `O_PATH`.
     proc: Fd,
     root: Fd,
@@ -202,7 +206,7 @@ impl Masks {
 
 impl<'a> Broker<'a> {
     /// Before init leaves anything behind that this needs: `/proc` of the sandbox is mounted.
-    pub(crate) fn new(listener: i32, judge: &'a dyn Judge) -> Res<Self> {
+    pub(crate) fn new(listener: i32, judge: &'a dyn Judge, asks: Asks) -> Res<Self> {
         let open = |path: &CStr| {
             let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
             raw::openat(libc::AT_FDCWD, path, flags, 0).map(Fd)
@@ -212,6 +216,7 @@ impl<'a> Broker<'a> {
         Ok(Self {
             listener,
             judge,
+            asks,
             proc: open(c"/proc")?,
             root: open(c"/")?,
             parked: [const { None }; MAX_PARKED],
@@ -225,6 +230,11 @@ impl<'a> Broker<'a> {
         if self.parked.iter().any(Option::is_some) { AGAIN_MS } else { -1 }
     }
 
+    /// Hears whether the rules were replaced.
+    pub(crate) fn hear(&self) {
+        self.asks.hear();
+    }
+
     /// Answers the next held call. Only when there is one.
     pub(crate) fn serve(&mut self) {
         let Ok(held) = notify::receive(self.listener) else { return };
@@ -233,6 +243,7 @@ impl<'a> Broker<'a> {
             Ok(Done::Value(value)) => notify::answer(self.listener, held.id, Ok(value)),
             Err(errno) => notify::answer(self.listener, held.id, Err(errno)),
         }
+        self.asks.pay();
     }
 
     /// Tries again what waits.
@@ -650,7 +661,7 @@ impl<'a> Broker<'a> {
         }
         let (mut here, mut there) = (self.path(&source)?, self.path(&target)?);
         for path in [&here, &there] {
-            if self.judge.allowed(path.get()) < Allowed::Write {
+            if self.says(path.get()) < Allowed::Write {
                 return Err(Errno(libc::EACCES));
             }
         }
@@ -723,7 +734,7 @@ impl<'a> Broker<'a> {
                 for text in [&mut *from, &mut *to] {
                     text.push(b"/")?;
                     text.push(name)?;
-                    if self.judge.allowed(text.get()) < Allowed::Write {
+                    if self.says(text.get()) < Allowed::Write {
                         return Err(Errno(libc::EACCES));
                     }
                 }
@@ -942,8 +953,13 @@ impl<'a> Broker<'a> {
         Ok(path)
     }
 
+    /// The rules as they are now.
+    fn says(&self, path: &[u8]) -> Allowed {
+        self.asks.allowed(path).unwrap_or_else(|| self.judge.allowed(path))
+    }
+
     fn judged(&self, place: &Place) -> Res<Allowed> {
-        Ok(self.judge.allowed(self.path(place)?.get()))
+        Ok(self.says(self.path(place)?.get()))
     }
 
     /// A new name. What exists is said first, since `mkdir -p` and others rely on it.
@@ -974,11 +990,7 @@ impl<'a> Broker<'a> {
             return Err(Errno(libc::EACCES));
         }
         let path = self.path_of(object)?;
-        Ok(if path.get().starts_with(b"/") {
-            self.judge.allowed(path.get())
-        } else {
-            Allowed::Write
-        })
+        Ok(if path.get().starts_with(b"/") { self.says(path.get()) } else { Allowed::Write })
     }
 
     fn may_open(&self, object: &Fd, writes: bool) -> Res<()> {

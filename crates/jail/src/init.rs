@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use ringfence_sys::raw::{self, Errno};
 use ringfence_sys::shared::Page;
 
+use crate::asks::Asks;
 use crate::broker::Broker;
 use crate::child::{self, Fail, Res, at, report};
 use crate::message;
@@ -26,6 +27,7 @@ const HIGH: i32 = 64;
 const TERMINAL: i32 = 7;
 const LISTENER: i32 = 9;
 const LOCK: i32 = 8;
+const ASKS: i32 = 10;
 
 /// Never returns: the rest of PID 1's life.
 pub(crate) fn run(birth: &Birth<'_>) -> ! {
@@ -267,9 +269,10 @@ fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
         (terminal, TERMINAL),
         (listener, LISTENER),
         (spec.lock, LOCK),
+        (spec.asks, ASKS),
     ];
     // Through high numbers, so that none is overwritten before it was copied.
-    let mut high = [-1; 7];
+    let mut high = [-1; 8];
     for (slot, (fd, _)) in high.iter_mut().zip(keep) {
         if fd >= 0 {
             *slot = at(Stage::Descriptors, raw::dup_from(fd, HIGH))?;
@@ -282,13 +285,16 @@ fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
             raw::close(number);
         }
     }
-    at(Stage::Descriptors, raw::close_from(LISTENER as u32 + 1, false))?;
+    at(Stage::Descriptors, raw::close_from(ASKS as u32 + 1, false))?;
     for fd in 0..3 {
         raw::close(fd);
     }
     let connector = if spec.connector >= 0 { CONNECTOR } else { -1 };
+    let asks = if spec.asks >= 0 { ASKS } else { -1 };
     let mut broker = match judge {
-        Some(judge) if listener >= 0 => Some(at(Stage::Broker, Broker::new(LISTENER, judge))?),
+        Some(judge) if listener >= 0 => {
+            Some(at(Stage::Broker, Broker::new(LISTENER, judge, Asks::new(asks)))?)
+        }
         _ => None,
     };
     // A negative descriptor is passed over by poll.
@@ -298,6 +304,7 @@ fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
         raw::pollin(SUPERVISOR),
         raw::pollin(connector),
         raw::pollin(if broker.is_some() { LISTENER } else { -1 }),
+        raw::pollin(if broker.is_some() { asks } else { -1 }),
     ];
     let mut changed = true;
     loop {
@@ -332,6 +339,11 @@ fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
             } else if fds[4].revents != 0 {
                 // Every process that it concerns has ended.
                 fds[4].fd = -1;
+            }
+            if fds[5].revents & libc::POLLIN != 0 {
+                broker.hear();
+            } else if fds[5].revents != 0 {
+                fds[5].fd = -1;
             }
             broker.retry();
             patience = broker.patience();

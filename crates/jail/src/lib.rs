@@ -15,6 +15,7 @@
 //! allocates nor locks, so that a multi-threaded program may use it.
 #![cfg(target_os = "linux")]
 
+pub mod asks;
 mod broker;
 mod child;
 mod init;

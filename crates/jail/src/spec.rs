@@ -333,6 +333,8 @@ pub struct JailSpec {
     /// supervisor was killed: the lock on what they write to. -1 for none. Goes with
     /// `die_with_parent` unset, or init could end before them.
     pub lock: i32,
+    /// Init's end of the channel of [`crate::asks`], with `watch`; -1 where the rules of names stay as they are.
+    pub asks: i32,
     /// Die with the thread that made the jail (the command line; a library user may not want it).
     pub die_with_parent: bool,
 }

@@ -21,8 +21,8 @@ use crate::error::{PolicyError, nearest};
 use crate::node::{self, Format, LOCATED, NodeDeserializer};
 use crate::quantity::{Bytes, Count, Cpu, Millis};
 use crate::{
-    Base, Effect, Environment, Files, Kind, Limits, Origin, Permission, Policy, Processes, Pty,
-    Rule, SshFragment, builtin, pattern,
+    Base, Effect, Environment, Files, Kind, LayerWanted, Limits, Origin, Permission, Policy,
+    Processes, Pty, Rule, SshFragment, builtin, pattern,
 };
 
 /// Smallest accepted memory limit: below it not even a shell starts.
@@ -52,6 +52,9 @@ pub const PROTECTIONS: &[&str] = &[
     "hidden-files",
     // Signals and abstract sockets towards processes outside, before Landlock's sixth version.
     "landlock-scope",
+    // Ordered rules of names that may come later, where no exact view can be served: held then for
+    // what exists at the start.
+    "exact-view",
     // Patterns in a workspace too large to be looked through.
     "pattern-walk",
     // Limits that need a control group: both, or one.
@@ -226,6 +229,8 @@ pub struct Fragment {
     pub processes: ProcessesFragment,
     #[serde(skip_serializing_if = "is_default")]
     pub terminal: TerminalFragment,
+    #[serde(skip_serializing_if = "is_default")]
+    pub layer: LayerFragment,
     #[serde(skip_serializing_if = "is_default")]
     pub ssh: SshFragment,
     /// Names of the layers merged into this one, lowest first.
@@ -403,6 +408,77 @@ pub struct TerminalFragment {
     pub pty: Option<Pty>,
 }
 
+/// Where writes land, and how rules of names are held.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LayerFragment {
+    /// Keep what the command writes in the layer of this name; `auto` makes one up, `none` takes back
+    /// what a lower layer says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// End the run when its layer holds more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Bytes>,
+    /// End the run when its layer holds more files and directories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inodes: Option<Count>,
+    /// Seal what each run changes, so that it can be undone by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<bool>,
+    /// Without a layer: decide every operation in the workspace by its path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact: Option<bool>,
+    /// Tools whose real caches may be written (`npm`, `cargo`, ...), or `all`.
+    #[serde(alias = "shareCache", skip_serializing_if = "Vec::is_empty")]
+    pub share_cache: Vec<Entry>,
+}
+
+impl LayerFragment {
+    /// The name that takes back another.
+    const NONE: &str = "none";
+    /// The name of a layer that the caller did not choose.
+    pub const AUTO: &str = "auto";
+
+    fn merge(&mut self, over: Self) {
+        self.name = over.name.or(self.name.take());
+        self.quota = over.quota.or(self.quota);
+        self.inodes = over.inodes.or(self.inodes);
+        self.checkpoint = over.checkpoint.or(self.checkpoint);
+        self.exact = over.exact.or(self.exact);
+        append(&mut self.share_cache, over.share_cache);
+    }
+
+    fn check(&self, at: &Origin) -> Result<(), PolicyError> {
+        const LONGEST: usize = 64;
+        let Some(name) = &self.name else { return Ok(()) };
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if begins && name.len() <= LONGEST && name.chars().all(plain) {
+            return Ok(());
+        }
+        Err(PolicyError::Invalid {
+            at: at.clone(),
+            key: "layer.name".to_owned(),
+            message: format!(
+                "{name:?} is not a layer's name: at most {LONGEST} letters, digits, `.`, `_` and `-`, the first a letter or a digit"
+            ),
+        })
+    }
+
+    fn finish(self) -> LayerWanted {
+        // No limit is one that nothing reaches: an absent one leaves what the layer has.
+        let number = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+        LayerWanted {
+            name: self.name.filter(|name| name != Self::NONE),
+            quota: self.quota.map(|b| number(b.0)),
+            inodes: self.inodes.map(|n| number(n.0)),
+            checkpoint: self.checkpoint.unwrap_or(false),
+            exact: self.exact.unwrap_or(false),
+            share_cache: self.share_cache.into_iter().map(|e| e.value).collect(),
+        }
+    }
+}
+
 /// Appends what is not there yet, comparing values only: who said it first keeps the credit.
 pub(crate) fn append<T: Eq + Hash>(list: &mut Vec<Located<T>>, over: Vec<Located<T>>) {
     append_by(list, over, |entry| &entry.value);
@@ -517,6 +593,7 @@ impl Fragment {
             &mut self.environment.deny,
             &mut self.ssh.agent,
             &mut self.ssh.sign,
+            &mut self.layer.share_cache,
         ] {
             fill(list, name);
         }
@@ -563,6 +640,7 @@ impl Fragment {
             io_uring: theirs.io_uring.or(mine.io_uring),
         };
         self.terminal.pty = over.terminal.pty.or(self.terminal.pty);
+        self.layer.merge(over.layer);
         append(&mut self.ssh.agent, over.ssh.agent);
         append(&mut self.ssh.sign, over.ssh.sign);
         self.schema = over.schema.or(self.schema);
@@ -572,6 +650,7 @@ impl Fragment {
     /// Checks every value; [`Self::parse`] and [`Self::finish`] call it.
     pub fn check(&self) -> Result<(), PolicyError> {
         self.files.check(&self.last_layer())?;
+        self.layer.check(&self.last_layer())?;
         self.network.check()?;
         for (key, list) in [
             ("environment.pass", &self.environment.pass),
@@ -649,6 +728,7 @@ impl Fragment {
         lists("environment.pass", &self.environment.pass);
         lists("ssh.agent", &self.ssh.agent);
         lists("ssh.sign", &self.ssh.sign);
+        lists("layer.share_cache", &self.layer.share_cache);
         for rule in &self.files.rules {
             // `Set` raises as well as lowers.
             if rule.value.permission != Permission::None {
@@ -686,6 +766,13 @@ impl Fragment {
         key("processes.ptrace", self.processes.ptrace == Some(true));
         key("processes.io_uring", self.processes.io_uring == Some(true));
         key("terminal.pty", self.terminal.pty == Some(Pty::Never));
+        // One of the user's own may be meant, or taken away.
+        let name = self.layer.name.as_deref();
+        key("layer.name", name.is_some_and(|name| name != LayerFragment::AUTO));
+        key("layer.quota", self.layer.quota.is_some());
+        key("layer.inodes", self.layer.inodes.is_some());
+        key("layer.checkpoint = false", self.layer.checkpoint == Some(false));
+        key("layer.exact = false", self.layer.exact == Some(false));
         self.network.widening(&mut wide);
         if wide.is_empty() { Ok(()) } else { Err(wide) }
     }
@@ -723,6 +810,8 @@ impl Fragment {
             limits.grace, DEFAULT_GRACE_MS;
             files.tmp_size, DEFAULT_TMP_BYTES;
             files.shm_size, DEFAULT_SHM_BYTES;
+            layer.quota, u64::MAX;
+            layer.inodes, u64::MAX;
         }
         let known = |list: &mut Vec<Entry>, below: &[Entry]| {
             list.retain(|e| !below.iter().any(|b| b.value == e.value));
@@ -738,6 +827,10 @@ impl Fragment {
         known(&mut rest.environment.pass, &below.environment.pass);
         known(&mut rest.ssh.agent, &below.ssh.agent);
         known(&mut rest.ssh.sign, &below.ssh.sign);
+        known(&mut rest.layer.share_cache, &below.layer.share_cache);
+        if rest.layer.name == below.layer.name {
+            rest.layer.name = None;
+        }
         if rest.files.system == below.files.system {
             rest.files.system = None;
         }
@@ -751,6 +844,8 @@ impl Fragment {
             (&mut rest.processes.nested_namespaces, below.processes.nested_namespaces),
             (&mut rest.processes.ptrace, below.processes.ptrace),
             (&mut rest.processes.io_uring, below.processes.io_uring),
+            (&mut rest.layer.checkpoint, below.layer.checkpoint),
+            (&mut rest.layer.exact, below.layer.exact),
         ] {
             if *new == old {
                 *new = None;
@@ -776,7 +871,8 @@ impl Fragment {
         };
         let mut rules: Vec<Rule> = Vec::with_capacity(256);
         builtin::add_rules(&mut rules, &is_lifted);
-        let Self { files, network, environment, limits, processes, terminal, ssh, .. } = self;
+        let Self { files, network, environment, limits, processes, terminal, layer, ssh, .. } =
+            self;
         let guard_git = files.git != Some(Git::Open) && !is_lifted("guard.git");
         for (list, effect, permission) in [
             (files.write, Effect::Grant, Permission::Write),
@@ -853,6 +949,7 @@ impl Fragment {
                 io_uring: processes.io_uring.unwrap_or(false),
             },
             pty: terminal.pty.unwrap_or_default(),
+            layer: layer.finish(),
             ssh: ssh.finish(),
             accept_missing: texts(self.accept_missing),
         })

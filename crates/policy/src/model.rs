@@ -283,6 +283,22 @@ pub enum Pty {
     Never,
 }
 
+/// Where writes land, and how rules of names are held.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LayerWanted {
+    /// `auto`: one whose name is made up.
+    pub name: Option<String>,
+    /// What the layer may hold, bytes; unset leaves what it has, the largest number is no limit.
+    pub quota: Option<u64>,
+    pub inodes: Option<u64>,
+    pub checkpoint: bool,
+    /// The workspace is served by path whether anything needs it or not.
+    pub exact: bool,
+    /// Tools whose caches were to be shared and are not granted yet.
+    pub share_cache: Vec<String>,
+}
+
 /// A finished policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
@@ -294,6 +310,8 @@ pub struct Policy {
     pub limits: Limits,
     pub processes: Processes,
     pub pty: Pty,
+    #[serde(default)]
+    pub layer: LayerWanted,
     #[serde(default)]
     pub ssh: crate::Ssh,
     /// Protections that may be missing without refusing to run (see `Status`): `namespaces`,

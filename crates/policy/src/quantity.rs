@@ -164,9 +164,14 @@ impl Count {
         if trimmed.eq_ignore_ascii_case("unlimited") {
             return Ok(Self::UNLIMITED);
         }
-        trimmed.parse().map(Self::new).map_err(|_| {
-            format!("\"{text}\" is not a count; write a whole number or \"unlimited\"")
-        })
+        let wrong = || format!("\"{text}\" is not a count; write a whole number or \"unlimited\"");
+        // As people write it: 100k, in thousands.
+        let (number, factor) = match trimmed.strip_suffix(['k', 'K']) {
+            Some(thousands) => (thousands, 1000),
+            None => (trimmed, 1),
+        };
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        number.checked_mul(factor).map(Self::new).ok_or_else(wrong)
     }
 }
 

@@ -1,18 +1,20 @@
-//! The filter's ear towards the host: by an abstract socket of the host's network namespace its rules
-//! can be replaced while it runs.
+//! A run's ear towards the host: by an abstract socket of the host's network namespace its rules can be
+//! replaced while it goes on. The filter's thread listens; a run without one that has file rules to
+//! replace has a thread for it ([`Ear`]).
 //!
 //! There is no file to leave behind, and the sandbox, which has a network namespace of its own, cannot
 //! reach it. Whoever asks only says *that* the rules shall be read again, never what they are: they
 //! come from where the run's own came from, by [`Reload`].
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_policy::net::Rules;
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -53,15 +55,42 @@ pub trait Reload: Send + Sync {
     fn deaf(&self, problem: &io::Error);
 }
 
-/// What [`Reload::read`] found.
-#[derive(Debug)]
+/// What puts other rules than the network's in force; after an error the old ones hold.
+pub type Commit = Box<dyn FnOnce() -> Result<(), String> + Send>;
+
+/// What [`Reload::read`] found. Nothing is in force yet.
 pub struct Renewed {
-    pub rules: Arc<Rules>,
+    /// Of the filter, where there is one.
+    pub rules: Option<Arc<Rules>>,
+    /// File rules, where they are others.
+    pub files: Option<Commit>,
     /// Entries of the two lists, for the answer.
     pub allowed: usize,
     pub denied: usize,
     /// What else changed and cannot while it runs, and what else is to be known.
     pub notes: Vec<String>,
+}
+
+impl std::fmt::Debug for Renewed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Renewed").field("rules", &self.rules).finish_non_exhaustive()
+    }
+}
+
+impl Renewed {
+    /// Puts the file rules in force, which can fail, and so comes before the network's.
+    fn commit(mut self) -> Result<(Option<Arc<Rules>>, Answer), String> {
+        let commit = self.files.take();
+        let files = commit.is_some();
+        commit.map_or(Ok(()), |commit| commit())?;
+        let Self { rules, allowed, denied, notes, .. } = self;
+        let network = rules.is_some();
+        let pid = std::process::id();
+        let reloaded = true;
+        let answer =
+            Answer { pid, reloaded, network, files, allowed, denied, notes, ..Answer::default() };
+        Ok((rules, answer))
+    }
 }
 
 impl std::fmt::Debug for Control {
@@ -78,6 +107,12 @@ pub struct Answer {
     /// Why not; the old rules hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// The run has a filter, whose rules were replaced.
+    #[serde(default)]
+    pub network: bool,
+    /// The file rules were replaced.
+    #[serde(default)]
+    pub files: bool,
     pub allowed: usize,
     pub denied: usize,
     /// Connections that the new rules do not let be.
@@ -182,7 +217,7 @@ async fn one(
     reload: &Arc<dyn Reload>,
     mut stream: tokio::net::UnixStream,
 ) -> io::Result<()> {
-    let answer = match may(&stream) {
+    let answer = match may(stream.as_fd()) {
         Ok(()) => {
             let mut asked = [0; RELOAD.len()];
             tokio::time::timeout(PATIENCE, stream.read_exact(&mut asked)).await??;
@@ -199,14 +234,83 @@ async fn one(
     tokio::time::timeout(PATIENCE, stream.write_all(&text)).await?
 }
 
+/// The ear of a run without a filter. Dropped, nobody is heard any more.
+#[derive(Debug)]
+pub struct Ear {
+    stop: Option<UnixStream>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Ear {
+    pub fn open(control: Control) -> io::Result<Self> {
+        let Control { id, reload } = control;
+        let (stop, stopped) = UnixStream::pair()?;
+        let hear = move || {
+            let listener = match UnixListener::bind_addr(&match id.address() {
+                Ok(address) => address,
+                Err(e) => return reload.deaf(&e),
+            }) {
+                Ok(listener) => listener,
+                Err(e) => return reload.deaf(&e),
+            };
+            while is_asked(&listener, &stopped) {
+                let Ok((stream, _)) = listener.accept() else {
+                    std::thread::sleep(ACCEPT_PAUSE);
+                    continue;
+                };
+                let _ = one_alone(&*reload, stream);
+            }
+        };
+        let thread = std::thread::Builder::new().name("control".into()).spawn(hear)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// False when the run has ended.
+fn is_asked(listener: &UnixListener, stopped: &UnixStream) -> bool {
+    let mut both = [PollFd::new(listener, PollFlags::IN), PollFd::new(stopped, PollFlags::IN)];
+    while poll(&mut both, None) == Err(rustix::io::Errno::INTR) {}
+    both[1].revents().is_empty()
+}
+
+/// As [`one`], without a filter.
+fn one_alone(reload: &dyn Reload, mut stream: UnixStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let answer = match may(stream.as_fd()) {
+        Ok(()) => {
+            let mut asked = [0; RELOAD.len()];
+            stream.read_exact(&mut asked)?;
+            if asked != RELOAD {
+                return Ok(());
+            }
+            let done = reload.read().and_then(Renewed::commit);
+            let answer = done.map_or_else(refusal, |(_, answer)| answer);
+            reload.done(&answer);
+            answer
+        }
+        Err(problem) => refusal(problem),
+    };
+    stream.write_all(&serde_json::to_vec(&answer)?)
+}
+
 fn refusal(problem: String) -> Answer {
     Answer { pid: std::process::id(), problem: Some(problem), ..Answer::default() }
 }
 
 /// Whether this caller may: the same user, or root. A sandbox that has the host's network reaches the
 /// socket, and its processes are the same user to the kernel; their user namespace tells them apart.
-fn may(stream: &tokio::net::UnixStream) -> Result<(), String> {
-    let peer = rustix::net::sockopt::socket_peercred(stream.as_fd())
+fn may(stream: BorrowedFd<'_>) -> Result<(), String> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)
         .map_err(|e| format!("cannot tell who asks: {e}"))?;
     let own = rustix::process::geteuid();
     if peer.uid != own && !peer.uid.is_root() {
@@ -234,16 +338,17 @@ async fn renew(judge: &Judge, reload: &Arc<dyn Reload>) -> Answer {
         Ok(Err(_)) => Err("the policy could not be read again".to_owned()),
         Err(_) => Err("the policy could not be read in time".to_owned()),
     };
-    match found {
-        Ok(Renewed { rules, allowed, denied, notes }) => Answer {
-            pid: std::process::id(),
-            reloaded: true,
-            problem: None,
-            allowed,
-            denied,
-            closed: judge.replace(rules),
-            notes,
-        },
+    // What is begun here is not given up: nobody would know which rules hold.
+    let committed = match found {
+        Ok(found) => tokio::task::spawn_blocking(move || found.commit())
+            .await
+            .unwrap_or_else(|_| Err("the rules could not be replaced".to_owned())),
+        Err(problem) => Err(problem),
+    };
+    match committed {
+        Ok((rules, answer)) => {
+            Answer { closed: rules.map_or(0, |rules| judge.replace(rules)), ..answer }
+        }
         Err(problem) => refusal(problem),
     }
 }

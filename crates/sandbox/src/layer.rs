@@ -230,6 +230,11 @@ impl InLayer {
         &self.mounts
     }
 
+    /// The same without masks.
+    pub fn plain_mounts(&self) -> &[Mount] {
+        self.session.mounts()
+    }
+
     pub fn lock(&self) -> i32 {
         self.session.lock().as_raw_fd()
     }

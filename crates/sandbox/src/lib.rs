@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 pub mod agent;
 #[cfg(target_os = "linux")]
+mod answers;
+#[cfg(target_os = "linux")]
 mod copies;
 #[cfg(unix)]
 pub mod discover;
@@ -24,6 +26,8 @@ pub mod plan;
 mod plan_tests;
 #[cfg(target_os = "linux")]
 pub mod prepare;
+#[cfg(target_os = "linux")]
+pub mod renew;
 #[cfg(target_os = "linux")]
 pub mod run;
 pub mod status;

@@ -67,6 +67,8 @@ pub struct Given<'a> {
     pub lock: i32,
     /// For each of [`crate::layer::LayerPlan::roots`].
     pub mounts: &'a [ringfence_layers::Mount],
+    /// Init's end of the channel for rules of names that are replaced.
+    pub asks: i32,
     /// Init's end of the channel for the exact view, and the number of its connection there.
     pub view: (i32, i32),
 }
@@ -118,6 +120,7 @@ pub fn lower(
         cgroup_procs,
         connector: command.connector.as_ref().map_or(-1, AsRawFd::as_raw_fd),
         lock: given.lock,
+        asks: given.asks,
         die_with_parent: command.die_with_parent && given.lock < 0,
     };
     Ok((spec, parent))

@@ -2,6 +2,8 @@
 //! calls that make and move names, may do where.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,7 @@ use ringfence_jail::{Allowed, Judge};
 use ringfence_layers::index::{self, Covering, Seen};
 use ringfence_layers::mask::{Cover, Entry, Mask};
 use ringfence_layers::{Mount, Store};
-use ringfence_policy::{CompiledRules, Permission, Places, Policy, Room, Rule, priority};
+use ringfence_policy::{CompiledRules, Effect, Permission, Places, Policy, Room, Rule, priority};
 use ringfence_sys::seccomp;
 use rustix::fs::{Mode, OFlags};
 
@@ -47,12 +49,14 @@ pub enum NamesError {
 }
 
 impl NamesPlan {
-    /// `None` where no rule speaks of names in what a layer may lie over.
+    /// `None` where no rule speaks of names in what a layer may lie over, unless the run has the
+    /// `means` already: whether init says what may be changed.
     pub fn new(
         policy: &Policy,
         extra: &[Rule],
         places: &Places,
         cache: Option<PathBuf>,
+        means: Option<bool>,
     ) -> Option<Self> {
         let mut own = policy.clone();
         own.files.guard_git = false;
@@ -71,7 +75,7 @@ impl NamesPlan {
             .iter()
             .chain(&rules.subtree_only_globs())
             .any(|p| p.rule.permission < Permission::Write && inside(&p.path));
-        if globs.is_empty() && !literal {
+        if globs.is_empty() && !literal && means.is_none() {
             return None;
         }
         let views = own.files.rules.iter().any(|r| r.permission == Permission::View);
@@ -83,7 +87,16 @@ impl NamesPlan {
             Permission::View => true,
             Permission::None => false,
         });
-        let by_broker = mixed || views;
+        // What may be made where nothing else may be written: once it is there it is mounted so.
+        let to_make = around < Permission::Write
+            && rules.binding_points().iter().chain(&rules.subtree_only_globs()).any(|p| {
+                p.rule.permission == Permission::Write
+                    && p.rule.effect != Effect::Cap
+                    && p.path != places.workspace
+                    && inside(&p.path)
+                    && std::fs::symlink_metadata(&p.path).is_err()
+            });
+        let by_broker = mixed || to_make || views || means == Some(true);
         let (extra, places) = (extra.to_vec(), places.clone());
         drop(rules);
         Some(Self { policy: own, extra, places, cache, changes: by_broker, by_broker, known: None })
@@ -188,6 +201,34 @@ impl NamesPlan {
             mount.lower = lower;
         }
         Ok(held)
+    }
+
+    /// A name that one of two sets of rules covers and the other does not, in what the layer is made of:
+    /// no mask can be put there, or taken away, while the layer is mounted.
+    pub fn covers_otherwise(
+        &self,
+        other: &Self,
+        mounts: &[Mount],
+    ) -> Result<Option<PathBuf>, NamesError> {
+        let (ours, theirs) = (self.rules(), other.rules());
+        for mount in mounts {
+            if speaks_of(&ours, &mount.root) != speaks_of(&theirs, &mount.root) {
+                return Ok(Some(mount.root.clone()));
+            }
+            if !speaks_of(&ours, &mount.root) {
+                continue;
+            }
+            for tree in mount.lower.iter().chain([&mount.upper]) {
+                let (_, here) = self.entries(&ours, tree, &mount.root)?;
+                let (_, there) = other.entries(&theirs, tree, &mount.root)?;
+                let here: BTreeSet<Entry> = here.into_iter().collect();
+                let there: BTreeSet<Entry> = there.into_iter().collect();
+                if let Some(entry) = here.symmetric_difference(&there).next() {
+                    return Ok(Some(mount.root.join(OsStr::from_bytes(&entry.path))));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the open delta holds what rules cover, from a run under other rules: a mask lies below

@@ -239,6 +239,43 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// For people; `None` where nothing is to be told.
+    pub(crate) fn words(&self) -> Option<String> {
+        Some(match self {
+            Self::Directory => return None,
+            Self::Link { target } => format!("link to {}", shown(target)),
+            Self::Private { bytes, .. } => format!("private, at most {bytes} bytes"),
+            Self::Proc => "proc".into(),
+            Self::Pts => "pts".into(),
+            Self::Device { .. } => "device".into(),
+            Self::System { .. } => "system, read-only".into(),
+            Self::Bind { permission, .. } => match permission {
+                Permission::Write => "read-write".into(),
+                Permission::View => "listed only".into(),
+                _ => "read-only".into(),
+            },
+            Self::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
+            Self::Layer { read_only: true, .. } => "read-only in the layer (overlay)".into(),
+            Self::Reopen { .. } => "read-write, changes go to the layer".into(),
+            Self::View { .. } => "each path by the rules, new ones too (fuse)".into(),
+            Self::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
+            Self::Cache { .. } => "the host's, changes stay inside (overlay)".into(),
+            Self::LayerFile { .. } => {
+                "read-write, changes go to the layer (overlay of its directory)".into()
+            }
+            Self::Seal { .. } => "read-only".into(),
+            Self::Copy { .. } => "a private copy, written inside only".into(),
+            Self::File { .. } => "private, read-only".into(),
+            Self::Cover { file, .. } => format!("covered by {}", shown(file)),
+            Self::Agent => "socket to the ssh agent".into(),
+            Self::Writable => "private, read-write".into(),
+            Self::Pin { .. } => "pinned in place".into(),
+            Self::Mask { .. } => "hidden".into(),
+        })
+    }
+}
+
 /// A Landlock rule in words.
 #[derive(Clone, Debug, Serialize)]
 pub struct LandlockRule {
@@ -363,6 +400,9 @@ pub enum PlanError {
     /// The rule cannot be enforced by any mechanism of this rung.
     #[error("{path}: {problem} ({rule})")]
     CannotHold { path: PathBuf2, problem: String, rule: String },
+    /// Neither mounts nor Landlock show names without content here; an exact view does.
+    #[error("{path}: {problem} ({rule})")]
+    CannotList { path: PathBuf2, problem: String, rule: String },
     #[error("{0}")]
     Unsupported(String),
     #[error(
@@ -581,6 +621,11 @@ impl Plan {
         };
         plan.refuse_what_is_missing(policy)?;
         Ok(plan)
+    }
+
+    /// What an exact view, where the workspace has one, makes of a path.
+    pub fn in_view(&self, path: &Path) -> Option<Permission> {
+        self.view.as_ref().map(|view| view.permission(path))
     }
 
     /// Never fail open: whatever is missing must have been accepted by name.
@@ -879,8 +924,13 @@ impl<'a> Builder<'a> {
             .filter(|_| survey.workspace_permission == Permission::View)
             .map(|w| (&w.path, "workspace"));
         let points = survey.points.iter().filter(|p| p.permission == Permission::View);
-        // An exact view needs nothing of Landlock.
-        let viewed = |path: &Path| survey.view.is_some() && lies_in(path, &survey.places.workspace);
+        // An exact view needs nothing of Landlock, nor does what a mask covers.
+        let masked = survey.names.as_ref().is_some_and(|names| names.by_broker);
+        let viewed = |path: &Path| {
+            let covered =
+                path == survey.places.workspace || survey.covered.contains(path.as_os_str());
+            lies_in(path, &survey.places.workspace) && (survey.view.is_some() || masked && covered)
+        };
         for (path, why) in workspace.chain(points.map(|p| (&p.object.path, p.why.as_str()))) {
             if viewed(path) {
                 continue;
@@ -889,7 +939,7 @@ impl<'a> Builder<'a> {
                 rule.access != Access::List && rule.path != *path && path.starts_with(&rule.path)
             };
             if let Some(rule) = self.landlock.iter().find(around) {
-                return Err(PlanError::CannotHold {
+                return Err(PlanError::CannotList {
                     path: PathBuf2(path.clone()),
                     problem: format!(
                         "`view` cannot be held below {}, whose files the command may read",
@@ -1199,7 +1249,8 @@ impl<'a> Builder<'a> {
             }
             if viewed == Some(path) && wanted > Permission::None {
                 let over = inherited > Permission::None;
-                self.view(object, over, view::WHY);
+                let why = survey.view.as_ref().map_or("", |view| &view.why);
+                self.view(object, over, why);
                 around.0.insert(name, Permission::Write);
                 continue;
             }
@@ -1275,9 +1326,10 @@ impl<'a> Builder<'a> {
                     self.allow(path, access);
                 }
                 (_, Permission::View) => {
-                    return Err(PlanError::CannotHold {
+                    return Err(PlanError::CannotList {
                         path: PathBuf2(path.to_owned()),
-                        problem: "`view` inside a readable directory cannot be held yet".into(),
+                        problem: "`view` inside a readable directory cannot be held by mounts"
+                            .into(),
                         rule: point.why.clone(),
                     });
                 }
@@ -1509,37 +1561,7 @@ impl fmt::Display for Plan {
             writeln!(f, "view")?;
         }
         for step in &self.steps {
-            let what = match &step.action {
-                Action::Directory => continue,
-                Action::Link { target } => format!("link to {}", shown(target)),
-                Action::Private { bytes, .. } => format!("private, at most {bytes} bytes"),
-                Action::Proc => "proc".into(),
-                Action::Pts => "pts".into(),
-                Action::Device { .. } => "device".into(),
-                Action::System { .. } => "system, read-only".into(),
-                Action::Bind { permission, .. } => match permission {
-                    Permission::Write => "read-write".into(),
-                    Permission::View => "listed only".into(),
-                    _ => "read-only".into(),
-                },
-                Action::Over { permission, .. } => format!("{permission:?} again").to_lowercase(),
-                Action::Layer { read_only: true, .. } => "read-only in the layer (overlay)".into(),
-                Action::Reopen { .. } => "read-write, changes go to the layer".into(),
-                Action::View { .. } => "each path by the rules, new ones too (fuse)".into(),
-                Action::Layer { .. } => "read-write, changes go to the layer (overlay)".into(),
-                Action::Cache { .. } => "the host's, changes stay inside (overlay)".into(),
-                Action::LayerFile { .. } => {
-                    "read-write, changes go to the layer (overlay of its directory)".into()
-                }
-                Action::Seal { .. } => "read-only".into(),
-                Action::Copy { .. } => "a private copy, written inside only".into(),
-                Action::File { .. } => "private, read-only".into(),
-                Action::Cover { file, .. } => format!("covered by {}", shown(file)),
-                Action::Agent => "socket to the ssh agent".into(),
-                Action::Writable => "private, read-write".into(),
-                Action::Pin { .. } => "pinned in place".into(),
-                Action::Mask { .. } => "hidden".into(),
-            };
+            let Some(what) = step.action.words() else { continue };
             write!(f, "  {:<44} {what}", shown(&step.path))?;
             if step.why.is_empty() { writeln!(f)? } else { writeln!(f, "  ({})", step.why)? }
         }

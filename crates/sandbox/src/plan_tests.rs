@@ -219,7 +219,7 @@ fn what_no_mechanism_holds_is_refused_with_its_rule() {
         &["/home/user/project/notes/"],
     )
     .unwrap_err();
-    assert!(matches!(e, PlanError::CannotHold { .. }), "{e}");
+    assert!(matches!(e, PlanError::CannotList { .. }), "{e}");
     assert!(e.to_string().contains("p.toml:"), "{e}");
 }
 
@@ -244,7 +244,7 @@ fn what_is_only_listed_is_refused_where_it_could_be_read() {
         survey.workspace = Some(object(place));
         survey.places.workspace = place.trim_end_matches('/').into();
         let e = Plan::new(&policy, survey).unwrap_err();
-        assert!(matches!(e, PlanError::CannotHold { .. }), "{e}");
+        assert!(matches!(e, PlanError::CannotList { .. }), "{e}");
     }
 }
 

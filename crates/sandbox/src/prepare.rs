@@ -52,6 +52,8 @@ pub struct Request {
     pub moved: Option<Moved>,
     /// The workspace is served with the permission of each path, decided at each operation.
     pub exact: bool,
+    /// Only the plan is wanted, as if this host had what serves a workspace so.
+    pub asks: bool,
 }
 
 impl Request {
@@ -68,6 +70,7 @@ impl Request {
             layer: None,
             moved: None,
             exact: false,
+            asks: false,
         }
     }
 
@@ -183,6 +186,45 @@ fn plain(e: &std::io::Error) -> String {
 
 /// Looks at the host and lowers the policy.
 pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError> {
+    let refused = match prepare_for(policy, request, Means::default()) {
+        Err(PrepareError::Plan(e @ PlanError::CannotList { .. })) => e,
+        made => return made,
+    };
+    let PlanError::CannotList { path, problem, rule } = &refused else {
+        return Err(refused.into());
+    };
+    let here = request.rung == Rung::Namespaces
+        && request.layer.is_none()
+        && !(request.exact || policy.layer.exact);
+    if !here || !survey::lies_in(&path.0, &places(request)?.workspace) {
+        return Err(refused.into());
+    }
+    if let Some(problem_there) = refusal_of_view(request) {
+        let device = problem_there.lines().next().unwrap_or_default();
+        let problem = format!("{problem}, and {device}; --layer NAME holds it without");
+        let (path, rule) = (path.clone(), rule.clone());
+        return Err(PlanError::CannotList { path, problem, rule }.into());
+    }
+    let why = Some(format!("{rule}: {problem}"));
+    prepare_for(policy, request, Means { view: why, ..Means::default() })
+}
+
+/// By what a plan has to hold its rules, whatever they need.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Means {
+    /// Rules of names in a layer are held, and whether init says what may be changed
+    /// ([`NamesPlan::new`]).
+    pub names: Option<bool>,
+    /// The workspace is served by path, and why.
+    pub view: Option<String>,
+}
+
+/// As [`prepare`], by these means.
+pub(crate) fn prepare_for(
+    policy: &Policy,
+    request: &Request,
+    means: Means,
+) -> Result<Plan, PrepareError> {
     let Where { places, workspace, cwd, mut notes } = whereabouts(request)?;
     let caller = Caller::current();
     let mut hints = Vec::new();
@@ -198,11 +240,16 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     let caches = caches(policy, request, &places, &caller, &mut hints);
     extra.extend(caches.iter().flat_map(|c| &c.rules).cloned());
     let rules = CompiledRules::with_extra(policy, &places, &extra);
+    let (exact, inexact) = match &workspace {
+        Some(_) if means.view.is_some() => (means.view, None),
+        Some(_) => exactness(policy, request, &rules, &places)?,
+        None => (None, None),
+    };
     let listing = workspace.as_ref().and_then(Listing::of);
     let mut found = Findings::new(&rules, workspace.is_some(), listing);
     if request.layer.is_some() && request.rung == Rung::Namespaces && workspace.is_some() {
         let cache = walk_cache(request, &places);
-        found.names = NamesPlan::new(policy, &extra, &places, cache);
+        found.names = NamesPlan::new(policy, &extra, &places, cache, means.names);
     }
 
     let system = if policy.files.system { survey::system_entries() } else { Vec::new() };
@@ -219,8 +266,10 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
     found.toolchains(tools)?;
     found.name_of_home(request, &places);
     if let Some(w) = &workspace {
-        found.patterns(policy, &places, w, request, &mut notes)?;
+        let needs_walk = exact.is_none();
+        found.patterns(policy, &places, w, (request, needs_walk), &mut notes)?;
     }
+    found.patterns_elsewhere(&places, request, &mut notes)?;
 
     found.store(request)?;
     let layer = match &request.layer {
@@ -238,11 +287,11 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         None => std::collections::BTreeSet::new(),
     };
 
-    let view = match &workspace {
-        Some(w) if request.exact => Some(found.view(policy, &places, w, &extra)?),
+    let view = match (&workspace, exact) {
+        (Some(w), Some(why)) => Some(found.view(policy, &places, w, &extra, why)?),
         _ => None,
     };
-    let no_view = view.as_ref().and_then(|_| view::refusal());
+    let no_view = view.as_ref().and_then(|_| refusal_of_view(request));
     if view.is_some() {
         // They are the view's now, but for what lies over it.
         let inside = |p: &Point| survey::lies_in(&p.object.path, &places.workspace);
@@ -338,7 +387,48 @@ pub fn prepare(policy: &Policy, request: &Request) -> Result<Plan, PrepareError>
         plan.status.miss("pattern-walk", problem);
         plan.refuse_what_is_missing(policy)?;
     }
+    if let Some(problem) = inexact {
+        plan.status.miss(EXACT_VIEW, problem);
+        plan.refuse_what_is_missing(policy)?;
+    }
     Ok(plan)
+}
+
+/// The protection that [`view::needed`] speaks of.
+const EXACT_VIEW: &str = "exact-view";
+
+fn refusal_of_view(request: &Request) -> Option<String> {
+    if request.asks { None } else { view::refusal() }
+}
+
+/// Why the workspace is served by path, if it is; and what is lost, as accepted, if it should be and
+/// cannot.
+fn exactness(
+    policy: &Policy,
+    request: &Request,
+    rules: &CompiledRules<'_>,
+    places: &Places,
+) -> Result<(Option<String>, Option<String>), PrepareError> {
+    if request.exact || policy.layer.exact {
+        return Ok((Some(view::WHY.to_owned()), None));
+    }
+    if request.layer.is_some() {
+        // Held by a mask and by init.
+        return Ok((None, None));
+    }
+    let Some(why) = view::needed(policy, rules, places) else { return Ok((None, None)) };
+    let refusal = match request.rung {
+        Rung::Namespaces => refusal_of_view(request),
+        Rung::Landlock => Some("needs namespaces, which this host refuses".to_owned()),
+    };
+    let Some(refusal) = refusal else { return Ok((Some(why), None)) };
+    if policy.accept_missing.iter().any(|accepted| accepted == EXACT_VIEW) {
+        let refusal = refusal.lines().next().unwrap_or_default();
+        let weaker = format!("{why}; {refusal}; held for what exists at the start only");
+        return Ok((None, Some(weaker)));
+    }
+    let problem = format!("{EXACT_VIEW}: {why}; {refusal}");
+    Err(PlanError::Missing(vec![problem], vec![EXACT_VIEW.into()]).into())
 }
 
 /// A deny with wildcards that begins behind a symlink, as it is said of the place where that leads: a
@@ -786,6 +876,7 @@ impl<'a> Findings<'a> {
         places: &Places,
         workspace: &Object,
         extra: &[Rule],
+        why: String,
     ) -> Result<Wanted, PrepareError> {
         let mut policy = policy.clone();
         policy.files.guard_git = false;
@@ -809,7 +900,7 @@ impl<'a> Findings<'a> {
             }
         }
         let extra = extra.iter().cloned().chain(caps).collect();
-        Ok(Wanted { policy: Arc::new(policy), places: places.clone(), extra })
+        Ok(Wanted { policy: Arc::new(policy), places: places.clone(), extra, why })
     }
 
     /// What a layer needs to know: directories of single files, and what is mounted where.
@@ -868,7 +959,7 @@ impl<'a> Findings<'a> {
         policy: &Policy,
         places: &Places,
         workspace: &Object,
-        request: &Request,
+        (request, walks): (&Request, bool),
         notes: &mut Vec<String>,
     ) -> Result<(), PrepareError> {
         let rules = self.rules;
@@ -878,7 +969,7 @@ impl<'a> Findings<'a> {
             .filter(|g| g.base.starts_with(&workspace.path) || workspace.path.starts_with(&g.base))
             .collect();
         // The view needs no list of what there is.
-        let needs_walk = !globs.is_empty() && !request.exact;
+        let needs_walk = !globs.is_empty() && walks;
         let mut hints = Vec::new();
         if self.names.is_some() {
             hints = self.names_in_layer(workspace, notes)?;
@@ -893,38 +984,7 @@ impl<'a> Findings<'a> {
                     problem: plain(&e),
                 }
             })?;
-            if let Some(t) = &walk.truncated {
-                self.truncated = Some(format!("{}: {t:?}", workspace.path.display()));
-            }
-            for (path, why) in &walk.unreadable {
-                notes.push(format!("{}: not looked into: {why}", path.display()));
-            }
-            for f in &walk.matches {
-                if f.in_git {
-                    continue;
-                }
-                self.matched(&workspace.path, &workspace.path.join(&f.path), f.is_symlink)?;
-                for alias in &f.aliases {
-                    let permission = rules.decide(&workspace.path.join(&f.path)).permission;
-                    if let Some(object) = self.identify(&workspace.path.join(alias))? {
-                        let why = format!("another name of {}", f.path.display());
-                        self.points.push(Point {
-                            object,
-                            permission,
-                            why,
-                            guard: false,
-                            copy: None,
-                        });
-                    }
-                }
-                if f.unseen > 0 {
-                    notes.push(format!(
-                        "{} has {} more hard links outside the workspace",
-                        f.path.display(),
-                        f.unseen
-                    ));
-                }
-            }
+            self.matches(&walk, &workspace.path, notes)?;
             self.directories = walk.statistics.directories;
             hints = walk.repositories;
         } else if policy.files.guard_git {
@@ -935,6 +995,89 @@ impl<'a> Findings<'a> {
         }
         if policy.files.guard_git {
             self.git(places, &workspace.path, &hints, notes)?;
+        }
+        Ok(())
+    }
+
+    /// What a walk of `root` found.
+    fn matches(
+        &mut self,
+        walk: &discover::Walk,
+        root: &Path,
+        notes: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        if let Some(t) = &walk.truncated {
+            self.truncated = Some(format!("{}: {t:?}", root.display()));
+        }
+        for (path, why) in &walk.unreadable {
+            notes.push(format!("{}: not looked into: {why}", path.display()));
+        }
+        for f in &walk.matches {
+            if f.in_git {
+                continue;
+            }
+            self.matched(root, &root.join(&f.path), f.is_symlink)?;
+            for alias in &f.aliases {
+                let permission = self.rules.decide(&root.join(&f.path)).permission;
+                if let Some(object) = self.identify(&root.join(alias))? {
+                    let why = format!("another name of {}", f.path.display());
+                    self.points.push(Point { object, permission, why, guard: false, copy: None });
+                }
+            }
+            if f.unseen > 0 {
+                notes.push(format!(
+                    "{} has {} more hard links outside {}",
+                    f.path.display(),
+                    f.unseen,
+                    root.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Denies and protections by pattern in what is shown besides the workspace. No built-in rule is
+    /// one, so only who writes such a pattern waits for a walk.
+    fn patterns_elsewhere(
+        &mut self,
+        places: &Places,
+        request: &Request,
+        notes: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        let rules = self.rules;
+        let workspace = self.has_workspace.then_some(&*places.workspace);
+        let elsewhere = |path: &Path| workspace.is_none_or(|w| !survey::lies_in(path, w));
+        let globs: Vec<GlobRule<'_>> = rules
+            .glob_rules()
+            .into_iter()
+            .filter(|g| g.rule.effect == Effect::Cap && elsewhere(&g.base))
+            .collect();
+        // In a layer a mask covers what lies in its roots.
+        let written = |path: &Path| rules.decide(path).permission == Permission::Write;
+        let masked = |path: &Path| self.names.is_some() && written(path);
+        let mut starts: Vec<PathBuf> = Vec::new();
+        for glob in &globs {
+            for shown in self.visible.iter().filter(|v| elsewhere(v) && !masked(v)) {
+                if survey::lies_in(&glob.base, shown) {
+                    starts.push(glob.base.clone());
+                } else if survey::lies_in(shown, &glob.base) {
+                    starts.push(shown.clone());
+                }
+            }
+        }
+        starts.sort_unstable();
+        starts.dedup_by(|inner, outer| survey::lies_in(inner, outer));
+        let cache = walk_cache(request, places);
+        for start in starts {
+            let Some(object) = self.look(&start)?.filter(|o| o.id.is_dir && o.path == start) else {
+                continue;
+            };
+            let matcher = PatternMatcher { rules, globs: &globs, workspace: &start };
+            let options = WalkOptions { cache: cache.as_deref(), ..WalkOptions::default() };
+            let root = object.open().map_err(|e| path_error(&start, e))?;
+            let walk = discover::walk(root.as_fd(), &matcher, &options)
+                .map_err(|e| PrepareError::Walk { path: shown(&start), problem: plain(&e) })?;
+            self.matches(&walk, &start, notes)?;
         }
         Ok(())
     }
@@ -1110,7 +1253,7 @@ pub(crate) fn shallow_repositories(
 }
 
 /// Stands for any name in a directory that no pattern mentions.
-const ANY_NAME: &str = "\u{1}";
+pub(crate) const ANY_NAME: &str = "\u{1}";
 
 struct PatternMatcher<'a> {
     rules: &'a CompiledRules<'a>,

@@ -8,6 +8,7 @@
 
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringfence_jail::{self as jail, Failure, Stage, egress};
@@ -16,12 +17,14 @@ use ringfence_sys::cgroup;
 use ringfence_sys::raw::Errno;
 
 use crate::agent::{Agent, Channel};
+use crate::answers::Answers;
 use crate::copies::After;
 use crate::layer::{InLayer, LayerError};
 use crate::lower::{self, Command};
 use crate::names::NameJudge;
 use crate::plan::{Action, Plan, PlanError};
 use crate::prepare::{PrepareError, Request, prepare};
+use crate::renew::Renewal;
 use crate::status::{End, Rung, Status};
 use crate::sweep;
 use crate::terminal::{Child as _, Event};
@@ -124,6 +127,8 @@ pub struct Running {
     quota: Option<Watch>,
     /// What serves the exact view; ends with the run.
     view: Option<view::Serving>,
+    /// For rules of names that are replaced.
+    answers: Option<Arc<Answers>>,
 }
 
 /// Starts a planned run.
@@ -137,6 +142,12 @@ pub fn start(
     let limits = &policy.limits;
     if policy.network.inspects() && !plan.inspected {
         let problem = "network.inspect: only the command line can inspect";
+        return Err(RunError::from(PlanError::Unsupported(problem.into())).into());
+    }
+    let wanted = &policy.layer;
+    if wanted.name.is_some() && plan.layer.is_none() || !wanted.share_cache.is_empty() {
+        let problem =
+            "layer.name, layer.share_cache: only the command line keeps layers and shares caches";
         return Err(RunError::from(PlanError::Unsupported(problem.into())).into());
     }
     let (scope, nproc) = limit(limits, &mut plan.status);
@@ -165,9 +176,17 @@ pub fn start(
     }
     let exact = plan.view.as_ref().map(|_| view::Channel::new()).transpose();
     let exact = exact.map_err(|e| setup("make a channel for the exact view", &e.into()))?;
+    let named = plan.names.as_ref().zip(plan.layer.as_ref()).zip(layer.as_ref());
+    let answers = named.map(|((names, planned), layer)| {
+        let mounts = layer.plain_mounts();
+        Answers::new(names, planned, plan.moved.as_ref(), mounts).map(Arc::new)
+    });
+    let answers =
+        answers.transpose().map_err(|e| setup("make a channel for rules of names", &e))?;
     let given = lower::Given {
         view: exact.as_ref().map_or((-1, -1), view::Channel::numbers),
         agent: channel.as_ref().map_or(-1, Channel::number),
+        asks: answers.as_ref().map_or(-1, |answers| answers.number()),
         lock: layer.as_ref().map_or(-1, InLayer::lock),
         mounts: layer.as_ref().map_or(&[], InLayer::mounts),
     };
@@ -214,6 +233,7 @@ pub fn start(
         layer,
         quota,
         view,
+        answers,
     })
 }
 
@@ -471,6 +491,18 @@ fn namespace_refusal(f: &Failure, spec: &jail::JailSpec) -> bool {
 }
 
 impl Running {
+    /// The workspace is served by path, with a descriptor for each file that is open inside.
+    pub fn has_view(&self) -> bool {
+        self.view.is_some()
+    }
+
+    /// What can change of the file rules of this run, which was planned of `policy` and `request`.
+    pub fn renewal(&self, policy: &Policy, request: &Request) -> Renewal {
+        let view = self.view.as_ref().map(view::Serving::handle);
+        let request = Request { rung: self.rung, ..request.clone() };
+        Renewal::new(policy.clone(), request, view, self.answers.clone())
+    }
+
     /// Looks for guarded names that the run created, if nothing inside can create another any more:
     /// while the kernel takes the namespaces down. Otherwise [`Running::finish`] does it.
     pub fn look_for_leavings(&mut self) {
@@ -519,6 +551,7 @@ impl Running {
         drop(self.scratch.take());
         drop(self.agent.take());
         drop(self.view.take());
+        drop(self.answers.take());
         let layer = self.layer.take();
         let exceeded = self.quota.take().and_then(Watch::stop);
         match waited {

@@ -2,15 +2,17 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use ringfence_layers::fuse::{Options, Owners, Rules, View};
-use ringfence_policy::{Places, Policy, Rule};
+use ringfence_policy::{CompiledRules, Kind, Permission, Places, Policy, Rule, priority};
 use ringfence_sys::raw;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::plan::Identity;
+use crate::plan::{Identity, describe};
+use crate::prepare::ANY_NAME;
 use crate::survey::Object;
 
 /// What a view is asked about: the policy, and what was found on this host.
@@ -19,6 +21,67 @@ pub struct Wanted {
     pub policy: Arc<Policy>,
     pub places: Places,
     pub extra: Vec<Rule>,
+    /// Why nothing cheaper will do.
+    pub why: String,
+}
+
+impl Wanted {
+    /// What the view makes of a path below it: nothing is reached through what is hidden.
+    pub fn permission(&self, path: &Path) -> Permission {
+        let rules = CompiledRules::with_extra(&self.policy, &self.places, &self.extra);
+        let workspace = &self.places.workspace;
+        let around = path.ancestors().skip(1).take_while(|a| a.starts_with(workspace));
+        let mut hiding = around.filter(|a| *a != workspace);
+        if hiding.any(|a| rules.decide(a).permission == Permission::None) {
+            return Permission::None;
+        }
+        let least = if path == workspace { Permission::View } else { Permission::None };
+        rules.decide(path).permission.max(least)
+    }
+}
+
+/// A policy that speaks by ordered rules is held exactly, for names that come later too: why mounts do
+/// not do that here. `None` where they do: whole directories that are there, to be read or written. The
+/// native rules of a policy without ordered ones are for what exists at the start.
+pub(crate) fn needed(
+    policy: &Policy,
+    rules: &CompiledRules<'_>,
+    places: &Places,
+) -> Option<String> {
+    if policy.files.rules.iter().all(|rule| rule.kind == Kind::Path) {
+        return None;
+    }
+    let workspace = &places.workspace;
+    let later = |rule: &Rule| Some(format!("{}: for names that appear later too", describe(rule)));
+    let globs = rules.glob_rules();
+    let speaks = |base: &Path| base.starts_with(workspace) || workspace.starts_with(base);
+    let mut globs = globs.iter().filter(|g| speaks(&g.base));
+    if let Some(glob) = globs.clone().find(|g| g.rule.kind != Kind::Path) {
+        return later(glob.rule);
+    }
+    let mut points = rules.literal_points();
+    points.extend(rules.subtree_only_globs());
+    for point in points.iter().filter(|p| p.rule.kind != Kind::Path) {
+        if point.path == *workspace || !point.path.starts_with(workspace) {
+            continue;
+        }
+        if matches!(point.rule.permission, Permission::None | Permission::View) {
+            return Some(format!("{}: hidden and listed names", describe(point.rule)));
+        }
+        let there = std::fs::symlink_metadata(&point.path)
+            .is_ok_and(|meta| if point.subtree { meta.is_dir() } else { meta.is_file() });
+        if !there {
+            return later(point.rule);
+        }
+    }
+    // What no rule names is hidden by default, and so each name of it.
+    let root = rules.decide(workspace).permission;
+    let inner = rules.decide(&workspace.join(ANY_NAME)).permission;
+    if root != inner {
+        return Some("names that no rule speaks of are hidden".to_owned());
+    }
+    // Guards have means of their own for names that do not exist.
+    globs.find(|g| g.rule.priority < priority::GUARD).and_then(|g| later(g.rule))
 }
 
 pub(crate) const DETAIL: &str =
@@ -33,12 +96,13 @@ pub(crate) fn refusal() -> Option<String> {
         Ok(_) => None,
         Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Some(format!(
             "the exact view needs {device}, which only others may open here\n  remedy: have the \
-             administrator run `chmod 0666 {device}`, which is what distributions ship; or leave \
-             --exact away"
+             administrator run `chmod 0666 {device}`, which is what distributions ship; or run with \
+             --layer NAME, which holds rules of names without it"
         )),
         Err(errno) => Some(format!(
             "the exact view needs {device}: {}\n  remedy: have the administrator run `modprobe fuse`; \
-             in a container, give it the device; or leave --exact away",
+             in a container, give it the device; or run with --layer NAME, which holds rules of names \
+             without it",
             raw::Errno(errno.raw_os_error())
         )),
     }
@@ -77,9 +141,24 @@ impl Channel {
     }
 }
 
+/// Reaches the view of a run, as long as there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(Arc<Mutex<Option<View>>>);
+
+impl Handle {
+    /// The next operation is decided by `wanted`.
+    pub fn set(&self, wanted: Wanted, root: PathBuf) -> std::io::Result<()> {
+        let view = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(view) = &*view else { return Err(rustix::io::Errno::NOTCONN.into()) };
+        let Wanted { policy, places, extra, .. } = wanted;
+        view.set_rules(Rules { policy, places, extra, root })
+    }
+}
+
 /// A view at work. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Serving {
+    handle: Handle,
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
     /// The child of a root caller shares our table of descriptors for a while, and nobody knows how
@@ -98,24 +177,33 @@ impl Serving {
         let (stop, stopped) = UnixStream::pair()?;
         let directory = object.open()?;
         let root = object.path.clone();
-        let Wanted { policy, places, extra } = wanted;
+        let Wanted { policy, places, extra, .. } = wanted;
         let rules = Rules { policy, places, extra, root };
         let options = Options::new(Owners::One {
             uid: identity.inside_uid,
             gid: identity.inside_gid,
             demoted: identity.demoted,
         });
+        let handle = Handle(Arc::default());
+        let slot = Arc::clone(&handle.0);
+        let set = move |view| *slot.lock().unwrap_or_else(PoisonError::into_inner) = view;
         let serve = move || {
             let Some(device) = receive(&ours, &stopped) else { return };
             drop(ours);
             // Without a server the connection ends here, and the command gets errors.
-            let Ok(_view) = View::serve(device, directory, rules, options) else { return };
+            let Ok(view) = View::serve(device, directory, rules, options) else { return };
+            set(Some(view));
             // Readable at the end of the run.
             let mut end = [PollFd::new(&stopped, PollFlags::IN)];
             while poll(&mut end, None) == Err(rustix::io::Errno::INTR) {}
+            set(None);
         };
         let thread = std::thread::Builder::new().name("exact-view".into()).spawn(serve)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread), _theirs: [theirs, place] })
+        Ok(Self { handle, stop: Some(stop), thread: Some(thread), _theirs: [theirs, place] })
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 }
 

@@ -1,62 +1,21 @@
 //! Rules of a running sandbox change while it runs, for whoever may, and only as the files say that
 //! were its policy from the start.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
 use super::probe::filtered_places;
 use super::world::{World, token};
-use crate::harness::{Place, Ran, User, binary, has, is_root};
+use crate::harness::{Place, Ran, Session, User, binary, has, is_root};
 
-/// A shell in a sandbox that is told what to do while it runs.
-struct Session {
-    child: Child,
-    orders: Option<ChildStdin>,
-    out: BufReader<ChildStdout>,
+fn start(world: &World, p: &Place, flags: &[&str]) -> Session {
+    let mut command = world.command(p, binary());
+    command.arg("run").args(flags).args(["--", "/bin/sh"]);
+    Session::start(&mut command)
 }
 
 impl Session {
-    fn start(world: &World, p: &Place, flags: &[&str]) -> Self {
-        let mut command = world.command(p, binary());
-        command.arg("run").args(flags).args(["--", "/bin/sh"]);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        let orders = child.stdin.take();
-        let mut session = Self { child, orders, out };
-        assert_eq!(session.does("echo ready"), "ready\n");
-        session
-    }
-
-    fn pid(&self) -> String {
-        self.child.id().to_string()
-    }
-
-    /// What a command printed.
-    #[track_caller]
-    fn does(&mut self, script: &str) -> String {
-        let orders = self.orders.as_mut().unwrap();
-        writeln!(orders, "{{ {script}\n}} 2>&1; echo; echo :done").unwrap();
-        let mut text = String::new();
-        while !text.ends_with("\n:done\n") {
-            let mut line = String::new();
-            if self.out.read_line(&mut line).unwrap() == 0 {
-                let mut problem = String::new();
-                let err = self.child.stderr.take().unwrap();
-                std::io::Read::read_to_string(&mut { err }, &mut problem).unwrap();
-                panic!("the run ended: {text}{problem}");
-            }
-            text.push_str(&line);
-        }
-        text.trim_end_matches(":done\n").strip_suffix('\n').unwrap_or_default().to_owned()
-    }
-
     /// Whether a host is reached, as both sides see it.
     #[track_caller]
     fn reaches(&mut self, world: &World, host: &str) -> bool {
@@ -67,13 +26,6 @@ impl Session {
         let reached = !world.reached(&word).is_empty();
         assert_eq!(said.ends_with("yes"), reached, "{host}: {said}");
         reached
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        drop(self.orders.take());
-        let _ = self.child.wait();
     }
 }
 
@@ -92,7 +44,7 @@ fn rules_change_while_a_sandbox_runs() {
         let rules = p.write("../outside/rules.toml", START).display().to_string();
         let log = p.outside().join("log");
         let flags = ["--settings", &rules, "--log", log.to_str().unwrap()];
-        let mut run = Session::start(world, &p, &flags);
+        let mut run = start(world, &p, &flags);
         let pid = run.pid();
         assert!(run.reaches(world, "good.example.com"));
         assert!(!run.reaches(world, "some.wild.example.com"));
@@ -132,6 +84,10 @@ except OSError as e:
                 "extends = \"./new.toml\"\n[network]\nallow = [\"good.example.com\"]\n",
                 "not part of",
             ),
+            (
+                "[network]\nallow = [\"good.example.com\"]\n[files]\nread = [\"/var/lib\"]\n",
+                "/var/lib",
+            ),
         ] {
             p.write(&rules, wrong);
             p.write("../outside/new.toml", START);
@@ -169,8 +125,8 @@ except OSError as e:
 fn runs_are_found_and_only_their_user_is_heard() {
     for (world, p) in filtered_places() {
         let rules = p.write("../outside/rules.toml", START).display().to_string();
-        let one = Session::start(world, &p, &["--settings", &rules]);
-        let two = Session::start(world, &p, &["--settings", &rules]);
+        let one = start(world, &p, &["--settings", &rules]);
+        let two = start(world, &p, &["--settings", &rules]);
         let list = reload(world, &p, &[]).failed_with(125).says("--all");
         for run in [&one, &two] {
             let ours = |line: &&str| line.trim_start().starts_with(&run.pid());
@@ -180,7 +136,7 @@ fn runs_are_found_and_only_their_user_is_heard() {
         let all = reload(world, &p, &["--all", "--json"]);
         let answer: Value = serde_json::from_str(&all.out).unwrap();
         for run in [&one, &two] {
-            let of = |a: &&Value| a["pid"] == run.child.id();
+            let of = |a: &&Value| a["pid"].as_u64() == run.pid().parse().ok();
             let answer = answer["runs"].as_array().unwrap().iter().find(of);
             assert!(answer.is_some_and(|a| a["reloaded"] == true), "{all:#?}");
         }
@@ -208,7 +164,7 @@ fn a_run_cannot_have_its_own_policy_reloaded() {
     for (world, p) in filtered_places() {
         let file = p.write("ringfence.toml", "[network]\ndeny = [\"good.example.com\"]\n");
         let hosts = ["--allow-host", "good.example.com", "--allow-host", "some.wild.example.com"];
-        let mut run = Session::start(world, &p, &hosts);
+        let mut run = start(world, &p, &hosts);
         assert!(!run.reaches(world, "good.example.com"), "a file that narrows applies untrusted");
         assert!(run.reaches(world, "some.wild.example.com"));
         let attack = "echo >ringfence.toml && printf written || printf held";
@@ -239,7 +195,7 @@ fn a_run_cannot_have_its_own_policy_reloaded() {
         drop(run);
         p.write("ringfence.toml", START);
         trust(&p);
-        let mut run = Session::start(world, &p, &[]);
+        let mut run = start(world, &p, &[]);
         p.write("ringfence.toml", "[network]\nallow = [\"some.wild.example.com\"]\n");
         reload(world, &p, &[&run.pid()]).failed_with(126).says("ringfence trust");
         assert!(run.reaches(world, "good.example.com"));
@@ -262,7 +218,7 @@ fn from_inside_a_sandbox_no_run_is_reloaded() {
         let rules = p.write("../outside/rules.toml", START).display().to_string();
         let log = p.outside().join("log");
         let flags = ["--settings", &rules, "--log", log.to_str().unwrap()];
-        let run = Session::start(world, &p, &flags);
+        let run = start(world, &p, &flags);
         let program = binary().display().to_string();
         let script = format!("{program} policy reload {}", run.pid());
         for network in ["host", "none"] {

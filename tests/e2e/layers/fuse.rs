@@ -32,7 +32,7 @@ priority = 20
 
 /// A command as the user of the place, who can open the device. Where only root can, an ordinary user
 /// gets a node of its own, in a mount namespace that ends with the command.
-fn with_device(p: &Place, program: &Path, args: &[&str]) -> Option<Command> {
+pub fn with_device(p: &Place, program: &Path, args: &[&str]) -> Option<Command> {
     let device = "/dev/fuse";
     if !Path::new(device).exists() {
         println!("skipped: there is no {device}");
@@ -297,4 +297,194 @@ fn the_plan_names_the_mechanism_and_why() {
     let line = ran.out.lines().find(|l| l.contains("fuse")).unwrap_or_default();
     assert!(line.contains("each path by the rules"), "{ran:#?}");
     assert!(line.contains("names that appear later"), "{ran:#?}");
+}
+
+#[test]
+fn presets_with_patterns_are_exact_without_being_asked() {
+    as_each_user(|p| {
+        p.write("src/plain", "plain");
+        p.write("src/a.key", "SECRET");
+        let script = "until [ -e go ]; do sleep 0.02; done; ls -a . src secrets src/secrets; \
+            cat src/late.key secrets/x src/secrets/x .env.late; echo x > src/new; \
+            mkdir output && echo out > output/made && cat output/made; echo x > output/new.key";
+        let args = ["run", "-t", "agent-safe", "--", "/bin/sh", "-c", script];
+        let Some(mut command) = with_device(p, binary(), &args) else { return };
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        for late in ["src/late.key", "secrets/x", "src/secrets/x", ".env.late"] {
+            p.write(late, "SECRET");
+        }
+        p.write("go", "");
+        let ran = Ran::from(child.wait_with_output().unwrap());
+        assert!(!ran.out.contains("SECRET") && !ran.out.contains("key"), "{ran:#?}");
+        assert!(!ran.out.contains("late") && !ran.out.contains("secrets\n"), "{ran:#?}");
+        assert!(ran.out.contains("plain\n") && ran.out.ends_with("out\n"), "{ran:#?}");
+        assert!(ran.err.contains("cannot create src/new"), "{ran:#?}");
+        let output = p.workspace().join("output");
+        assert!(output.join("made").exists() && !output.join("new.key").exists());
+        // The control: all of it is there.
+        p.bare("cat src/late.key secrets/x .env.late").ok().says("SECRETSECRETSECRET");
+    });
+}
+
+/// The line of the plan for the workspace, and the whole.
+fn explained(p: &Place, flags: &[&str]) -> Option<(String, Ran)> {
+    let args: Vec<&str> =
+        ["run"].iter().chain(flags).chain(&["--explain", "--", "true"]).copied().collect();
+    let ran = Ran::of(&mut with_device(p, binary(), &args)?);
+    let place = format!("  {} ", p.workspace().display());
+    let line = ran.out.lines().find(|l| l.starts_with(&place)).unwrap_or_default().to_owned();
+    Some((line, ran))
+}
+
+#[test]
+fn the_plan_serves_by_path_only_what_nothing_cheaper_holds() {
+    as_each_user(|p| {
+        project(p);
+        p.write("kept/file", "kept");
+        let settings = |text: &str| {
+            let file = p.outside().join("rules.toml");
+            std::fs::write(&file, text).unwrap();
+            p.own(&file);
+            file.to_str().unwrap().to_owned()
+        };
+        let rule = |pattern: &str, permission: &str| {
+            settings(&format!(
+                "extends = \"full-access\"\n[[files.rules]]\npattern = \"{pattern}\"\n\
+                 permission = \"{permission}\"\npriority = 10\n"
+            ))
+        };
+        // Whole directories that are there, and native patterns: mounts.
+        for profile in ["workspace", "code", "strict", "permissive", "read-only", "full-access"] {
+            let Some((line, _)) = explained(p, &["-t", profile]) else { return };
+            assert!(!line.contains("fuse"), "{profile}: {line}");
+        }
+        let (line, _) = explained(p, &["-s", &rule("/kept/**", "read")]).unwrap();
+        assert!(line.contains("read-write") && !line.contains("fuse"), "{line}");
+        // Patterns, what is not there yet, what is hidden or listed.
+        for (pattern, permission) in [
+            ("**/*.key", "none"),
+            ("/later/**", "read"),
+            ("/kept/**", "none"),
+            ("/kept/**", "view"),
+        ] {
+            let (line, ran) = explained(p, &["-s", &rule(pattern, permission)]).unwrap();
+            assert!(line.contains("(fuse)") && line.contains(pattern), "{pattern}: {ran:#?}");
+        }
+        let only = settings("[[files.rules]]\npattern = \"/kept/**\"\npermission = \"read\"\n");
+        let (line, ran) = explained(p, &["-t", "restrictive", "-s", &only]).unwrap();
+        assert!(line.contains("(fuse)") && line.contains("hidden"), "{ran:#?}");
+        // In a layer a mask holds them.
+        let (line, ran) = explained(p, &["-t", "agent-safe", "--layer", "l"]).unwrap();
+        assert!(!line.contains("fuse") && line.contains("layer"), "{ran:#?}");
+        // A native rule that mounts cannot hold.
+        let listed = settings(
+            "extends = \"workspace\"\n[files]\nview = [\"listed\"]\nprotect = []\n[[files.rules]]\npattern = \"/listed\"\ntype = \"directory\"\npermission = \"view\"\n",
+        );
+        let (line, ran) = explained(p, &["-s", &listed]).unwrap();
+        assert!(line.contains("(fuse)"), "{ran:#?}");
+    });
+}
+
+#[test]
+fn what_is_listed_below_tmp_is_not_read() {
+    as_each_user(|p| {
+        project(p);
+        assert!(p.workspace().starts_with("/tmp"), "the private /tmp is around it");
+        let script = "stat -c %s listed/file; ls free; cat listed/file free/plain; echo x > new; \
+                      cp free/plain /tmp/own; echo own > /tmp/own && cat /tmp/own";
+        let args = ["run", "-t", "view-only", "--", "/bin/sh", "-c", script];
+        let Some(mut command) = with_device(p, binary(), &args) else { return };
+        let viewed = Ran::of(&mut command);
+        let masked = p.shell(&["-t", "view-only", "--layer", "l"], script);
+        for ran in [viewed, masked] {
+            assert_eq!(ran.out, "6\na.secret\nplain\nown\n", "{ran:#?}");
+            assert!(ran.err.contains("listed/file: Permission denied"), "{ran:#?}");
+            assert!(!p.workspace().join("new").exists());
+        }
+        p.bare("cat listed/file free/plain").ok().says("listedplain");
+    });
+}
+
+#[test]
+fn without_a_device_rules_of_names_are_refused_or_accepted_by_name() {
+    as_each_user(|p| {
+        project(p);
+        let mut test = p.command("/bin/sh");
+        if Ran::of(test.args(["-c", "test -r /dev/fuse && test -w /dev/fuse"])).code == Some(0) {
+            println!("skipped: this user may open /dev/fuse");
+            return;
+        }
+        let ran = p.shell(&["-t", "development"], "echo ran");
+        assert!(!ran.out.contains("ran"), "{ran:#?}");
+        ran.failed_with(126).says("exact-view").says("/dev/fuse").says("--layer NAME");
+        p.shell(&["-t", "development", "--layer", "l"], "cat free/plain").ok().says("plain");
+        let status = p.outside().join("status");
+        let flags = [
+            "-t",
+            "development",
+            "--accept-missing",
+            "exact-view",
+            "--status",
+            status.to_str().unwrap(),
+        ];
+        let ran = p.shell(&flags, "cat free/plain .env").says("plain");
+        assert!(
+            !ran.out.contains("SECRET") && ran.err.contains("missing, as accepted"),
+            "{ran:#?}"
+        );
+        let status = std::fs::read_to_string(status).unwrap();
+        assert!(status.contains("exact-view"), "{status}");
+    });
+}
+
+#[test]
+fn pipes_and_sockets_open_as_their_permission_says() {
+    if !has("python3") {
+        return;
+    }
+    as_each_user(|p| {
+        project(p);
+        p.bare("chmod 777 listed fixed; mkfifo -m 666 listed/pipe fixed/pipe free/pipe free/hidden.secret; mkfifo -m 600 listed/own")
+            .ok();
+        let script = "python3 -c \"
+import os, socket
+def tried(what, how):
+    try:
+        fd = how()
+        print(what, 'done')
+        return fd
+    except OSError as e:
+        print(what, e.strerror)
+for name in ('listed/pipe', 'listed/own', 'fixed/pipe', 'free/pipe', 'free/hidden.secret'):
+    read = tried('read ' + name, lambda: os.open(name, os.O_RDONLY | os.O_NONBLOCK))
+    tried('write ' + name, lambda: os.open(name, os.O_WRONLY | os.O_NONBLOCK))
+    tried('both ' + name, lambda: os.open(name, os.O_RDWR | os.O_NONBLOCK))
+    tried('chmod ' + name, lambda: os.chmod(name, 0o777))
+s = socket.socket(socket.AF_UNIX); s.bind('free/socket'); s.listen()
+tried('connect', lambda: socket.socket(socket.AF_UNIX).connect('free/socket'))
+\"";
+        let Some(ran) = shell(p, script) else { return };
+        let ran = ran.ok();
+        let expected: String = [
+            ("listed/pipe", ["Permission denied"; 4]),
+            ("listed/own", ["Permission denied"; 4]),
+            ("fixed/pipe", ["done", "Permission denied", "Permission denied", "Permission denied"]),
+            ("free/pipe", ["done"; 4]),
+            ("free/hidden.secret", ["No such file or directory"; 4]),
+        ]
+        .iter()
+        .flat_map(|(name, said)| {
+            ["read", "write", "both", "chmod"]
+                .iter()
+                .zip(said)
+                .map(move |(how, said)| format!("{how} {name} {said}\n"))
+        })
+        .collect();
+        assert_eq!(ran.out, format!("{expected}connect done\n"), "{ran:#?}");
+        let mode = std::fs::metadata(p.workspace().join("fixed/pipe")).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o666, "the host's mode is its own");
+        // The control: without rules each opens.
+        p.bare("python3 -c \"import os; os.open('listed/pipe', os.O_RDWR); os.open('fixed/pipe', os.O_RDWR)\"").ok();
+    });
 }

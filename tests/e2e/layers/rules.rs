@@ -542,3 +542,43 @@ fn what_waits_does_not_keep_others_waiting() {
         assert!(begun.elapsed() < Duration::from_secs(20));
     });
 }
+
+#[test]
+fn what_rules_let_be_written_can_be_made_where_nothing_else_can() {
+    as_each_user(|p| {
+        p.write("src/plain", "plain\n");
+        p.write("src/a.key", "TOP SECRET\n");
+        let flags = ["-t", "agent-safe", "--layer", "l"];
+        let ran = p.shell(
+            &flags,
+            "mkdir output && echo out > output/made && cat output/made; mkdir -p tmp/a/b; echo x > tmp/a/b/c; \
+             mkdir other; mkdir src/output; echo x > src/new; echo x > top; mv src output/; mv src tmp; \
+             ln -s ../src output/link; echo x > output/link/new; echo x >> output/link/plain; \
+             echo x > output/new.key; chmod 700 src; rm -rf src; ln src/plain output/plain; ls -A output",
+        );
+        assert_eq!(ran.out, "out\nlink\nmade\n", "{ran:#?}");
+        for refused in
+            ["'other'", "'src/output'", "cannot create src/new", "cannot create top", "new.key"]
+        {
+            let text = ran.err.replace(['\u{2018}', '\u{2019}'], "'");
+            assert!(text.contains(refused), "{refused}: {ran:#?}");
+        }
+        assert!(!ran.err.contains("Read-only"), "{ran:#?}");
+        // Nothing of the host changed; the next run goes on, also when it has a directory of its own.
+        assert!(!p.workspace().join("output").exists());
+        let again = "cat output/made tmp/a/b/c && echo more >> output/made";
+        assert_eq!(p.shell(&flags, again).ok().out, "out\nx\n");
+        let applied = Ran::of(&mut p.ringfence(["apply", "l", "-t", "agent-safe"])).ok();
+        assert_eq!(
+            std::fs::read_to_string(p.workspace().join("output/made")).unwrap(),
+            "out\nmore\n",
+            "{applied:#?}"
+        );
+        let there = "echo x > output/second && cat output/second; echo x > src/new";
+        let ran = p.shell(&flags, there);
+        assert!(ran.out == "x\n" && !ran.err.is_empty(), "{ran:#?}");
+        // The control: a preset that lets nothing be written.
+        let ran = p.shell(&["-t", "read-only", "--layer", "r"], "mkdir output");
+        assert!(ran.code != Some(0), "{ran:#?}");
+    });
+}

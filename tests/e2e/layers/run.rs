@@ -536,3 +536,97 @@ fn what_is_in_force_is_said() {
         p.shell(&["--layer", "auto"], "echo z > new").ok().says("layer auto-");
     });
 }
+
+#[test]
+fn keys_of_a_policy_say_what_the_flags_say() {
+    as_each_user(|p| {
+        p.write("plain", "plain\n");
+        p.write("../home/.npm/there", "cached\n");
+        let settings = |text: &str| {
+            let file = p.outside().join("policy.toml");
+            std::fs::write(&file, format!("extends = \"workspace\"\n[layer]\n{text}")).unwrap();
+            p.own(&file);
+            file.to_str().unwrap().to_owned()
+        };
+        let plan = |flags: &[&str]| {
+            let args = ["run"].iter().chain(flags).chain(&["--explain", "--", "true"]);
+            let ran = Ran::of(&mut p.ringfence(args)).ok();
+            let own = ["layers ", "identity "];
+            let lines = ran.out.lines().filter(|l| !own.iter().any(|o| l.starts_with(o)));
+            // Who granted a cache is told; what it comes to counts.
+            lines.map(|l| l.split("  (rule").next().unwrap()).collect::<Vec<_>>().join("\n")
+        };
+        let file = settings("name = \"work\"\ncheckpoint = true\nshare_cache = [\"npm\"]\n");
+        let flags = ["--no-config", "--layer", "work", "--checkpoint", "--share-cache", "npm"];
+        assert_eq!(plan(&["-s", &file]), plan(&flags));
+
+        // Two runs of the policy, the second of which is undone by itself.
+        for n in 1..3 {
+            p.shell(&["-s", &file], &format!("echo {n} >> n")).ok();
+        }
+        assert!(!p.workspace().join("n").exists());
+        Ran::of(&mut p.ringfence(["undo", "work"])).ok();
+        assert_eq!(p.shell(&["-s", &file], "cat n").ok().out, "1\n");
+        // The flag wins, and takes back.
+        assert_eq!(p.shell(&["-s", &file, "--layer", "other"], "cat n; true").ok().out, "");
+        p.shell(&["-s", &file, "--layer", "none"], "echo host > n").ok();
+        assert_eq!(std::fs::read_to_string(p.workspace().join("n")).unwrap(), "host\n");
+        // Limits.
+        let file = settings("name = \"small\"\nquota = \"64k\"\ninodes = \"1k\"\n");
+        let ran = p.shell(&["-s", &file], "head -c 4000000 /dev/zero > big; sleep 20");
+        ran.failed_with(137).says("layer small");
+        // A limit in the policy is for whichever layer a flag names.
+        let file = settings("quota = \"64k\"\n");
+        p.shell(&["-s", &file], "head -c 400000 /dev/zero > big && rm big").ok();
+        let ran = p
+            .shell(&["-s", &file, "--layer", "three"], "head -c 4000000 /dev/zero > big; sleep 20");
+        ran.failed_with(137);
+
+        let file = settings("name = \"../up\"\n");
+        p.shell(&["-s", &file], "true").failed_with(125).says("layer.name").says("policy.toml");
+        let file = settings("name = \"l\"\nshare_cache = [\"nosuch\"]\n");
+        let ran = p.shell(&["-s", &file], "true").failed_with(125);
+        ran.says("layer.share_cache").says("`nosuch` is not one of all");
+        // Exactness.
+        let file = settings("exact = true\n");
+        let ran = Ran::of(&mut p.ringfence(["run", "-s", &file, "--explain", "--", "true"]));
+        let view = ran.out.contains("(fuse)") || ran.err.contains("/dev/fuse");
+        assert!(view, "{ran:#?}");
+        let shown = Ran::of(&mut p.ringfence(["policy", "show", "-s", &file])).ok();
+        assert!(shown.out.contains("exact"), "{shown:#?}");
+    });
+}
+
+#[test]
+fn a_project_may_ask_for_a_layer_of_its_own_and_not_for_one_by_name() {
+    as_each_user(|p| {
+        let file = p.write("ringfence.toml", "[layer]\nname = \"work\"\n");
+        let ran = p.shell(&[], "echo ran");
+        assert!(!ran.out.contains("ran"), "{ran:#?}");
+        ran.failed_with(126).says("layer.name");
+        std::fs::write(&file, "[layer]\nshare_cache = [\"npm\"]\n").unwrap();
+        p.shell(&[], "true").failed_with(126).says("layer.share_cache");
+        std::fs::write(&file, "[layer]\nname = \"auto\"\nquota = \"1g\"\n").unwrap();
+        p.shell(&[], "echo x > made").ok().says("1 added");
+        assert!(!p.workspace().join("made").exists());
+    });
+}
+
+#[test]
+fn what_a_layer_holds_is_applied_by_a_preset_without_its_device() {
+    as_each_user(|p| {
+        p.write("plain", "plain\n");
+        let flags = ["-t", "development", "--layer", "l"];
+        p.shell(&flags, "echo changed > plain; echo new > new").ok();
+        // The layer came to hold it by rules that allowed more.
+        p.shell(&["-t", "full-access", "--layer", "l"], "echo k > a.key").ok();
+        let ran = Ran::of(&mut p.ringfence(["apply", "l", "-t", "development"]));
+        assert_eq!(
+            std::fs::read_to_string(p.workspace().join("new")).unwrap(),
+            "new\n",
+            "{ran:#?}"
+        );
+        assert_eq!(std::fs::read_to_string(p.workspace().join("plain")).unwrap(), "changed\n");
+        assert!(!p.workspace().join("a.key").exists(), "{ran:#?}");
+    });
+}

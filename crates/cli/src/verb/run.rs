@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfence_layers::Quota;
-use ringfence_policy::{Base, Bytes, Count, Effect, Permission, Policy, Rule, priority};
+use ringfence_policy::{
+    Base, Effect, LayerFragment, LayerWanted, Permission, Policy, Rule, priority,
+};
+use ringfence_proxy::control;
 use ringfence_proxy::inspect::Inspector;
 use ringfence_sandbox::layer::{Changed, LayerRequest};
 use ringfence_sandbox::lower::Command;
@@ -28,7 +31,7 @@ use crate::flags::{self, Id, Problem, Typed};
 use crate::layers::{self, Layered};
 use crate::output::printable;
 use crate::ports::{self, Port};
-use crate::reload::Again;
+use crate::reload::{Again, plain_files};
 use crate::{help, inspect, output};
 
 pub fn main(args: &[OsString]) -> ExitCode {
@@ -102,8 +105,7 @@ fn meant(mut typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode>
     let mut request =
         Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
     request.moved = moved;
-    request.layer = layer(&typed, &request).map_err(output::fail)?;
-    request.exact = typed.has(Id::Exact);
+    request.layer = layer(&typed, &layered.policy.layer, &request).map_err(output::fail)?;
     request.filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
     // Set up by the helper while the rest is planned.
     if let (Some(filter), Some(early)) = (&request.filter, early) {
@@ -146,51 +148,34 @@ fn codebase(typed: &mut Typed) -> Result<Option<Moved>, String> {
         typed.flags.push((Id::Cwd, real.into()));
     }
     typed.flags.push((Id::Workspace, from.into()));
-    if !typed.has(Id::Layer) {
-        typed.flags.push((Id::Layer, "auto".into()));
-    }
     Ok(Some(moved))
 }
 
-/// The layer that is to get what the command writes.
-fn layer(typed: &Typed, request: &Request) -> Result<Option<LayerRequest>, String> {
-    let checkpoint = typed.has(Id::Checkpoint);
-    let Some(name) = typed.last(Id::Layer) else {
+/// The layer that is to get what the command writes. What a codebase's run writes always goes to one.
+fn layer(
+    typed: &Typed,
+    wanted: &LayerWanted,
+    request: &Request,
+) -> Result<Option<LayerRequest>, String> {
+    let auto = LayerFragment::AUTO;
+    let name = wanted.name.as_deref().or(request.moved.as_ref().map(|_| auto));
+    let Some(name) = name else {
         let alone = [
-            (checkpoint, "--checkpoint"),
-            (typed.has(Id::LayerQuota), "--layer-quota"),
-            (typed.has(Id::LayerInodes), "--layer-inodes"),
+            (Id::Checkpoint, "--checkpoint"),
+            (Id::LayerQuota, "--layer-quota"),
+            (Id::LayerInodes, "--layer-inodes"),
         ];
-        return match alone.iter().find(|(given, _)| *given) {
+        return match alone.iter().find(|(id, _)| typed.has(*id)) {
             Some((_, flag)) => Err(format!("{flag} needs --layer")),
             None => Ok(None),
         };
     };
-    let name = name.to_str().ok_or("--layer: the name is not utf-8")?;
-    let auto = name == "auto";
-    let mut layer = LayerRequest::new((!auto).then_some(name), request.store(), checkpoint)
-        .map_err(|e| e.to_string())?;
-    layer.quota = quota(typed)?;
+    let name = (name != auto).then_some(name);
+    let mut layer =
+        LayerRequest::new(name, request.store(), wanted.checkpoint).map_err(|e| e.to_string())?;
+    let LayerWanted { quota: bytes, inodes, .. } = *wanted;
+    layer.quota = (bytes.is_some() || inodes.is_some()).then_some(Quota { bytes, inodes });
     Ok(Some(layer))
-}
-
-/// What the layer may hold; `unlimited` takes a limit back.
-fn quota(typed: &Typed) -> Result<Option<Quota>, String> {
-    let part = |id: Id, flag: &str, parse: fn(&str) -> Result<Option<u64>, String>| {
-        let Some(text) = typed.last(id) else { return Ok(None) };
-        let text = text.to_str().ok_or(format!("{flag}: not utf-8"))?;
-        // No limit is one that nothing reaches: an absent one leaves what the layer has.
-        parse(text).map(|n| Some(n.unwrap_or(u64::MAX))).map_err(|e| format!("{flag}: {e}"))
-    };
-    let bytes = part(Id::LayerQuota, "--layer-quota", |text| Bytes::parse(text).map(|b| b.0))?;
-    let inodes = part(Id::LayerInodes, "--layer-inodes", |text| {
-        // As people write it: 100k, in thousands.
-        match text.strip_suffix(['k', 'K']).map(str::parse::<u64>) {
-            Some(Ok(thousands)) => Ok(Some(thousands.saturating_mul(1000))),
-            _ => Count::parse(text).map(|n| n.0),
-        }
-    })?;
-    Ok((bytes.is_some() || inodes.is_some()).then_some(Quota { bytes, inodes }))
 }
 
 /// Layer name of the rules that guard the policy in use; they are not lifted by id.
@@ -263,7 +248,7 @@ fn go(meant: &Arc<Meant>, mut early: Option<Early>) -> ExitCode {
                 output::say(printable(&line));
             }
             if let Some(changed) = status.end.as_ref().and_then(|e| e.layer.as_ref()) {
-                tell_layer(typed, changed);
+                tell_layer(typed, request, changed);
             }
             if let Err(e) = write_status(typed.last(Id::Status), &status) {
                 return output::fail(e);
@@ -280,7 +265,7 @@ fn go(meant: &Arc<Meant>, mut early: Option<Early>) -> ExitCode {
 
 /// What the layer holds after the run: for whoever looks at a terminal, asked, or did not choose its
 /// name.
-fn tell_layer(typed: &Typed, changed: &Changed) {
+fn tell_layer(typed: &Typed, request: &Request, changed: &Changed) {
     if let Some(problem) = &changed.problem {
         output::say(format_args!("layer {}: {}", changed.name, printable(problem)));
     }
@@ -288,7 +273,7 @@ fn tell_layer(typed: &Typed, changed: &Changed) {
         output::say(format_args!("layer {}: {exceeded}", changed.name));
     }
     let asked = typed.has(Id::Monitor) || typed.has(Id::Debug);
-    let auto = typed.last(Id::Layer).is_some_and(|name| name == "auto");
+    let auto = request.layer.as_ref().is_some_and(|layer| layer.auto);
     let told = asked || auto || std::io::stderr().is_terminal();
     if told && !changed.is_empty() {
         output::say(changed);
@@ -355,7 +340,7 @@ fn attempt(
     let filter = plan.filter.clone();
     let announced = plan.status.degraded.len();
     let mut running = run::start(plan, policy, &command, early)?;
-    if meant.request.exact {
+    if running.has_view() {
         // After the command was made, which keeps the limit it was given.
         ringfence_sandbox::view::room_for_files();
     }
@@ -363,41 +348,37 @@ fn attempt(
         // What only the attempt showed.
         degraded(&running.status, announced);
     }
-    let mut egress = match (filter, running.network.take()) {
-        (Some(filter), Some(made)) => {
-            let ears = Ears {
-                log: log.share(),
-                monitor: typed.has(Id::Monitor) || typed.has(Id::Debug),
-                debug: typed.has(Id::Debug),
-                raw: io.wants_pty() && std::io::stderr().is_terminal(),
-            };
-            let again = Again {
-                meant: Arc::clone(meant),
-                rules: Arc::clone(&filter.rules),
-                way: made.way,
-                log: log.share(),
-                told: ears.monitor,
-                raw: ears.raw,
-            };
-            let init = running.jailed.pid();
-            let started = Egress::start(
-                &filter,
-                policy,
-                inspector.clone(),
-                made,
-                init,
-                ears,
-                again.control(),
-            );
-            Some(started.map_err(fatal)?)
-        }
-        _ => None,
+    let told = typed.has(Id::Monitor) || typed.has(Id::Debug);
+    let raw = io.wants_pty() && std::io::stderr().is_terminal();
+    let made = running.network.take();
+    let renewal = Arc::new(running.renewal(policy, &meant.request));
+    let again = Again {
+        meant: Arc::clone(meant),
+        filter: filter.as_ref().zip(made.as_ref()).map(|(f, m)| (Arc::clone(&f.rules), m.way)),
+        files: Arc::new(Mutex::new(plain_files(policy))),
+        log: log.share(),
+        told,
+        raw,
+        renewal,
     };
+    let (mut egress, mut ear) = (None, None);
+    if let (Some(filter), Some(made)) = (filter, made) {
+        let ears = Ears { log: log.share(), monitor: told, debug: typed.has(Id::Debug), raw };
+        let init = running.jailed.pid();
+        let control = again.control();
+        let inspector = inspector.clone();
+        let started = Egress::start(&filter, policy, inspector, made, init, ears, control);
+        egress = Some(started.map_err(fatal)?);
+    } else if again.renewal.decides() {
+        let problem = |e| RunError::Supervise(format!("cannot listen for new rules: {e}"));
+        ear = Some(control::Ear::open(again.control()).map_err(|e| fatal(problem(e)))?);
+    }
     let forwarder = ports::serve(listeners, ours);
     let deadline =
         Deadline::of(&policy.limits).and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
     drop(forwarder);
+    drop(ear);
     // Nothing is left that it could serve; it ends while the sandbox is taken down.
     if let Some(egress) = &mut egress {
         egress.stop();

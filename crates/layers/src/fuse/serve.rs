@@ -483,7 +483,16 @@ impl Server<'_> {
 
     // Attributes.
 
-    fn attributes(&self, stat: &Statx) -> Attributes {
+    /// Pipes and sockets the kernel opens itself, by their mode: it shows no more than the rules allow.
+    fn attributes(&self, stat: &Statx, permission: Permission) -> Attributes {
+        let asked =
+            matches!(kind(stat), FileType::RegularFile | FileType::Directory | FileType::Symlink);
+        let withheld = match permission {
+            _ if asked => 0,
+            Permission::None | Permission::View => 0o777,
+            Permission::Read => 0o333,
+            Permission::Write => 0,
+        };
         let id_dev = dev(stat);
         // One number for one object, also of another file system below the root.
         let ino = if id_dev == self.shared.dev {
@@ -499,7 +508,7 @@ impl Server<'_> {
             size: stat.stx_size,
             blocks: stat.stx_blocks,
             times: [time(stat.stx_atime), time(stat.stx_mtime), time(stat.stx_ctime)],
-            mode: stat.stx_mode.into(),
+            mode: u32::from(stat.stx_mode) & !withheld,
             links: stat.stx_nlink,
             uid,
             gid,
@@ -534,28 +543,31 @@ impl Server<'_> {
         let node =
             state.nodes.met(parent, name, self.shared.identity(&stat), is_directory, permission);
         drop(state);
-        answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
+        let attributes = self.attributes(&stat, permission);
+        answer.entry(node, self.shared.names, self.shared.attributes, &attributes);
         Ok(())
     }
 
     fn getattr(&self, node: u64, answer: &mut Answer) -> Op {
-        let stat = if let Some(handle) = self.any_handle(node, false) {
+        let (stat, permission) = if let Some(handle) = self.any_handle(node, false) {
             // What is open has attributes though its name be gone, unless that is hidden.
             let place = self.shared.state().nodes.place(node, &|path| self.judge(path));
             if place.is_some_and(|p| p.permission == Permission::None) {
                 return Err(Errno::NOENT);
             }
-            stat(handle.fd.as_fd())?
+            // A pipe is never open here.
+            (stat(handle.fd.as_fd())?, Permission::Write)
         } else {
             let place = self.place(node)?;
-            match self.object(&place, OFlags::PATH) {
+            let found = match self.object(&place, OFlags::PATH) {
                 Err(Errno::STALE) if place.identity.kind == DIRECTORY => {
                     return Err(self.replaced());
                 }
                 found => found?.1,
-            }
+            };
+            (found, place.permission)
         };
-        answer.attributes_for(self.shared.attributes, &self.attributes(&stat));
+        answer.attributes_for(self.shared.attributes, &self.attributes(&stat, permission));
         Ok(())
     }
 
@@ -636,7 +648,10 @@ impl Server<'_> {
             };
             fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        answer.attributes_for(self.shared.attributes, &self.attributes(&stat(fd)?));
+        answer.attributes_for(
+            self.shared.attributes,
+            &self.attributes(&stat(fd)?, Permission::Write),
+        );
         Ok(())
     }
 
@@ -827,7 +842,8 @@ impl Server<'_> {
         }
         let stat = stat(source.as_fd())?;
         self.shared.state().nodes.adopt(node, parent, name);
-        answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
+        let attributes = self.attributes(&stat, Permission::Write);
+        answer.entry(node, self.shared.names, self.shared.attributes, &attributes);
         Ok(())
     }
 
@@ -931,7 +947,8 @@ impl Server<'_> {
         let id = self.shared.identity(&stat);
         let node = state.nodes.met(request.node, name, id, false, Permission::Write);
         drop(state);
-        answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
+        let attributes = self.attributes(&stat, Permission::Write);
+        answer.entry(node, self.shared.names, self.shared.attributes, &attributes);
         let write = asked & OFlags::RWMODE != OFlags::RDONLY;
         let (flags, backing, passthrough) = self.treatment(node, fd.as_fd(), &stat);
         let (number, _) = self.keep(Handle::new(fd, node, write, passthrough));
@@ -952,7 +969,8 @@ impl Server<'_> {
         self.give(request, fd.as_fd(), OsStr::new(""))?;
         let stat = stat(fd.as_fd())?;
         let node = self.shared.state().nodes.nameless(self.shared.identity(&stat));
-        answer.entry(node, self.shared.names, self.shared.attributes, &self.attributes(&stat));
+        let attributes = self.attributes(&stat, Permission::Write);
+        answer.entry(node, self.shared.names, self.shared.attributes, &attributes);
         let (flags, backing, passthrough) = self.treatment(node, fd.as_fd(), &stat);
         let (number, _) = self.keep(Handle::new(fd, node, true, passthrough));
         answer.opened(number, flags, backing);

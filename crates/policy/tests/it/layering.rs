@@ -161,6 +161,34 @@ fn an_untrusted_layer_may_only_narrow() {
 }
 
 #[test]
+fn only_a_trusted_layer_names_a_layer_or_shares_caches() {
+    let below = toml("[layer]\nquota = \"1g\"\nname = \"mine\"\nexact = true\n");
+    for narrow in [
+        "[layer]\nname = \"auto\"\ncheckpoint = true\nexact = true",
+        "[layer]\nname = \"mine\"\nquota = \"512m\"\ninodes = 7",
+    ] {
+        toml(narrow).narrowing_over(&below).unwrap();
+    }
+    for (wide, key) in [
+        ("name = \"other\"", "layer.name"),
+        ("name = \"none\"", "layer.name"),
+        ("quota = \"2g\"", "layer.quota"),
+        ("quota = \"unlimited\"", "layer.quota"),
+        ("exact = false", "layer.exact = false"),
+        ("share_cache = [\"npm\"]", "layer.share_cache = \"npm\" (p.toml:2)"),
+    ] {
+        let wants = toml(&format!("[layer]\n{wide}")).narrowing_over(&below).unwrap_err();
+        assert_eq!(wants, [key], "{wide}");
+    }
+    // Layers over each other.
+    let over = toml("[layer]\nname = \"none\"\ninodes = \"unlimited\"\n");
+    let policy = below.merge(over).finish().unwrap();
+    assert_eq!(policy.layer.name, None);
+    assert_eq!((policy.layer.quota, policy.layer.inodes), (Some(1 << 30), Some(u64::MAX)));
+    assert!(policy.layer.exact);
+}
+
+#[test]
 fn only_a_trusted_layer_inspects_sends_and_holds_secrets() {
     let file = toml(
         "[network]\ndeny = [\"a.example\"]\nproxies = false\n\

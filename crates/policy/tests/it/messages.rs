@@ -72,6 +72,13 @@ fn the_documented_example_is_accepted() {
         io_uring = false
         [terminal]
         pty = "auto"
+        [layer]
+        name = "work"
+        quota = "2g"
+        inodes = "100k"
+        checkpoint = true
+        exact = false
+        share_cache = ["npm"]
     "#;
     says(&toml(text), "accepted");
 }
@@ -584,7 +591,7 @@ fn extends() {
         .unwrap_err()
         .to_string(),
         "/p/b.toml:3: unknown key `x`; known here: $schema, extends, lift, accept_missing, \
-         files, network, environment, limits, processes, terminal, ssh",
+         files, network, environment, limits, processes, terminal, layer, ssh",
     );
     let fragment = resolved(
         "/p/a.toml",

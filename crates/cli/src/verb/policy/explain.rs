@@ -222,7 +222,10 @@ fn by_steps(plan: &Plan, path: &Path) -> Outcome {
             },
         ),
         Action::Layer { read_only: true, .. } => (Permission::Read, ""),
-        Action::View { .. } => (Permission::Write, "served by its path, operation by operation"),
+        Action::View { .. } => (
+            plan.in_view(path).unwrap_or(Permission::None),
+            "served by its path, operation by operation",
+        ),
         Action::Reopen { .. } | Action::Layer { .. } | Action::LayerFile { .. } => {
             (Permission::Write, "written in a layer, the host's stays as it is")
         }

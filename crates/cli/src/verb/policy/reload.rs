@@ -1,4 +1,4 @@
-//! `policy reload`: has running sandboxes read their network rules again.
+//! `policy reload`: has running sandboxes read their rules again.
 
 use crate::exit::ExitCode;
 use std::fmt::Write as _;
@@ -27,13 +27,15 @@ pub fn main(m: &ArgMatches) -> ExitCode {
             Some(id) => mine = vec![id],
             None => {
                 return output::fail(format_args!(
-                    "no run with a network filter has the pid {pid}{}",
+                    "no run with a network filter or with rules of names that can change has the pid {pid}{}",
                     if mine.is_empty() { "" } else { "; `ringfence policy reload` lists them" }
                 ));
             }
         }
     } else if mine.is_empty() {
-        return output::fail("no run with a network filter is going on");
+        return output::fail(
+            "no run with a network filter or with rules of names that can change is going on",
+        );
     } else if mine.len() > 1 && !m.get_flag("all") {
         return list(&mine, as_json);
     }

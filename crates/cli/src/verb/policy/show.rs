@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use clap::ArgMatches;
 use ringfence_policy::net::Upstream;
-use ringfence_policy::{Network, Policy, Rule, SecretSource, builtin_rule};
+use ringfence_policy::{LayerWanted, Network, Policy, Rule, SecretSource, builtin_rule};
 use serde_json::{Value, json};
 
 use crate::layers::Layered;
@@ -61,6 +61,7 @@ fn json(layered: &Layered) -> Value {
         "limits": p.limits,
         "processes": p.processes,
         "pty": p.pty,
+        "layer": p.layer,
         "accept_missing": p.accept_missing,
         "notes": layered.notes,
     })
@@ -86,6 +87,20 @@ fn source(from: &SecretSource) -> String {
         SecretSource::Env(name) => format!("env:{name}"),
         SecretSource::File(path) => format!("file:{}", path.display()),
     }
+}
+
+/// Where writes land, in words.
+fn layer(wanted: &LayerWanted) -> String {
+    let limit = |what: &str, limit: Option<u64>| match limit {
+        None => String::new(),
+        Some(u64::MAX) => format!(", {what} unlimited"),
+        Some(n) => format!(", {what} {n}"),
+    };
+    let name = wanted.name.as_deref().unwrap_or("none: writes go to the real files");
+    let quota = limit("bytes", wanted.quota) + &limit("inodes", wanted.inodes);
+    let checkpoint = if wanted.checkpoint { ", a checkpoint for each run" } else { "" };
+    let exact = if wanted.exact { ", exact" } else { "" };
+    format!("{name}{quota}{checkpoint}{exact}")
 }
 
 fn text(p: &Policy) -> String {
@@ -214,6 +229,7 @@ fn text(p: &Policy) -> String {
         if on.is_empty() { "nothing beyond the usual".into() } else { on.join(" ") }
     ));
     line(&format!("terminal      pty {}", format!("{:?}", p.pty).to_lowercase()));
+    line(&format!("layer         {}", layer(&p.layer)));
     if !p.accept_missing.is_empty() {
         line(&format!("may be missing  {}", p.accept_missing.join(" ")));
     }
