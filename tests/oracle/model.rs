@@ -491,6 +491,10 @@ impl Model {
         }
         if view.closed && op.places().into_iter().any(|at| self.is_closed(view, at)) {
             expected.may |= DENIED;
+            // That is a mount, and so a name cannot leave it.
+            if op.places().len() > 1 {
+                expected.may |= BUSY | ACROSS;
+            }
         }
         expected
     }
@@ -734,15 +738,6 @@ impl Model {
                 done(reading(&place, node), Effect::Slot(*slot, node))
             }
             Op::Dump => answer(0, Wanted::Anything),
-        }
-    }
-
-    /// Times of directories are not asked for any more.
-    pub fn forgets_times(&mut self) {
-        for inode in &mut self.tree.nodes {
-            if matches!(inode.what, What::Directory(_)) {
-                inode.seconds = None;
-            }
         }
     }
 

@@ -499,11 +499,12 @@ fn seeds_that_failed() {
     }
 }
 
-const FAILED: [u64; 5] = [
+const FAILED: [u64; 6] = [
     224,  // a name with a bracket, in a rule for a directory
     1093, // a backslash before a slash (the law took it)
     2117, // `*[!é]` matched half of a character
     4054, 10776, // so did `!(...)`
+    28388, // two stars in a class were taken for `**`
 ];
 
 /// The oracle can fail: a law with one sign changed is told apart within a few hundred sets.

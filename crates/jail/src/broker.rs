@@ -670,7 +670,10 @@ impl<'a> Broker<'a> {
         if !devices {
             return Err(Errno(libc::EXDEV));
         }
-        if self.judge.covers(here.get()) || self.judge.covers(there.get()) {
+        // Onto itself: nothing moves, whatever lies below.
+        let same =
+            target.status.is_some_and(|t| (t.device, t.inode) == (status.device, status.inode));
+        if !same && (self.judge.covers(here.get()) || self.judge.covers(there.get())) {
             let mut left = MAX_MOVED;
             if status.kind == libc::S_IFDIR {
                 self.may_move(&source, &mut here, &mut there, &mut left)?;

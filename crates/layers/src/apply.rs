@@ -5,6 +5,7 @@ mod forget;
 mod prepare;
 mod steps;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,11 +15,12 @@ use forget::{finish, forget_if_empty};
 use prepare::{order, prepare};
 use steps::{backward, commit, sweep, sync, touched};
 
+use crate::base::{Bases, Was};
 use crate::delta::{ChangeKind, Trees};
-use crate::journal::{Attribute, Journal, Look, Place, Plan, Request, State};
+use crate::journal::{Act, Attribute, Journal, Look, Op, Place, Plan, Request, State, Time};
 use crate::object::{self, Kind, Meta};
 use crate::review::{self, Item, Judge, Review, STRIPPED, Verdict, selects};
-use crate::{Error, Held, Layer, Store, crash, text};
+use crate::{Error, Held, Layer, Stamp, Store, crash, text};
 
 /// How names of an apply's own files begin.
 pub const TEMPORARY: &str = ".ringfence-apply-";
@@ -119,6 +121,7 @@ pub fn resume(store: &Store, name: &str, context: &mut Context<'_>) -> Result<Re
             // Nothing is in place yet: made anew, of what the host is now.
             let trees = open(&held.layer)?;
             sweep(&trees, &plan, false)?;
+            steps::times_as_before(&trees, &plan)?;
             journal.end(&held.layer)?;
             run(store, &mut held, &plan.request, context)
         }
@@ -138,6 +141,7 @@ pub fn resume(store: &Store, name: &str, context: &mut Context<'_>) -> Result<Re
         State::Undone => {
             let trees = open(&held.layer)?;
             sweep(&trees, &plan, false)?;
+            steps::times_as_before(&trees, &plan)?;
             journal.end(&held.layer)?;
             Err(Error::Refused("the apply was rolled back; that is complete now".into()))
         }
@@ -180,11 +184,13 @@ fn run(
     let review = review::review(&held.layer, context.judge, context.search)?;
     let Chosen { makes, mut report } = choose(&review, request)?;
     (context.tell)(&report);
-    if makes.is_empty() {
+    let mut times = directory_times(&held.layer, &review, request, &makes, &report)?;
+    if makes.is_empty() && times.is_empty() {
         forget_if_empty(store, held, &review)?;
         return Ok(report);
     }
     let (ops, builds) = order(&review, &makes)?;
+    touched_times(&review, &ops, &mut times)?;
     let mut plan = Plan {
         version: crate::VERSION,
         state: State::Prepare,
@@ -198,12 +204,14 @@ fn run(
                 (Place::new(item.root, &item.change.path), *partly)
             })
             .collect(),
+        times,
     };
     let journal = Journal::begin(&held.layer, &plan)?;
     crash::point();
     if let Err(e) = prepare(&review, &makes, &builds, &mut plan, &mut report) {
         // Nothing is in place: as if it had not been asked for.
         sweep(&review.trees, &plan, false)?;
+        steps::times_as_before(&review.trees, &plan)?;
         journal.end(&held.layer)?;
         return Err(e);
     }
@@ -218,6 +226,71 @@ fn run(
     }
     finish(store, held, &review.trees, journal, &mut plan, &mut report)?;
     Ok(report)
+}
+
+/// When all of a layer is applied: directories that both sides have, whose times the layer changed, be it
+/// by what was made in them. Not of those that the host changed too, or that keep something back.
+fn directory_times(
+    layer: &Layer,
+    review: &Review,
+    request: &Request,
+    makes: &[(usize, Make, bool)],
+    report: &Report,
+) -> Result<Vec<Time>, Error> {
+    let mut times = Vec::new();
+    if !(request.paths.is_empty() && request.hunks.is_empty()) {
+        return Ok(times);
+    }
+    let bases = Bases::load(layer)?;
+    for (root, (trees, walked)) in review.trees.iter().zip(&review.walks).enumerate() {
+        let kept = |dir: &Path| {
+            let dir = trees.root.join(dir);
+            report.conflicts.iter().chain(&report.refused).any(|l| l.path.parent() == Some(&dir))
+        };
+        for held in &walked.held {
+            let (Some((new, _)), Some(old)) = (held.new, held.old) else { continue };
+            let was = bases.of(root, &held.path).map(|b| &b.was);
+            let unchanged =
+                matches!(was, Some(Was::Object(known)) if known.meta.mtime == old.mtime);
+            let both = new.is_dir() && old.is_dir() && new.mtime != old.mtime;
+            if both && unchanged && !held.path.as_os_str().is_empty() && !kept(&held.path) {
+                let place = Place::new(root, &held.path);
+                times.push(Time { place, was: old.mtime, be: Some(new.mtime) });
+            }
+        }
+        // The root of a delta is as old as the delta, if nothing was made in it.
+        let made = makes.iter().any(|(item, ..)| {
+            let item = &review.items[*item];
+            item.root == root && item.change.path.parent() == Some(Path::new(""))
+        });
+        if made && !kept(Path::new("")) {
+            let be = Some(time_of(&trees.trees[0].1, &trees.trees[0].0)?);
+            let was = time_of(&trees.host, &trees.root)?;
+            times.push(Time { place: Place::new(root, ""), was, be });
+        }
+    }
+    Ok(times)
+}
+
+fn time_of(dir: &OwnedFd, shown: &Path) -> Result<Stamp, Error> {
+    rustix::fs::fstat(dir).map(|s| Meta::of(&s).mtime).map_err(Error::os("look at", shown))
+}
+
+/// Of all directories in which steps are done, what they have before.
+fn touched_times(review: &Review, ops: &[Op], times: &mut Vec<Time>) -> Result<(), Error> {
+    let mut known: BTreeSet<Place> = times.iter().map(|t| t.place.clone()).collect();
+    for op in ops.iter().filter(|op| op.act != Act::Metadata) {
+        let parent = op.place.path.parent().unwrap_or(Path::new(""));
+        let place = Place::new(op.place.root, parent);
+        if known.insert(place.clone()) {
+            let trees = &review.trees[op.place.root];
+            let shown = trees.root.join(parent);
+            let dir = object::open_directory(trees.host.as_fd(), parent.as_os_str(), false)
+                .map_err(Error::os("open", &shown))?;
+            times.push(Time { place, was: time_of(&dir, &shown)?, be: None });
+        }
+    }
+    Ok(())
 }
 
 /// Undoes the steps that were done, and removes what was made.
@@ -239,6 +312,7 @@ fn take_back(
         crash::point();
     }
     sweep(trees, plan, false)?;
+    steps::times_as_before(trees, plan)?;
     journal.end(layer)
 }
 
@@ -340,6 +414,8 @@ fn make(review: &Review, item: &Item) -> Result<Make, Error> {
             let be = Look { mode: *mode, ..was.clone() };
             Ok(Make::Metadata(Box::new((be, was))))
         }
+        // In the layer its names came apart, so they do here: the others keep what they have.
+        (_, Some(old)) if old.kind == Kind::File && old.nlink > 1 => Ok(Make::Object(tree)),
         (_, Some(old)) if change.kind == ChangeKind::Metadata || (new.is_dir() && old.is_dir()) => {
             let trees = &review.trees[item.root];
             let be = if change.path.as_os_str().is_empty() {

@@ -186,7 +186,7 @@ fn known(
             known.hash = object::hash(parent.as_fd(), name, MAX_HASHED, false).unwrap_or_default();
         }
         Kind::Symlink => {
-            if let Ok(target) = fd::read_link(&parent, name) {
+            if let Ok(target) = object::link(parent.as_fd(), name) {
                 known.hash = Some(object::hash_of(target.as_os_str().as_encoded_bytes()));
             }
         }

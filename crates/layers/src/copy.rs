@@ -14,6 +14,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use ringfence_sys::closed;
+
 /// Bytes handed to the kernel in one `copy_file_range`: small enough that progress moves and a
 /// signal is noticed, large enough that the call does not count.
 const COPY_CHUNK: usize = 64 << 20;
@@ -94,8 +96,9 @@ pub struct How<'a> {
     pub sync: Sync,
     /// Bits of the mode that are kept: `0o7777`, or `0o777` to drop setuid, setgid and sticky.
     pub mode_mask: u32,
-    /// A file or directory of the caller's own that its mode closes to him is opened for the moment
-    /// of the `open`. Only for trees that nobody else uses, such as deltas.
+    /// The mode of a file or directory of the caller's own that closes it to him is changed for the
+    /// moment of the `open`, where nothing else helps. Only for trees that nobody else uses, such as
+    /// deltas.
     pub unlock: bool,
     /// Told how many bytes were dealt with (holes included); an error ends the copy.
     pub progress: &'a mut dyn FnMut(u64) -> Result<(), Errno>,
@@ -182,23 +185,39 @@ impl Links {
 /// Opens the directory `path` beneath `root`, no component of which may be a link.
 pub fn open_beneath(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut at = rustix::fs::openat(root, ".", flags, Mode::empty())?;
     let bytes = path.as_os_str().as_bytes();
     if (1..PATH_CHUNK).contains(&bytes.len()) {
         let beneath =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(&at, path, flags, Mode::empty(), beneath) {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), beneath) {
             // A rename raced with it, or a filter that knows only older calls.
             Err(Errno::AGAIN | Errno::INTR | Errno::NOSYS | Errno::PERM) => {}
+            Err(Errno::ACCESS) => return closed::open(root, bytes, flags, beneath),
             other => return other,
         }
     }
     // One component at a time: paths may be longer than the kernel takes in one call.
+    let mut at = place_as(root, OsStr::new("."), flags)?;
     for name in path.components() {
         let std::path::Component::Normal(name) = name else { return Err(Errno::XDEV) };
-        at = rustix::fs::openat(&at, name, flags, Mode::empty())?;
+        at = place_as(at.as_fd(), name, flags)?;
     }
     Ok(at)
+}
+
+/// What a name is, without access to its content, also in a directory that its mode closes to its
+/// owner.
+pub fn place(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    place_as(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)
+}
+
+fn place_as(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Err(Errno::ACCESS) => {
+            closed::open(dir, name.as_bytes(), flags, ResolveFlags::NO_MAGICLINKS)
+        }
+        other => other,
+    }
 }
 
 /// Device and inode number. The widths of these fields differ between architectures.
@@ -255,9 +274,7 @@ pub fn object(
 ) -> Result<Copied, Error> {
     checked(name)?;
     checked(new)?;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let place = rustix::fs::openat(from, name, flags, Mode::empty())
-        .map_err(|errno| failed("open", name, errno))?;
+    let place = self::place(from, name).map_err(|errno| failed("open", name, errno))?;
     let stat = rustix::fs::fstat(&place).map_err(|errno| failed("look at", name, errno))?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     let shared = kind != FileType::Directory && links(&stat) > 1;
@@ -309,12 +326,18 @@ fn unopened(
     metadata(place.as_fd(), made.as_fd(), name, how)
 }
 
-/// Opens for reading what `place` (`O_PATH`) is, and nothing that took its name since.
+/// Opens for reading what `place` (`O_PATH`) is, and nothing that took its name since. What its mode
+/// closes to its owner is opened all the same. `unlock`: where nothing else can do that, the mode is
+/// changed for the moment.
 pub fn reopen(place: impl AsFd, flags: OFlags, unlock: bool) -> Result<OwnedFd, Errno> {
     let path = through_proc(&place);
     // The last component is a magic link to the very object; O_NOFOLLOW would refuse it.
     let flags = (flags - OFlags::NOFOLLOW) | OFlags::CLOEXEC | OFlags::NOCTTY;
     match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
+        Err(Errno::ACCESS) => {}
+        other => return other,
+    }
+    match closed::open(place.as_fd(), path.to_bytes(), flags, ResolveFlags::empty()) {
         Err(Errno::ACCESS) if unlock => {}
         other => return other,
     }
@@ -551,6 +574,7 @@ pub fn attribute(path: &CStr, key: &OsStr) -> Result<Option<Vec<u8>>, Errno> {
             }
             Err(Errno::RANGE) if buffer.len() < XATTR_MAX => buffer.resize(XATTR_MAX, 0),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+            Err(Errno::ACCESS) => return closed::attribute(path, key).map(Some),
             Err(errno) => return Err(errno),
         }
     }
@@ -581,22 +605,29 @@ fn attributes(
     Ok(())
 }
 
+/// Takes a name away, also from a directory that its mode closes to its owner.
+pub fn unlink(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(dir, name, flags) {
+        Err(Errno::ACCESS) => closed::unlink(dir, name, flags),
+        other => other,
+    }
+}
+
 /// Removes `name` in `dir` with everything below it; absent is done. Directories of the caller's that
 /// their mode closes are opened first.
 pub fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Error> {
     checked(name)?;
-    let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+    let stat = match place(dir, name).and_then(rustix::fs::fstat) {
         Ok(stat) => stat,
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(failed("look at", name, errno)),
     };
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return rustix::fs::unlinkat(dir, name, AtFlags::empty())
-            .map_err(|errno| failed("remove", name, errno));
+        return unlink(dir, name, AtFlags::empty()).map_err(|errno| failed("remove", name, errno));
     }
-    let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = |at: BorrowedFd<'_>, name: &OsStr| -> Result<OwnedFd, Errno> {
-        let fd = rustix::fs::openat(at, name, place, Mode::empty())?;
+        let fd = place_as(at, name, flags)?;
         let stat = rustix::fs::fstat(&fd)?;
         if stat.st_mode & 0o700 != 0o700 && stat.st_uid == rustix::process::geteuid().as_raw() {
             // It goes anyway.
@@ -643,7 +674,7 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Error> {
         }
         let Some((_, done)) = stack.pop() else { break };
         let parent = stack.last().map_or(dir, |(fd, _)| fd.as_fd());
-        match rustix::fs::unlinkat(parent, &done, AtFlags::REMOVEDIR) {
+        match unlink(parent, &done, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(failed("remove", &done, errno)),
         }

@@ -379,8 +379,8 @@ impl Trees {
                 }
             }
             Kind::Symlink => {
-                let ours = fd::read_link(ours_in, name).map_err(fail("read"))?;
-                let theirs = fd::read_link(host, name).map_err(fail("read"))?;
+                let ours = object::link(ours_in, name).map_err(fail("read"))?;
+                let theirs = object::link(host, name).map_err(fail("read"))?;
                 ours == theirs
             }
             Kind::Device => new.rdev == old.rdev,

@@ -5,7 +5,6 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use ringfence_sys::fd;
 use serde_json::{Value, json};
 
 use crate::delta::ChangeKind;
@@ -50,7 +49,7 @@ fn patch_of(review: &Review, item: &Item, out: &mut Vec<u8>) -> Result<(), Error
             Some((_, tree)) if ours => trees.parent(tree, path)?,
             _ => trees.host_parent(path)?,
         };
-        fd::read_link(&dir, name)
+        object::link(dir.as_fd(), name)
             .map(|t| t.as_os_str().as_bytes().to_vec())
             .map_err(Error::os("read", trees.root.join(path)))
     };
@@ -109,7 +108,7 @@ fn deleted_below(review: &Review, item: &Item, out: &mut Vec<u8>) -> Result<(), 
                 Side { mode, content }
             }
             Kind::Symlink => {
-                let target = fd::read_link(&dir, name).map_err(fail)?;
+                let target = object::link(dir.as_fd(), name).map_err(fail)?;
                 Side { mode: "120000", content: Some(target.as_os_str().as_bytes().to_vec()) }
             }
             _ => continue,

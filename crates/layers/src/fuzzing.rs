@@ -5,11 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rustix::fs::{Mode, OFlags};
-
-use crate::copy;
 use crate::pack::tar::{self, Kind, Member, Reader};
 use crate::pack::{Format, Import, Limits, export};
+use crate::{copy, object};
 
 /// Members that were read are written and read alike.
 pub fn tar(bytes: &[u8]) {
@@ -62,9 +60,9 @@ fn import(name: &str, bytes: &[u8]) -> Option<PathBuf> {
     Import::read(&trees, bytes, limits).is_ok().then_some(tree)
 }
 
+/// Also what an archive closes to its owner.
 fn open(path: &Path) -> std::os::fd::OwnedFd {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
-        .unwrap_or_else(|e| panic!("{e}"))
+    object::open_tree(path).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Nothing outside changes, and what was taken is exported, taken and exported alike.

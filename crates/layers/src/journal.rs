@@ -120,6 +120,18 @@ pub struct Plan {
     /// Every change that the steps bring about, for the layer to forget: where, and whether the layer
     /// still holds something for the place (some hunks were left).
     pub brought: Vec<(Place, bool)>,
+    /// Directories of the host whose times the steps change.
+    #[serde(default)]
+    pub times: Vec<Time>,
+}
+
+/// The time of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Time {
+    pub place: Place,
+    pub was: Stamp,
+    /// What it has in the layer; `None`: what comes of the steps.
+    pub be: Option<Stamp>,
 }
 
 /// The journal's directory.

@@ -10,9 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use ringfence_sys::fd;
-
 use crate::copy::{self, attribute, attribute_names, reopen, through_proc};
+use crate::object;
 
 /// The root of a tree is the empty path.
 fn shown(path: &Path) -> String {
@@ -51,7 +50,6 @@ pub struct Entry<'a> {
     pub tree: usize,
     /// The directory it lies in there (`O_PATH`); for the root itself that very directory.
     pub parent: BorrowedFd<'a>,
-    /// As on the disk, whatever was opened to read it.
     pub stat: Stat,
 }
 
@@ -73,13 +71,8 @@ impl Entry<'_> {
 
     /// The object itself, without access to its content.
     pub fn open(&self) -> Result<OwnedFd, Error> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let name = if self.name.is_empty() { OsStr::new(".") } else { self.name };
-        rustix::fs::openat(self.parent, name, flags, Mode::empty()).map_err(|errno| Error::Os {
-            what: "open",
-            path: self.path.to_owned(),
-            errno,
-        })
+        copy::place(self.parent, name).map_err(failed("open", self.path))
     }
 }
 
@@ -103,26 +96,11 @@ struct Frame {
     sources: Vec<(usize, Option<OwnedFd>)>,
     opaque: bool,
     names: std::collections::btree_map::IntoIter<OsString, Vec<(usize, Stat)>>,
-    /// Directories that were opened to be read, with the mode that they get back.
-    unlocked: Vec<(usize, Mode)>,
 }
 
 /// Walks `trees` (bottom first) as one.
 pub fn walk<V: Visitor>(trees: &[OwnedFd], visitor: &mut V) -> Result<(), V::Error> {
     let mut frames: Vec<Frame> = Vec::new();
-    let done = walk_frames(trees, visitor, &mut frames);
-    // After an error some are still there; inner ones first, since outer ones lead to them.
-    while let Some(frame) = frames.pop() {
-        lock_again(trees, &frame);
-    }
-    done
-}
-
-fn walk_frames<V: Visitor>(
-    trees: &[OwnedFd],
-    visitor: &mut V,
-    frames: &mut Vec<Frame>,
-) -> Result<(), V::Error> {
     if trees.is_empty() {
         return Ok(());
     }
@@ -142,13 +120,11 @@ fn walk_frames<V: Visitor>(
         stat: tops[0].1,
     };
     visitor.enter(&entry, opaque)?;
-    push(trees, frames, PathBuf::new(), sources, opaque)?;
+    push(trees, &mut frames, PathBuf::new(), sources, opaque)?;
     while let Some(frame) = frames.last_mut() {
         let Some((name, found)) = frame.names.next() else {
             visitor.leave(&frame.path)?;
-            if let Some(frame) = frames.pop() {
-                lock_again(trees, &frame);
-            }
+            frames.pop();
             continue;
         };
         let path = frame.path.join(&name);
@@ -175,7 +151,7 @@ fn walk_frames<V: Visitor>(
         for (_, fd) in &mut frame.sources {
             *fd = None;
         }
-        push(trees, frames, path, sources, cut || below)?;
+        push(trees, &mut frames, path, sources, cut || below)?;
     }
     Ok(())
 }
@@ -209,7 +185,7 @@ fn open_at(tree: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
 }
 
 fn open_beneath(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
-    fd::open_beneath(root, path.as_os_str().as_bytes(), fd::PLACE | OFlags::DIRECTORY)
+    copy::open_beneath(root, path)
 }
 
 fn stat_of(tree: &OwnedFd, path: &Path) -> Result<Stat, Error> {
@@ -266,59 +242,26 @@ fn push(
     sources: Vec<usize>,
     opaque: bool,
 ) -> Result<(), Error> {
-    // The frame first: whatever is unlocked from here on is locked again with it.
-    frames.push(Frame {
-        path,
-        sources: Vec::new(),
-        opaque,
-        names: BTreeMap::new().into_iter(),
-        unlocked: Vec::new(),
-    });
-    let Some(frame) = frames.last_mut() else { return Ok(()) };
     let mut names: BTreeMap<OsString, Vec<(usize, Stat)>> = BTreeMap::new();
-    for tree in sources {
-        let place = open_at(&trees[tree], &frame.path)?;
-        unlock(tree, &place, frame)?;
+    for &tree in &sources {
+        let place = open_at(&trees[tree], &path)?;
         let listed = reopen(&place, OFlags::RDONLY | OFlags::DIRECTORY, false)
-            .map_err(failed("list", &frame.path))?;
-        let entries = rustix::fs::Dir::new(listed).map_err(failed("list", &frame.path))?;
+            .map_err(failed("list", &path))?;
+        let entries = rustix::fs::Dir::new(listed).map_err(failed("list", &path))?;
         for entry in entries {
-            let entry = entry.map_err(failed("list", &frame.path))?;
+            let entry = entry.map_err(failed("list", &path))?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if matches!(name.as_bytes(), b"." | b"..") {
                 continue;
             }
-            let stat = rustix::fs::statat(&place, name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|e| failed("look at", &frame.path.join(name))(e))?;
+            let stat = object::stat(place.as_fd(), name)
+                .map_err(|e| failed("look at", &path.join(name))(e))?;
             names.entry(name.to_owned()).or_default().push((tree, stat));
         }
-        frame.sources.push((tree, None));
     }
-    frame.names = names.into_iter();
+    let sources = sources.into_iter().map(|tree| (tree, None)).collect();
+    frames.push(Frame { path, sources, opaque, names: names.into_iter() });
     Ok(())
-}
-
-/// A directory of the caller's own that its mode closes to him (a command may do that to what it
-/// made) is open while it is walked.
-fn unlock(tree: usize, place: &OwnedFd, frame: &mut Frame) -> Result<(), Error> {
-    let stat = rustix::fs::fstat(place).map_err(failed("look at", &frame.path))?;
-    let me = rustix::process::geteuid();
-    if stat.st_mode & 0o500 == 0o500 || me.is_root() || stat.st_uid != me.as_raw() {
-        return Ok(());
-    }
-    let mode = Mode::from_raw_mode(stat.st_mode);
-    rustix::fs::chmodat(CWD, through_proc(place), mode | Mode::RWXU, AtFlags::empty())
-        .map_err(failed("open", &frame.path))?;
-    frame.unlocked.push((tree, mode));
-    Ok(())
-}
-
-fn lock_again(trees: &[OwnedFd], frame: &Frame) {
-    for (tree, mode) in &frame.unlocked {
-        if let Ok(place) = open_beneath(trees[*tree].as_fd(), &frame.path) {
-            let _ = rustix::fs::chmodat(CWD, through_proc(&place), *mode, AtFlags::empty());
-        }
-    }
 }
 
 fn parent_in<'a>(
@@ -417,8 +360,10 @@ impl Visitor for Flat {
     }
 
     fn object(&mut self, entry: &Entry<'_>) -> Result<(), Error> {
-        let flags = AtFlags::empty();
-        match rustix::fs::linkat(entry.parent, entry.name, &self.at, entry.name, flags) {
+        let flags = AtFlags::SYMLINK_FOLLOW;
+        let place = entry.open()?;
+        // What the descriptor is, whatever the modes of the directories above it.
+        match rustix::fs::linkat(CWD, through_proc(&place), &self.at, entry.name, flags) {
             Ok(()) => return Ok(()),
             // Another file system, too many names, not ours to link.
             Err(Errno::XDEV | Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {}

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
 use ringfence_sys::fd;
 use rustix::fs::{FileType, OFlags, Stat};
@@ -90,6 +91,12 @@ impl Meta {
             && (self.size == other.size || self.is_dir())
     }
 
+    /// The very object, with nothing but its names changed as far as anybody can tell.
+    pub fn has_content_of(&self, other: &Self) -> bool {
+        let what = |m: &Self| (m.kind, m.dev, m.ino, m.size, m.mtime, m.mode, m.uid, m.gid);
+        what(self) == what(other)
+    }
+
     /// The very directory, whatever came and went in it.
     pub fn is_same_directory(&self, other: &Self) -> bool {
         let what = |m: &Self| (m.kind, m.dev, m.ino, m.mode, m.uid, m.gid);
@@ -99,16 +106,32 @@ impl Meta {
 
 /// `lstat`, `None` where nothing is.
 pub fn look(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Meta>, Errno> {
-    match fd::stat_name(dir, name) {
+    match stat(dir, name) {
         Ok(stat) => Ok(Some(Meta::of(&stat))),
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
 
+/// `lstat`, also in a directory that its mode closes to its owner.
+pub fn stat(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat, Errno> {
+    match fd::stat_name(dir, name) {
+        Err(Errno::ACCESS) => rustix::fs::fstat(copy::place(dir, name)?),
+        other => other,
+    }
+}
+
 /// A place without access to its content.
 pub fn place(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(dir, name, fd::PLACE, rustix::fs::Mode::empty())
+    copy::place(dir, name)
+}
+
+/// The text of a symbolic link.
+pub fn link(dir: BorrowedFd<'_>, name: &OsStr) -> Result<PathBuf, Errno> {
+    match fd::read_link(dir, name) {
+        Err(Errno::ACCESS) => fd::read_link(copy::place(dir, name)?, ""),
+        other => other,
+    }
 }
 
 /// Opens a regular file for reading; `ours` for trees of the store, where a mode that a sandbox set
@@ -117,8 +140,8 @@ pub fn open_file(dir: BorrowedFd<'_>, name: &OsStr, ours: bool) -> Result<OwnedF
     let flags =
         OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty()) {
-        Err(Errno::ACCESS) if ours => {
-            copy::reopen(place(dir, name)?, OFlags::RDONLY | OFlags::NONBLOCK, true)?
+        Err(Errno::ACCESS) => {
+            copy::reopen(place(dir, name)?, OFlags::RDONLY | OFlags::NONBLOCK, ours)?
         }
         other => other?,
     };
@@ -131,10 +154,10 @@ pub fn open_file(dir: BorrowedFd<'_>, name: &OsStr, ours: bool) -> Result<OwnedF
 /// Opens a directory beneath a tree for listing.
 pub fn open_directory(root: BorrowedFd<'_>, path: &OsStr, ours: bool) -> Result<OwnedFd, Errno> {
     match fd::open_beneath(root, path.as_bytes(), fd::DIRECTORY) {
-        Err(Errno::ACCESS) if ours => {}
+        Err(Errno::ACCESS) => {}
         other => return other,
     }
-    let at = fd::open_beneath(root, path.as_bytes(), fd::PLACE | OFlags::DIRECTORY)?;
+    let at = copy::open_beneath(root, std::path::Path::new(path))?;
     copy::reopen(&at, OFlags::RDONLY | OFlags::DIRECTORY, ours)
 }
 

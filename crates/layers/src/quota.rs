@@ -14,6 +14,7 @@
 //! missing. Whatever is miscounted, the floor holds: it is about the disk and nothing else.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -22,11 +23,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ringfence_sys::fd;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
-use crate::copy::through_proc;
-use crate::{Error, Quota, Session, shown};
+use crate::{Error, Quota, Session, copy, object, shown};
 
 /// Bytes that stay free on the file system of the store.
 pub const FREE_FLOOR: u64 = 256 << 20;
@@ -146,29 +146,16 @@ struct Count<'a> {
 }
 
 impl Count<'_> {
+    /// What a command closes, even to itself, is counted all the same: not being looked at would be a
+    /// way around the quota.
     fn tree(&mut self, root: &OwnedFd) -> Result<(), Errno> {
-        let mut closed = Vec::new();
-        let done = self.directories(root, &mut closed);
-        // Inner ones first: outer ones lead to them.
-        for (place, mode) in closed.into_iter().rev() {
-            rustix::fs::chmodat(CWD, through_proc(&place), mode, AtFlags::empty())?;
-        }
-        done
-    }
-
-    fn directories(
-        &mut self,
-        root: &OwnedFd,
-        closed: &mut Vec<(OwnedFd, Mode)>,
-    ) -> Result<(), Errno> {
         // Paths and not descriptors: a tree can be deeper than there are descriptors.
         let mut todo = vec![PathBuf::new()];
         while let Some(path) = todo.pop() {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Errno::CANCELED);
             }
-            let flags = fd::PLACE | OFlags::DIRECTORY;
-            let place = match fd::open_beneath(root.as_fd(), path.as_os_str().as_bytes(), flags) {
+            let place = match copy::open_beneath(root.as_fd(), &path) {
                 Ok(place) => place,
                 // Removed or replaced meanwhile.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
@@ -176,15 +163,6 @@ impl Count<'_> {
             };
             let stat = rustix::fs::fstat(&place)?;
             self.add(&stat);
-            // What a command closes, even to itself, is counted all the same: not being looked at
-            // would be a way around the quota.
-            let me = rustix::process::geteuid();
-            if stat.st_mode & 0o500 != 0o500 && !me.is_root() && stat.st_uid == me.as_raw() {
-                let mode = Mode::from_raw_mode(stat.st_mode);
-                let open = mode | Mode::RUSR | Mode::XUSR;
-                rustix::fs::chmodat(CWD, through_proc(&place), open, AtFlags::empty())?;
-                closed.push((place.try_clone().map_err(|_| Errno::MFILE)?, mode));
-            }
             self.names(&place, &path, &mut todo)?;
         }
         Ok(())
@@ -196,17 +174,17 @@ impl Count<'_> {
         path: &Path,
         todo: &mut Vec<PathBuf>,
     ) -> Result<(), Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let listed = rustix::fs::openat(place, ".", flags, Mode::empty())?;
+        let listed = copy::reopen(place, OFlags::RDONLY | OFlags::DIRECTORY, false)?;
         for entry in rustix::fs::Dir::new(listed)? {
             let entry = entry?;
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
-            match fd::stat_name(place, name) {
+            let name = OsStr::from_bytes(name.to_bytes());
+            match object::stat(place.as_fd(), name) {
                 Ok(stat) if fd::kind(&stat) == FileType::Directory => {
-                    todo.push(path.join(std::ffi::OsStr::from_bytes(name.to_bytes())));
+                    todo.push(path.join(name));
                 }
                 Ok(stat) => self.add(&stat),
                 Err(Errno::NOENT) => {}

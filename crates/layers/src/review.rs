@@ -301,8 +301,8 @@ fn is_unchanged(trees: &Trees, path: &Path, now: &Meta, known: &Known) -> Result
         }
         Kind::Symlink => {
             let (parent, name) = trees.host_parent(path)?;
-            let target =
-                fd::read_link(&parent, name).map_err(Error::os("read", trees.root.join(path)))?;
+            let target = object::link(parent.as_fd(), name)
+                .map_err(Error::os("read", trees.root.join(path)))?;
             let found = object::hash_of(target.as_os_str().as_encoded_bytes());
             Ok(known.hash.as_ref() == Some(&found))
         }

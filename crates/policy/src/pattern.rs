@@ -298,7 +298,7 @@ fn component_parts(component: &str, grammar: Grammar) -> Result<Vec<Vec<Part>>, 
     if component == "**" {
         return Ok(vec![vec![Part::Deep]]);
     }
-    if !has_double_star(component) {
+    if !has_double_star(component, grammar) {
         return Ok(vec![vec![tokens_part(tokens(component, grammar)?)]]);
     }
     if grammar == Grammar::Native {
@@ -349,18 +349,35 @@ fn component_parts(component: &str, grammar: Grammar) -> Result<Vec<Vec<Part>>, 
         .collect())
 }
 
-/// Whether two stars stand side by side, the first not escaped.
-fn has_double_star(component: &str) -> bool {
-    let mut rest = component;
-    loop {
-        let Some(at) = rest.find(['\\', '*']) else { return false };
-        if rest[at..].starts_with("**") {
-            return true;
+/// Whether two stars stand side by side, the first not escaped. Those in a class are two characters of it.
+fn has_double_star(component: &str, grammar: Grammar) -> bool {
+    let mut chars = component.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            // What comes after a backslash is taken as it is.
+            '\\' => {
+                chars.next();
+            }
+            '*' if chars.peek() == Some(&'*') => return true,
+            '[' => {
+                chars.next_if(|c| *c == '^' || (*c == '!' && grammar == Grammar::Native));
+                // A bracket that comes first does not close it.
+                let mut first = true;
+                while let Some(c) = chars.next() {
+                    match c {
+                        '\\' => {
+                            chars.next();
+                        }
+                        ']' if !first => break,
+                        _ => {}
+                    }
+                    first = false;
+                }
+            }
+            _ => {}
         }
-        // A character after the backslash is taken as it is.
-        let skipped = rest[at + 1..].chars().next().map_or(0, char::len_utf8);
-        rest = &rest[at + 1 + if rest[at..].starts_with('\\') { skipped } else { 0 }..];
     }
+    false
 }
 
 #[derive(Clone)]

@@ -64,26 +64,33 @@ impl NamesPlan {
         let rules = CompiledRules::with_extra(&own, places, extra);
         let around = rules.decide(&places.workspace).permission;
         let inside = |path: &Path| lies_in(path, &places.workspace);
-        let globs: Vec<Permission> = rules
+        let globs: Vec<(Permission, i32)> = rules
             .glob_rules()
             .iter()
             .filter(|g| inside(&g.base) || lies_in(&places.workspace, &g.base))
-            .map(|g| g.rule.permission)
+            .map(|g| (g.rule.permission, g.rule.priority))
             .collect();
-        let literal = rules
+        let points: Vec<(Permission, i32)> = rules
             .binding_points()
             .iter()
             .chain(&rules.subtree_only_globs())
-            .any(|p| p.rule.permission < Permission::Write && inside(&p.path));
+            .filter(|p| inside(&p.path))
+            .map(|p| (p.rule.permission, p.rule.priority))
+            .collect();
+        let literal = points.iter().any(|(permission, _)| *permission < Permission::Write);
         if globs.is_empty() && !literal && means.is_none() {
             return None;
         }
         let views = own.files.rules.iter().any(|r| r.permission == Permission::View);
         // A grant by pattern in what may only be read, or less than writing by pattern in what may be
         // written: no mount says either.
-        let mixed = globs.iter().any(|permission| match permission {
+        let mixed = globs.iter().any(|(permission, priority)| match permission {
             Permission::Write => around < Permission::Write,
-            Permission::Read => around != Permission::Read,
+            // Or in a directory inside that may be written.
+            Permission::Read => {
+                around != Permission::Read
+                    || points.iter().any(|(p, below)| *p == Permission::Write && below <= priority)
+            }
             Permission::View => true,
             Permission::None => false,
         });

@@ -9,6 +9,8 @@ pub mod bare;
 #[cfg(target_os = "linux")]
 pub mod cgroup;
 #[cfg(target_os = "linux")]
+pub mod closed;
+#[cfg(target_os = "linux")]
 pub mod early;
 #[cfg(target_os = "linux")]
 pub mod egress;

@@ -316,6 +316,15 @@ pub fn kill(pid: i32, signal: i32) -> Result<()> {
     call!(libc::SYS_kill, pid, signal).map(|_| ())
 }
 
+pub fn getppid() -> i32 {
+    call!(libc::SYS_getppid).map_or(0, |pid| pid as i32)
+}
+
+/// The value of an extended attribute; says how many bytes it has.
+pub fn getxattr(path: &CStr, key: &CStr, value: &mut [u8]) -> Result<usize> {
+    call!(libc::SYS_getxattr, path.as_ptr(), key.as_ptr(), value.as_mut_ptr(), value.len())
+}
+
 pub fn getpid() -> i32 {
     // SAFETY: cannot fail.
     unsafe { libc::getpid() }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::harness::{Place, Ran, as_each_user, has};
+use crate::harness::{Place, Ran, as_each_user, has, mode};
 
 /// The binary in the workspace.
 fn rf(place: &Place, args: &[&str]) -> Ran {
@@ -452,4 +452,141 @@ fn a_killed_apply_is_resumed_or_taken_back() {
         }
         println!("{unfinished} of {ROUNDS} were interrupted half-way");
     });
+}
+
+#[test]
+fn directories_have_the_times_that_the_command_gave_them() {
+    const TIMES: &str = "echo b >> text; rm olddir/a/b; mkdir -p new/deep; echo x > redone/new; \
+        chmod 700 tofile; touch -d @1000000000.25 new/deep new olddir/a olddir redone tofile .";
+    as_each_user(|place| {
+        if !layers_work(place) {
+            return;
+        }
+        project(place);
+        let times = |place: &Place| {
+            ["new", "new/deep", "olddir", "olddir/a", "redone", "tofile", ""].map(|dir| {
+                let meta = place.workspace().join(dir).metadata().unwrap();
+                (dir, meta.mtime(), meta.mtime_nsec())
+            })
+        };
+        place.shell(&["--layer", "work"], TIMES).ok();
+        let ran = rf(place, &["diff", "work"]).ok();
+        assert!(!ran.out.contains("olddir/\n"), "a time alone is no change: {}", ran.out);
+        rf(place, &["apply", "work"]).ok();
+        for (dir, seconds, nanos) in times(place) {
+            assert_eq!((seconds, nanos), (1_000_000_000, 250_000_000), "{dir:?}");
+        }
+        // A layer in which nothing else was changed.
+        place.shell(&["--layer", "work"], "touch -d @1100000000 redone").ok();
+        rf(place, &["apply", "work"]).ok();
+        assert_eq!(times(place)[4], ("redone", 1_100_000_000, 0));
+        rf(place, &["diff", "work"]).ok();
+    });
+}
+
+/// Modes, texts and file times, also of what is closed to its owner: it is opened where it must be.
+fn opened(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut all = BTreeMap::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(dir) = pending.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = path.symlink_metadata().unwrap();
+            let content = if meta.is_dir() {
+                mode(&path, meta.mode() | 0o700);
+                pending.push(path.clone());
+                Vec::new()
+            } else if meta.is_symlink() {
+                std::fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+            } else {
+                mode(&path, meta.mode() | 0o600);
+                std::fs::read(&path).unwrap()
+            };
+            let content = String::from_utf8_lossy(&content);
+            // It can be read now.
+            let text = format!("{:o} {content} {:?}", meta.mode(), attribute(&path));
+            all.insert(path.strip_prefix(root).unwrap().to_owned(), text);
+        }
+    }
+    all
+}
+
+fn attribute(path: &Path) -> Option<Vec<u8>> {
+    let mut value = [0; 16];
+    let n = rustix::fs::lgetxattr(path, "user.note", &mut value[..]).ok()?;
+    Some(value[..n].to_vec())
+}
+
+const CLOSING: &str = "mkdir closed closed/deep; echo in > closed/in; echo x > closed/deep/x; \
+    ln -s in closed/link; ln closed/in closed/same; echo zero > zero; chmod 000 zero; \
+    echo more >> text; chmod 000 text; chmod 200 plain; echo two > dir/two; rm dir/gone; \
+    touch -d @1000000000 closed/deep; chmod 000 closed/deep/x closed/deep closed/in closed dir";
+
+#[test]
+fn what_is_closed_to_its_owner_is_applied_as_it_is() {
+    as_each_user(|place| {
+        if !layers_work(place) {
+            return;
+        }
+        let start = |place: &Place| {
+            place.write("text", "text\n");
+            place.write("plain", "plain\n");
+            place.write("dir/one", "one\n");
+            place.write("dir/gone", "gone\n");
+            settle();
+        };
+        let control = Place::new(place.user);
+        start(&control);
+        control.bare(CLOSING).ok();
+        start(place);
+        let marks = "f=setfattr; command -v $f >/dev/null || exit 0; \
+            for n in zero closed; do chmod u+w $n; $f -n user.note -v kept $n; chmod 000 $n; done";
+        control.bare(marks).ok();
+        place.shell(&["--layer", "work"], CLOSING).ok();
+        place.shell(&["--layer", "work"], marks).ok();
+        let ctimes = || {
+            let delta = only_delta(place);
+            ["zero", "closed", "text", "dir"].map(|n| {
+                let meta = delta.join(n).symlink_metadata().unwrap();
+                (n, meta.mode(), meta.ctime(), meta.ctime_nsec())
+            })
+        };
+        let before = ctimes();
+        let ran = rf(place, &["diff", "work"]).ok();
+        for line in [
+            "A  closed/\n",
+            "A  closed/deep/x\n",
+            "A  closed/link\n",
+            "A  zero\n",
+            "M  text\n",
+            "m  plain\n",
+            "m  dir/\n",
+            "A  dir/two\n",
+            "D  dir/gone\n",
+        ] {
+            assert!(ran.out.contains(line), "{line:?}: {}", ran.out);
+        }
+        rf(place, &["diff", "work", "--patch"]).ok().says("+zero\n").says("+more\n");
+        rf(place, &["apply", "work", "--dry-run"]).ok();
+        // Not opened for a moment and closed again either: a kill in between changes nothing.
+        assert_eq!(ctimes(), before);
+        rf(place, &["fork", "work", "other"]).ok();
+        let archive = place.home().join("layer.tar");
+        rf(place, &["export", "other", archive.to_str().unwrap()]).ok();
+        rf(place, &["snapshot", "other", "s"]).ok();
+        assert_eq!(ctimes(), before);
+        rf(place, &["apply", "work"]).ok();
+        rf(place, &["diff", "work"]).ok();
+        let again = rf(place, &["run", "--layer", "work", "--", "true"]).ok();
+        assert!(!again.err.contains("changed"), "{again:?}");
+        assert_eq!(opened(&place.workspace()), opened(&control.workspace()));
+    });
+}
+
+/// The tree of the one delta that there is.
+fn only_delta(place: &Place) -> PathBuf {
+    let deltas = place.home().join(".local/state/ringfence/deltas");
+    let found: Vec<_> = std::fs::read_dir(deltas).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0].join("0/tree")
 }

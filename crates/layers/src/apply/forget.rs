@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::Report;
 use super::prepare::copied;
-use super::steps::sweep;
+use super::steps::{give_times, sweep};
 use crate::base::{self, Base, Was};
 use crate::delta::Trees;
 use crate::journal::{Journal, Place, Plan, State};
@@ -39,6 +39,9 @@ pub(super) fn finish(
     forget(&held.layer, trees, plan)?;
     crash::point();
     sweep(trees, plan, true)?;
+    // After the last name in them came or went.
+    give_times(trees, plan)?;
+    crash::point();
     journal.end(&held.layer)?;
     crash::point();
     let review = review::review(&held.layer, None, &[])?;
@@ -122,13 +125,13 @@ pub(crate) fn take_out(trees: &Trees, path: &Path) -> Result<bool, Error> {
         Err(Error::Os { errno: Errno::NOENT, .. }) => return Ok(true),
         Err(e) => return Err(e),
     };
-    match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+    match copy::unlink(dir.as_fd(), name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(true),
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(Errno::ACCESS) => return Ok(false),
         Err(errno) => return Err(Error::os("remove", shown)(errno)),
     }
-    match rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR) {
+    match copy::unlink(dir.as_fd(), name, AtFlags::REMOVEDIR) {
         Ok(()) => Ok(true),
         Err(Errno::NOTEMPTY | Errno::EXIST | Errno::ACCESS | Errno::PERM) => Ok(false),
         Err(errno) => Err(Error::os("remove", shown)(errno)),

@@ -1,9 +1,11 @@
 //! The steps of an apply, forward and backward; each can be done again.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
+use ringfence_sys::fd;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags,
 };
@@ -12,8 +14,8 @@ use rustix::io::Errno;
 use super::prepare::copied;
 use super::{Line, Report};
 use crate::delta::Trees;
-use crate::journal::{Act, Look, Op, Plan, Stand};
-use crate::object::{self, Kind};
+use crate::journal::{Act, Look, Op, Place, Plan, Stand, Time};
+use crate::object::{self, Kind, Meta};
 use crate::{Error, Stamp, copy, crash, review};
 
 /// Objects up to which each is synced by itself; beyond, their file systems are, with all that others
@@ -128,7 +130,10 @@ pub(super) fn forward(
         _ => false,
     };
     // A mode that was half set before a kill has a new time already. And what was linked to has one.
-    let linked = now.zip(op.old).is_some_and(|(now, old)| now.nlink != old.nlink);
+    // So has a file one of whose other names this apply moved aside before.
+    let linked = now.zip(op.old).is_some_and(|(now, old)| {
+        now.nlink != old.nlink || (now.has_content_of(&old) && other_name(op, plan))
+    });
     let excused = linked || (again && op.act == Act::Metadata);
     if !fresh && !excused {
         meddled("changed on the host meanwhile");
@@ -173,6 +178,12 @@ pub(super) fn forward(
     Ok(())
 }
 
+/// Whether another step is about another name of the same file.
+fn other_name(op: &Op, plan: &Plan) -> bool {
+    let id = |op: &Op| op.old.filter(|m| m.nlink > 1 && !m.is_dir()).map(|m| (m.dev, m.ino));
+    id(op).is_some() && plan.ops.iter().any(|o| o.place != op.place && id(o) == id(op))
+}
+
 /// Whether what was moved aside is what was looked at: nobody wrote to it in the last moment.
 pub(super) fn same_aside(
     trees: &Trees,
@@ -189,8 +200,17 @@ pub(super) fn same_aside(
         return Ok(now.mtime == old.mtime && now.size == old.size);
     }
     let aside = op.place.path.with_file_name(&op.temporary);
-    let below = review::changed_below(trees, &aside, plan.started);
-    Ok(now.mtime == old.mtime && matches!(below, Ok(None)))
+    // Another name of a file whose name this apply moved aside has a new time by that alone.
+    let ours = |now: &Meta| {
+        now.nlink > 1
+            && plan.ops.iter().any(|op| op.old.is_some_and(|old| now.has_content_of(&old)))
+    };
+    let mut untouched = true;
+    let looked = review::each_below(trees, &aside, &mut |_, meta| {
+        untouched &= meta.ctime.surely_before(plan.started) || ours(meta);
+        untouched
+    });
+    Ok(now.mtime == old.mtime && looked.is_ok() && untouched)
 }
 
 pub(super) fn give(place: &OwnedFd, look: &Look) -> Result<(), Errno> {
@@ -201,27 +221,90 @@ pub(super) fn give(place: &OwnedFd, look: &Look) -> Result<(), Errno> {
         rustix::fs::chownat(place, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     }
     if let Some(wanted) = &look.attributes {
-        for (name, _) in object::attributes(place)? {
-            if !wanted.iter().any(|(w, _)| w.name() == name) {
-                rustix::fs::removexattr(&path, &name)?;
-            }
+        let have = object::attributes(place)?;
+        let has = |name: &OsStr, value: &[u8]| have.iter().any(|(n, v)| n == name && v == value);
+        let gone: Vec<_> =
+            have.iter().filter(|(n, _)| !wanted.iter().any(|(w, _)| w.name() == *n)).collect();
+        let new: Vec<_> = wanted.iter().filter(|(w, v)| !has(w.name(), v)).collect();
+        if !(gone.is_empty() && new.is_empty()) && stat.st_mode & 0o200 == 0 {
+            // Attributes take the right to write. The mode is set below in any case.
+            let mode = Mode::from_raw_mode(stat.st_mode) | Mode::WUSR;
+            rustix::fs::chmodat(CWD, &path, mode, AtFlags::empty())?;
         }
-        for (name, value) in wanted {
+        for (name, _) in gone {
+            rustix::fs::removexattr(&path, name)?;
+        }
+        for (name, value) in new {
             rustix::fs::setxattr(&path, name.name(), value, XattrFlags::empty())?;
         }
     }
     if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
         rustix::fs::chmodat(CWD, &path, Mode::from_raw_mode(look.mode), AtFlags::empty())?;
     }
-    if let Some(Stamp(seconds, nanos)) = look.mtime {
-        let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
-        let times = Timestamps {
-            last_access: time(0, rustix::fs::UTIME_OMIT),
-            last_modification: time(seconds, nanos.into()),
-        };
-        rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty())?;
+    look.mtime.map_or(Ok(()), |time| set_time(place, time))
+}
+
+/// The times that directories have in the layer.
+pub(super) fn give_times(trees: &[Trees], plan: &Plan) -> Result<(), Error> {
+    for time in &plan.times {
+        if let Some(be) = time.be {
+            give_time(trees, &time.place, be, &|_| Ok(true))?;
+        }
     }
     Ok(())
+}
+
+/// The times that directories had before, once all else in them is as before. Not where somebody else
+/// made or changed a name meanwhile.
+pub(super) fn times_as_before(trees: &[Trees], plan: &Plan) -> Result<(), Error> {
+    let ours: BTreeSet<&Place> =
+        plan.ops.iter().map(|op| &op.place).chain(plan.times.iter().map(|t| &t.place)).collect();
+    for Time { place, was, .. } in &plan.times {
+        give_time(trees, place, *was, &|dir| {
+            let (names, _) = fd::list(dir.as_fd(), usize::MAX)?;
+            for (name, _) in names {
+                if ours.contains(&Place::new(place.root, place.path.join(&name))) {
+                    continue;
+                }
+                let found = object::look(dir.as_fd(), &name)?;
+                if found.is_none_or(|m| !m.ctime.surely_before(plan.started)) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })?;
+    }
+    Ok(())
+}
+
+fn give_time(
+    trees: &[Trees],
+    place: &Place,
+    time: Stamp,
+    wanted: &dyn Fn(&OwnedFd) -> Result<bool, Errno>,
+) -> Result<(), Error> {
+    let trees = &trees[place.root];
+    let path = place.path.as_os_str();
+    // One that the host has moved away meanwhile is none of ours.
+    let Ok(dir) = object::open_directory(trees.host.as_fd(), path, false) else { return Ok(()) };
+    let shown = trees.root.join(&place.path);
+    if !wanted(&dir).map_err(Error::os("look at", &shown))? {
+        return Ok(());
+    }
+    match set_time(&dir, time) {
+        // Another user's, who lets us make names in it.
+        Ok(()) | Err(Errno::PERM | Errno::ACCESS) => Ok(()),
+        Err(errno) => Err(Error::os("set the times of", shown)(errno)),
+    }
+}
+
+fn set_time(place: &OwnedFd, Stamp(seconds, nanos): Stamp) -> Result<(), Errno> {
+    let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
+    let times = Timestamps {
+        last_access: time(0, rustix::fs::UTIME_OMIT),
+        last_modification: time(seconds, nanos.into()),
+    };
+    rustix::fs::utimensat(CWD, copy::through_proc(place), &times, AtFlags::empty())
 }
 
 pub(super) fn backward(trees: &[Trees], op: &Op, report: &mut Report) -> Result<(), Error> {

@@ -240,7 +240,8 @@ impl<W: Write> Visitor for Writer<'_, W> {
             }
         }
         if kind == Kind::Symlink {
-            let text = fd::read_link(entry.parent, entry.name).map_err(os("read", entry.path))?;
+            let text =
+                crate::object::link(entry.parent, entry.name).map_err(os("read", entry.path))?;
             member.link = text.into_os_string().into_encoded_bytes();
         }
         if kind == Kind::File {

@@ -227,16 +227,18 @@ fn time_of(text: &[u8]) -> Option<(i64, u32)> {
         None => (false, text),
     };
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
-    if whole.is_empty() || whole.len() > 12 || !part.bytes().all(|b| b.is_ascii_digit()) {
+    if !part.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let whole = i64::try_from(decimal(whole.as_bytes())?).ok()?;
+    // As far as headers and file systems go: what is read from them must be read again from records.
+    let whole = decimal(whole.as_bytes())?;
+    let below = 0i64.checked_sub_unsigned(whole);
     let digits: String = part.chars().chain("000000000".chars()).take(9).collect();
     let part: u32 = digits.parse().ok()?;
     Some(match (negative, part) {
-        (false, _) => (whole, part),
-        (true, 0) => (-whole, 0),
-        (true, _) => (-whole - 1, 1_000_000_000 - part),
+        (false, _) => (i64::try_from(whole).ok()?, part),
+        (true, 0) => (below?, 0),
+        (true, _) => (below?.checked_sub(1)?, 1_000_000_000 - part),
     })
 }
 

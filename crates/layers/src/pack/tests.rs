@@ -626,3 +626,41 @@ fn a_parent_that_is_not_described_looks_like_the_one_below() {
     };
     assert_eq!(look(&into), look(&lower));
 }
+
+#[test]
+fn any_time_that_is_read_is_written_and_read_again() {
+    let far = 1i64 << 40;
+    let times = [
+        (0, 0),
+        (-1, 999_999_999),
+        (far, 0),
+        (-far, 1),
+        (i64::MAX, 5),
+        (i64::MIN, 0),
+        (i64::MIN, 5),
+    ];
+    for mtime in times {
+        let member = tar::Member { mtime, ..tar::Member::new(b"f".to_vec(), tar::Kind::File) };
+        let mut bytes = Vec::new();
+        tar::write_header(&mut bytes, &member).unwrap();
+        let read = tar::Reader::new(&bytes[..]).next_member().unwrap().unwrap();
+        assert_eq!(read.mtime, mtime);
+    }
+    // Found by the fuzzer: a number in binary, in the header.
+    let mut header = Vec::new();
+    tar::write_header(&mut header, &tar::Member::new(b"f".to_vec(), tar::Kind::File)).unwrap();
+    header[136..148].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
+    let sum = |h: &[u8]| {
+        h.iter()
+            .enumerate()
+            .map(|(n, b)| if (148..156).contains(&n) { 32 } else { u32::from(*b) })
+            .sum::<u32>()
+    };
+    let text = format!("{:06o}\0 ", sum(&header[..512]));
+    header[148..156].copy_from_slice(text.as_bytes());
+    let read = tar::Reader::new(&header[..]).next_member().unwrap().unwrap();
+    assert_eq!(read.mtime, (far, 0));
+    let mut again = Vec::new();
+    tar::write_header(&mut again, &read).unwrap();
+    assert_eq!(tar::Reader::new(&again[..]).next_member().unwrap().unwrap(), read);
+}

@@ -428,3 +428,71 @@ fn a_verdict_names_the_first_thing_that_is_newer() {
     let Verdict::Conflict(why) = &review.items[0].verdict else { panic!("{review:?}") };
     assert!(why.contains("d/deep"), "{why}");
 }
+
+#[test]
+fn directories_get_the_times_that_they_have_in_the_layer() {
+    let f = Fixture::new();
+    for path in ["held/a", "theirs/a", "refused/a", "alone/a", "part/a", "b"] {
+        f.write(path, "one\n");
+    }
+    f.run(|o| {
+        for dir in ["held", "theirs", "refused", "part"] {
+            o.write(&format!("{dir}/new"), "new");
+            o.remove(&format!("{dir}/a"));
+            touch(&o.upper.join(dir), 1_000_000_000);
+        }
+        // Its time is all that the layer changed of it.
+        o.copy_up("alone");
+        touch(&o.upper.join("alone"), 1_100_000_000);
+        o.write("b", "two\n");
+        touch(&o.upper, 1_200_000_000);
+    });
+    let at = |path: &str| f.host().join(path).metadata().unwrap().mtime();
+    // The host's own change, and one that is a conflict.
+    f.write("theirs/other", "other");
+    f.write("refused/new", "the host's");
+    let (alone, before) = (at("alone"), at(""));
+    assert!(alone > 1_100_000_000 && before > 1_200_000_000);
+    // A part says nothing of its directory.
+    f.apply(&["part/new"]);
+    assert!(at("part") > 1_200_000_000);
+    let report = f.apply(&[]);
+    assert_eq!(report.conflicts.len(), 1, "{report:#?}");
+    assert_eq!((at("held"), at("alone"), at("")), (1_000_000_000, 1_100_000_000, 1_200_000_000));
+    assert!(at("theirs") > 1_000_000_000 && at("refused") > 1_000_000_000);
+}
+
+#[test]
+fn of_a_file_with_several_names_one_is_changed_and_another_removed() {
+    let f = Fixture::new();
+    f.write("a", "one\n");
+    fs::hard_link(f.host().join("a"), f.host().join("z")).unwrap();
+    f.run(|o| {
+        o.write("a", "two\n");
+        o.remove("z");
+    });
+    f.apply_all();
+    assert_eq!(tree(&f.host()), [(PathBuf::from("a"), "644 two\n".to_owned())].into());
+    // And where the other name goes with its directory.
+    let f = Fixture::new();
+    f.write("a", "one\n");
+    f.write("d/x", "x");
+    fs::hard_link(f.host().join("a"), f.host().join("d/z")).unwrap();
+    f.run(|o| {
+        o.write("a", "two\n");
+        o.remove("d");
+    });
+    f.apply_all();
+    assert_eq!(tree(&f.host()), [(PathBuf::from("a"), "644 two\n".to_owned())].into());
+}
+
+#[test]
+fn a_mode_that_one_of_several_names_got_is_not_given_to_the_others() {
+    let f = Fixture::new();
+    f.write("a", "one\n");
+    fs::hard_link(f.host().join("a"), f.host().join("z")).unwrap();
+    f.run(|o| o.chmod("a", 0o600));
+    f.apply_all();
+    let expected = [("a", "600 one\n"), ("z", "644 one\n")];
+    assert_eq!(tree(&f.host()), expected.map(|(p, t)| (p.into(), t.to_owned())).into());
+}

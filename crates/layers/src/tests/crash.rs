@@ -15,6 +15,7 @@ fn prepare(f: &Fixture) {
     f.write("kind", "file");
     f.write("mode", "m");
     f.write("was-dir/x", "x");
+    f.write("timed/old", "old");
     f.run(|o| {
         o.write("mod", "two\n");
         o.write("new", "new");
@@ -31,8 +32,14 @@ fn prepare(f: &Fixture) {
         o.write("was-dir", "file now");
         o.chmod("mode", 0o600);
         o.symlink("mod", "ln");
+        o.remove("timed/old");
+        o.write("timed/new", "new");
+        touch(&o.upper.join("timed"), TIMED);
     });
 }
+
+/// The time of a directory in which names come and go.
+const TIMED: i64 = 1_000_000_000;
 
 /// Runs in a process of its own, which ends at a point that the environment names.
 #[test]
@@ -65,9 +72,10 @@ fn killed(f: &Fixture, point: usize) -> bool {
 fn times(root: &Path) -> BTreeMap<PathBuf, (i64, i64)> {
     tree(root)
         .into_keys()
-        .filter_map(|p| {
+        .chain([PathBuf::new()])
+        .map(|p| {
             let meta = root.join(&p).symlink_metadata().unwrap();
-            (!meta.is_dir()).then(|| (p, (meta.mtime(), meta.mtime_nsec())))
+            (p, (meta.mtime(), meta.mtime_nsec()))
         })
         .collect()
 }
@@ -124,6 +132,8 @@ fn a_kill_at_any_step_is_resumed_or_taken_back() {
             assert_eq!(tree(&f.host()), finished, "point {point}, back {back}");
             assert_eq!(f.diff(), "", "point {point}");
             f.no_temporaries();
+            let timed = f.host().join("timed").metadata().unwrap();
+            assert_eq!(timed.mtime(), TIMED, "point {point}, back {back}");
         }
     }
     println!("{points} points, {} resumed, {} taken back", both[0], both[1]);

@@ -302,6 +302,12 @@ pub fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
     all
 }
 
+/// Sets the time of a file or directory.
+pub fn touch(path: &Path, seconds: i64) {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds.unsigned_abs());
+    fs::File::open(path).unwrap().set_modified(time).unwrap();
+}
+
 /// Sets an attribute of a file.
 pub fn attribute(path: &Path, name: &str, value: &str) {
     rustix::fs::setxattr(path, OsStr::new(name), value.as_bytes(), XattrFlags::empty()).unwrap();

@@ -171,8 +171,13 @@ fn case(start: &[Act], changes: &[Act], partly: Option<usize>) {
     }
 }
 
+/// A number in the configuration goes before the environment's.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(150)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn apply_makes_the_host_what_the_view_was(
