@@ -18,6 +18,7 @@
 mod broker;
 mod child;
 mod init;
+pub mod resident;
 mod spawn;
 mod spec;
 mod stage;
@@ -44,4 +45,6 @@ pub mod message {
     /// Init to supervisor, at the end: the command changed a private copy; here is the directory that
     /// they lie in (with one descriptor).
     pub const COPIES: u8 = 6;
+    /// Resident init to supervisor: set-up is complete, commands may be asked for.
+    pub const READY: u8 = 7;
 }

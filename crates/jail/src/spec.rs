@@ -333,6 +333,9 @@ pub struct JailSpec {
     /// supervisor was killed: the lock on what they write to. -1 for none. Goes with
     /// `die_with_parent` unset, or init could end before them.
     pub lock: i32,
+    /// Init's end of the channel over which it is asked for commands, see [`crate::resident`]; -1 for the
+    /// one command of `exec`. Needs namespaces, and neither `watch` nor a terminal.
+    pub resident: i32,
     /// Die with the thread that made the jail (the command line; a library user may not want it).
     pub die_with_parent: bool,
 }
