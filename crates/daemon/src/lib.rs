@@ -10,6 +10,7 @@ mod problem;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -61,10 +62,7 @@ pub fn run(options: &Options) -> Result<(), Failed> {
         )));
     }
     let _lock = options.places.prepare()?;
-    let token = match options.listen.is_empty() {
-        true => None,
-        false => Some(options.places.token()?),
-    };
+    let token = if options.listen.is_empty() { None } else { Some(options.places.token()?) };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -124,7 +122,6 @@ fn listen_unix(places: &Places) -> Result<UnixListener, Failed> {
         _ => {}
     }
     let listener = UnixListener::bind(&path).map_err(failed(shown.clone()))?;
-    use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .map_err(failed(shown))?;
     Ok(listener)

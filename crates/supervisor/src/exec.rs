@@ -294,7 +294,14 @@ async fn pump(
         let room = free.min(PIECE);
         // Before it is read: empty after that means that all of it was taken.
         let exited = *exit.borrow_and_update();
-        match pipe.try_read(buffer.get_mut(..room).unwrap_or_default()) {
+        let into = buffer.get_mut(..room).unwrap_or_default();
+        // Not what the runtime has heard of the pipe yet, but the pipe itself.
+        let read = if exited && drained.is_some() {
+            rustix::io::read(&pipe, &mut *into).map_err(io::Error::from)
+        } else {
+            pipe.try_read(into)
+        };
+        match read {
             Ok(0) => break,
             Ok(n) => log.push(buffer.get(..n).unwrap_or_default()),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {

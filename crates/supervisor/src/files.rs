@@ -17,6 +17,8 @@ use crate::link::Link;
 
 /// The most that is read or written in one request.
 pub(crate) const MOST: u64 = 64 << 20;
+/// Read without a thread of its own, which would take longer.
+const AT_ONCE: u64 = 64 << 10;
 /// Names in one listing.
 const MOST_NAMES: usize = 10_000;
 
@@ -116,8 +118,6 @@ pub(crate) async fn read(
         bytes.truncate(at);
         Ok(bytes)
     };
-    /// Below it a thread of its own would take longer.
-    const AT_ONCE: u64 = 64 << 10;
     if wanted <= AT_ONCE { read() } else { blocking(read).await }
 }
 

@@ -32,10 +32,15 @@ pub(crate) struct End {
 pub(crate) struct Host {
     channel: Channel,
     child: Mutex<Child>,
-    next: AtomicU64,
     /// `None` once the spawner is gone.
     waiting: Mutex<Option<HashMap<u64, Answer>>>,
     hidden: Vec<String>,
+}
+
+/// A number that no sandbox of any spawner had.
+pub(crate) fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Host {
@@ -57,7 +62,6 @@ impl Host {
         let host = Arc::new(Self {
             channel: Channel::new(ours)?,
             child: Mutex::new(child),
-            next: AtomicU64::new(1),
             waiting: Mutex::new(Some(HashMap::new())),
             hidden,
         });
@@ -69,11 +73,7 @@ impl Host {
         lock(&self.waiting).is_none()
     }
 
-    pub(crate) fn number(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Has a sandbox made under a number of [`Self::number`]: what it is, and the channel to its init.
+    /// Has a sandbox made under a [`number`]: what it is, and the channel to its init.
     pub(crate) async fn make(
         &self,
         number: u64,
@@ -83,7 +83,7 @@ impl Host {
         let (answer, wait) = oneshot::channel();
         lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(number, answer);
         let hidden = self.hidden.clone();
-        let order = Order::Make { number, made_of: made_of.clone(), hidden };
+        let order = Order::Make { number, made_of: Box::new(made_of.clone()), hidden };
         if let Err(e) = self.order(&order).await {
             if let Some(waiting) = lock(&self.waiting).as_mut() {
                 waiting.remove(&number);

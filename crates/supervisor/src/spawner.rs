@@ -34,7 +34,7 @@ pub(crate) const MOST: usize = 192 << 10;
 pub(crate) enum Order {
     Make {
         number: u64,
-        made_of: CreateSandbox,
+        made_of: Box<CreateSandbox>,
         /// Directories of the daemon's that no sandbox may see.
         hidden: Vec<String>,
     },

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec};
-use crate::host::{End, Host};
+use crate::host::{self, End, Host};
 use crate::link::{self, Link, Program, Refused};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
@@ -28,6 +28,8 @@ const MOST_SANDBOXES: usize = 4096;
 /// Labels of one sandbox, and bytes of each name and value.
 const MOST_LABELS: usize = 64;
 const MOST_LABEL: usize = 256;
+/// Idempotency keys of commands that one sandbox remembers.
+const MOST_KEYS: usize = 1024;
 /// How long commands have to end by themselves when their sandbox is stopped.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a sandbox may take to end before it is killed from outside, and after.
@@ -125,6 +127,9 @@ pub struct Settings {
     pub hidden: Vec<String>,
 }
 
+/// A sandbox whose end the spawner will tell, and who waits for it.
+type Expected = (Weak<Sandbox>, watch::Sender<Option<String>>);
+
 #[derive(Debug)]
 pub struct Supervisor {
     settings: Settings,
@@ -132,7 +137,7 @@ pub struct Supervisor {
     sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     host: tokio::sync::Mutex<Arc<Host>>,
     /// By the spawner's numbers.
-    numbers: Mutex<HashMap<u64, (Weak<Sandbox>, watch::Sender<Option<String>>)>>,
+    numbers: Mutex<HashMap<u64, Expected>>,
     ends: mpsc::UnboundedSender<End>,
     /// Sandboxes by owner and idempotency key, with what was asked.
     keys: tokio::sync::Mutex<HashMap<(u32, String), (String, String)>>,
@@ -355,7 +360,7 @@ impl Supervisor {
 
     async fn processes(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Live, Error> {
         let host = self.host().await?;
-        let number = host.number();
+        let number = host::number();
         let (told, ended) = watch::channel(None);
         lock(&self.numbers).insert(number, (Arc::downgrade(sandbox), told));
         let made = host.make(number, &sandbox.made_of).await;
@@ -373,6 +378,8 @@ impl Supervisor {
     async fn host(&self) -> Result<Arc<Host>, Error> {
         let mut host = self.host.lock().await;
         if host.is_gone() {
+            // Nobody will tell of the ends of its sandboxes: see `look_after`.
+            lock(&self.numbers).clear();
             *host = new_host(&self.settings, &self.ends)?;
         }
         Ok(host.clone())
@@ -468,11 +475,8 @@ impl Supervisor {
         }
         lock(&self.sandboxes).remove(&sandbox.id);
         if let Some(key) = &sandbox.key {
-            let mut keys = match self.keys.try_lock() {
-                Ok(keys) => keys,
-                // Held by the creation that failed: it has not entered its key yet.
-                Err(_) => return Ok(Reply::Done),
-            };
+            // Held by the creation that failed: it has not entered its key yet.
+            let Ok(mut keys) = self.keys.try_lock() else { return Ok(Reply::Done) };
             keys.remove(&(sandbox.owner, key.clone()));
         }
         Ok(Reply::Done)
@@ -613,8 +617,6 @@ async fn exec_once(
     key: Option<String>,
 ) -> Result<Arc<Exec>, Error> {
     let Some(key) = key else { return exec(sandbox, request, input, whole, !whole).await };
-    // Keys that one sandbox remembers.
-    const MOST_KEYS: usize = 1024;
     let asked = fingerprint(request)?;
     let mut keys = sandbox.keys.lock().await;
     if let Some((before, exec)) = keys.get(&key) {

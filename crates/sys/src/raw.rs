@@ -717,13 +717,12 @@ pub fn recv_with_three(socket: i32, bytes: &mut [u8]) -> Result<(usize, [i32; 3]
         {
             let count = ((*head).cmsg_len as usize - libc::CMSG_LEN(0) as usize) / INT;
             for i in 0..count {
-                let fd = libc::CMSG_DATA(head).cast::<i32>().add(i).read_unaligned();
-                match fds.get_mut(i) {
-                    Some(slot) => *slot = fd,
-                    None => {
-                        wrong = true;
-                        close(fd);
-                    }
+                let fd = libc::CMSG_DATA(head).add(i * INT).cast::<i32>().read_unaligned();
+                if let Some(slot) = fds.get_mut(i) {
+                    *slot = fd;
+                } else {
+                    wrong = true;
+                    close(fd);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! `ringfence create|start|exec|stop|remove|list`: sandboxes that the daemon keeps.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Read as _};
 
 use base64::Engine as _;
@@ -133,10 +134,6 @@ pub fn main(args: &[OsString]) -> ExitCode {
     done.unwrap_or_else(output::fail)
 }
 
-fn said(e: ringfence_client::Error) -> String {
-    e.to_string()
-}
-
 fn text<'a>(m: &'a ArgMatches, name: &str) -> Option<&'a str> {
     m.get_one::<String>(name).map(String::as_str)
 }
@@ -182,7 +179,8 @@ fn create(m: &ArgMatches) -> Result<ExitCode, String> {
         ttl_seconds: seconds(m, "ttl")?,
         idle_stop_seconds: seconds(m, "idle")?,
     };
-    let made: Sandbox = connect()?.call(POST, "/v1/sandboxes", Some(&request)).map_err(said)?;
+    let made: Sandbox =
+        connect()?.call(POST, "/v1/sandboxes", Some(&request)).map_err(|e| e.to_string())?;
     for line in &made.degraded {
         output::say(format_args!("degraded: {}", printable(line)));
     }
@@ -215,7 +213,7 @@ fn place(m: &ArgMatches) -> String {
 
 fn turn(m: &ArgMatches, verb: &str) -> Result<ExitCode, String> {
     let path = format!("{}/{verb}", place(m));
-    let sandbox: Sandbox = connect()?.call(POST, &path, NOTHING).map_err(said)?;
+    let sandbox: Sandbox = connect()?.call(POST, &path, NOTHING).map_err(|e| e.to_string())?;
     Ok(shown(m, &sandbox, sandbox.state.text()))
 }
 
@@ -224,14 +222,15 @@ fn remove(m: &ArgMatches) -> Result<ExitCode, String> {
     for name in m.get_many::<String>("sandbox").into_iter().flatten() {
         let path = format!("/v1/sandboxes/{}", segment(name));
         // Deleting what is not there is no error; a name that was mistyped is one.
-        let _: Sandbox = client.call(GET, &path, NOTHING).map_err(said)?;
-        client.call::<()>(DELETE, &path, NOTHING).map_err(said)?;
+        let _: Sandbox = client.call(GET, &path, NOTHING).map_err(|e| e.to_string())?;
+        client.call::<()>(DELETE, &path, NOTHING).map_err(|e| e.to_string())?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn list(m: &ArgMatches) -> Result<ExitCode, String> {
-    let found: Sandboxes = connect()?.call(GET, "/v1/sandboxes", NOTHING).map_err(said)?;
+    let found: Sandboxes =
+        connect()?.call(GET, "/v1/sandboxes", NOTHING).map_err(|e| e.to_string())?;
     if m.get_flag("json") {
         return Ok(output::print_json(&found.sandboxes));
     }
@@ -240,7 +239,7 @@ fn list(m: &ArgMatches) -> Result<ExitCode, String> {
         let name = s.name.as_deref().unwrap_or("-");
         let state = s.state.text();
         let workspace = printable(&s.workspace).into_owned();
-        out.push_str(&format!("{:35}  {:9}  {name:20}  {workspace}\n", s.id, state));
+        let _ = writeln!(out, "{:35}  {state:9}  {name:20}  {workspace}", s.id);
     }
     Ok(output::print(&out))
 }
@@ -277,7 +276,7 @@ fn exec(m: &ArgMatches) -> Result<ExitCode, String> {
     let name = text(m, "sandbox").unwrap_or_default();
     let mut client = connect()?;
     if m.get_flag("json") {
-        let result = client.exec(name, &request).map_err(said)?;
+        let result = client.exec(name, &request).map_err(|e| e.to_string())?;
         let printed = output::print_json(&result);
         let code = result.exec.ended.as_ref().map_or(crate::exit::FAILED, code);
         return Ok(if printed == ExitCode::SUCCESS { ExitCode::from(code) } else { printed });
@@ -299,15 +298,15 @@ fn stream(client: &mut Client, name: &str, request: &ExecRequest) -> Result<Exit
     client
         .exec_stream(name, request, |event| match event {
             Event::Stdout(output) => {
-                keep(&mut wrong, write(&output, &mut std::io::stdout().lock()))
+                keep(&mut wrong, write(&output, &mut std::io::stdout().lock()));
             }
             Event::Stderr(output) => {
-                keep(&mut wrong, write(&output, &mut std::io::stderr().lock()))
+                keep(&mut wrong, write(&output, &mut std::io::stderr().lock()));
             }
             Event::Ended(exec) => end = exec.ended,
             Event::Started(_) => {}
         })
-        .map_err(said)?;
+        .map_err(|e| e.to_string())?;
     if let Some(wrong) = wrong {
         return Err(wrong);
     }
