@@ -96,7 +96,8 @@ fn callers_over_tcp() {
     });
 }
 
-/// The daemon's socket lies in the workspace, and is still out of reach from inside.
+/// The daemon's socket and state lie in directories that the policy grants, and are still out of reach
+/// from inside.
 #[test]
 fn a_command_inside_at_the_socket_of_the_daemon() {
     if !has("curl") {
@@ -106,7 +107,11 @@ fn a_command_inside_at_the_socket_of_the_daemon() {
         let daemon = Daemon::start(place);
         let socket = daemon.socket();
         let root = place.root().display().to_string();
-        daemon.create(&["--name", "box", "-w", &root]);
+        let made_of = json!({
+            "name": "box", "workspace": place.workspace(),
+            "policy": { "files": { "write": [place.root(), place.home()] } },
+        });
+        daemon.post("/v1/sandboxes", &made_of).is(201);
         let script = format!(
             "ls -A {root} | grep -q project && echo sees; curl -sS --unix-socket {} http://localhost/v1/health; ls -A {root}/run/ringfence {root}/home/state/daemon; true",
             socket.display()
