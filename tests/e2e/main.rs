@@ -10,6 +10,7 @@ mod harness;
 mod agent;
 mod attacks;
 mod basics;
+mod daemon;
 mod egress;
 mod errors;
 mod ladder;

@@ -22,6 +22,7 @@ const EXAMPLES: &str = "Examples:
   ringfence --explain -- npm test            print what would be set up, run nothing
   ringfence --status - -- true               what is enforced, as JSON
   ringfence policy explain .env              who may read this file, and which rule says so
+  ringfence daemon start                     keep sandboxes: create, exec, list, stop, remove
   ringfence doctor                           can this host sandbox? if not, which command mends it
   ringfence selftest                         attack a sandbox on this host, print the table
 
@@ -262,6 +263,8 @@ pub fn command() -> Command {
         .subcommand(verb::export::command())
         .subcommand(verb::import::command())
         .subcommand(verb::codebase::command())
+        .subcommand(verb::daemon::command())
+        .subcommands(verb::sandboxes::commands())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

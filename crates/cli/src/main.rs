@@ -85,6 +85,10 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         "codebase" => verb::codebase::main(args),
         "init" => verb::init::main(args),
         "trust" => verb::trust::main(args),
+        "daemon" => verb::daemon::main(args),
+        "create" | "start" | "exec" | "stop" | "remove" | "list" => verb::sandboxes::main(args),
+        // Hidden: the daemon's process that makes jails.
+        verb::daemon::SPAWNER => verb::daemon::spawner(),
         "completions" => verb::completions::main(args),
         "help" | "-h" | "--help" | "-V" | "-v" | "--version" | "version" => help::main(args),
         // As people type it with Fence: without a verb the flags of `run` apply.

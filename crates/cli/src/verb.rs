@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod codebase;
 pub mod completions;
+pub mod daemon;
 pub mod diff;
 pub mod discard;
 pub mod doctor;
@@ -13,5 +14,6 @@ pub mod init;
 pub mod layers;
 pub mod policy;
 pub mod run;
+pub mod sandboxes;
 pub mod selftest;
 pub mod trust;

@@ -18,20 +18,23 @@ use crate::stage::Stage;
 pub(crate) const SETUP_FAILED: i32 = 125;
 
 /// Descriptors that init keeps, moved to fixed numbers.
-const CONTROL: i32 = 3;
-const SUPERVISOR: i32 = 4;
-const CHILDREN: i32 = 5;
+pub(crate) const CONTROL: i32 = 3;
+pub(crate) const SUPERVISOR: i32 = 4;
+pub(crate) const CHILDREN: i32 = 5;
 const CONNECTOR: i32 = 6;
 /// Out of the way of all of these while they are moved.
-const HIGH: i32 = 64;
+pub(crate) const HIGH: i32 = 64;
 const TERMINAL: i32 = 7;
 const LISTENER: i32 = 9;
-const LOCK: i32 = 8;
+pub(crate) const LOCK: i32 = 8;
 const ASKS: i32 = 10;
 
 /// Never returns: the rest of PID 1's life.
 pub(crate) fn run(birth: &Birth<'_>) -> ! {
     let Birth { spec, trees, control, supervisor, page, has_network, spread, .. } = *birth;
+    if spec.resident >= 0 {
+        crate::resident::run(birth)
+    }
     let (terminal, front) = match session(spec, trees, control) {
         Ok(found) => found,
         Err(fail) => fail_and_exit(page, &fail),
@@ -356,7 +359,7 @@ fn keep_house(birth: &Birth<'_>, command: i32, kept: [i32; 4]) -> Res {
     }
 }
 
-fn drain(signalfd: i32) {
+pub(crate) fn drain(signalfd: i32) {
     let mut info = [0u8; 128];
     while raw::read(signalfd, &mut info).is_ok_and(|n| n > 0) {}
 }
@@ -423,7 +426,7 @@ fn hand_out_connection() {
 
 /// The command and everything else have ended: shows the supervisor private copies that were changed,
 /// which end with the view.
-fn hand_out_copies(spec: &JailSpec) {
+pub(crate) fn hand_out_copies(spec: &JailSpec) {
     let Some(view) = &spec.view else { return };
     let Some(directory) = &view.copies else { return };
     let changed = view.steps.iter().any(|step| match step {
@@ -439,7 +442,7 @@ fn hand_out_copies(spec: &JailSpec) {
     }
 }
 
-fn kill_all(spec: &JailSpec, signal: i32) {
+pub(crate) fn kill_all(spec: &JailSpec, signal: i32) {
     if spec.namespaces & ringfence_sys::ns::flags::PID != 0 {
         // Every process of the namespace but init itself.
         let _ = raw::kill(-1, signal);
@@ -451,7 +454,7 @@ fn kill_all(spec: &JailSpec, signal: i32) {
 /// Kills what the command left behind and waits for its end. With a pid namespace the kernel would do
 /// it when init ends; doing it here lets the supervisor look for what the run left while the kernel
 /// still takes the namespaces down.
-fn end_stragglers(spec: &JailSpec) {
+pub(crate) fn end_stragglers(spec: &JailSpec) {
     if spec.namespaces & ringfence_sys::ns::flags::PID == 0 {
         ringfence_sys::subreaper::end_all();
         return;

@@ -19,6 +19,7 @@ pub mod asks;
 mod broker;
 mod child;
 mod init;
+pub mod resident;
 mod spawn;
 mod spec;
 mod stage;
@@ -45,4 +46,6 @@ pub mod message {
     /// Init to supervisor, at the end: the command changed a private copy; here is the directory that
     /// they lie in (with one descriptor).
     pub const COPIES: u8 = 6;
+    /// Resident init to supervisor: set-up is complete, commands may be asked for.
+    pub const READY: u8 = 7;
 }

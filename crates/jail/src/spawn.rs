@@ -81,6 +81,13 @@ pub fn spawn(
     if !spec.watch.is_empty() && (parent.judge.is_none() || spec.view.is_none()) {
         return Err(fail(Stage::Broker)(Errno(libc::EINVAL)));
     }
+    let resident_fits = spec.watch.is_empty()
+        && !spec.stdio.wants_pty()
+        && spec.view.is_some()
+        && spec.namespaces & ns::flags::PID != 0;
+    if spec.resident >= 0 && !resident_fits {
+        return Err(fail(Stage::Resident)(Errno(libc::EINVAL)));
+    }
     let wants = early::MADE | ns::flags::PID;
     let usable = spec.namespaces & wants == wants && spec.loopback;
     let early = early.filter(|e| usable && e.ready());
@@ -287,6 +294,22 @@ impl Jailed {
     /// The directory of private copies, where the command changed one.
     pub fn take_copies(&mut self) -> Option<OwnedFd> {
         self.copies.take()
+    }
+
+    /// Waits until a resident init is ready. An error: it ends, and [`Jailed::wait`] says why.
+    pub fn wait_until_ready(&self) -> Result<(), Errno> {
+        let mut fds = [raw::pollin(self.control.as_raw_fd()), raw::pollin(self.pidfd.as_raw_fd())];
+        raw::poll(&mut fds, -1)?;
+        let mut message = [0u8; 2];
+        match raw::recv_with_fd(self.control.as_raw_fd(), &mut message, libc::MSG_DONTWAIT)? {
+            (2, None) if message[0] == crate::message::READY => Ok(()),
+            (_, fd) => {
+                if let Some(fd) = fd {
+                    raw::close(fd);
+                }
+                Err(Errno(libc::EPIPE))
+            }
+        }
     }
 
     fn send(&self, kind: u8, value: i32) {

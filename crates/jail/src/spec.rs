@@ -335,6 +335,9 @@ pub struct JailSpec {
     pub lock: i32,
     /// Init's end of the channel of [`crate::asks`], with `watch`; -1 where the rules of names stay as they are.
     pub asks: i32,
+    /// Init's end of the channel over which it is asked for commands, see [`crate::resident`]; -1 for the
+    /// one command of `exec`. Needs namespaces, and neither `watch` nor a terminal.
+    pub resident: i32,
     /// Die with the thread that made the jail (the command line; a library user may not want it).
     pub die_with_parent: bool,
 }

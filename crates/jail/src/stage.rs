@@ -49,6 +49,7 @@ stages! {
     Dumpable = 23, "hide the supervisor's memory";
     Egress = 25, "prepare the egress filter";
     Broker = 26, "prepare the check of names";
+    Resident = 27, "prepare to start commands";
 }
 
 /// A failed set-up: nothing of the command has run.

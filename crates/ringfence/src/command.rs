@@ -138,6 +138,7 @@ impl<'a> Command<'a> {
             // The thread that spawns may end before the command; init watches the whole program.
             die_with_parent: false,
             connector: None,
+            resident: None,
             agent_events: None,
         };
         let request = Request { cwd: self.cwd.clone(), ..self.sandbox.request() };

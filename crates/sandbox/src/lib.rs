@@ -41,4 +41,4 @@ pub mod terminal;
 pub mod view;
 
 #[cfg(target_os = "linux")]
-pub use ringfence_jail::{Early, egress};
+pub use ringfence_jail::{Early, egress, resident};

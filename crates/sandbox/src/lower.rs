@@ -49,6 +49,9 @@ pub struct Command {
     pub die_with_parent: bool,
     /// Init's end of the channel for connections to the sandbox's ports.
     pub connector: Option<std::sync::Arc<std::os::fd::OwnedFd>>,
+    /// Init's end of the channel over which it is asked for commands: then it stays, and there is no
+    /// first one.
+    pub resident: Option<std::sync::Arc<std::os::fd::OwnedFd>>,
     /// Who is told what the ssh agent was asked for, where the policy grants one.
     pub agent_events: Option<crate::agent::Sink>,
 }
@@ -121,6 +124,7 @@ pub fn lower(
         connector: command.connector.as_ref().map_or(-1, AsRawFd::as_raw_fd),
         lock: given.lock,
         asks: given.asks,
+        resident: command.resident.as_ref().map_or(-1, AsRawFd::as_raw_fd),
         die_with_parent: command.die_with_parent && given.lock < 0,
     };
     Ok((spec, parent))
@@ -171,6 +175,18 @@ fn rlimits(limits: &Limits, nproc_fallback: bool) -> Vec<jail::Rlimit> {
     all
 }
 
+/// Where a program is looked for.
+pub fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
+    if program.as_bytes().contains(&b'/') {
+        return vec![PathBuf::from(program)];
+    }
+    std::env::split_paths(path)
+        // An empty element would mean the current directory: hostile content decides then.
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join(program))
+        .collect()
+}
+
 fn exec(plan: &Plan, command: &Command) -> Result<jail::Exec, Nul> {
     let program = command.argv.first().cloned().unwrap_or_default();
     let path = plan
@@ -178,15 +194,10 @@ fn exec(plan: &Plan, command: &Command) -> Result<jail::Exec, Nul> {
         .iter()
         .find(|(k, _)| k == "PATH")
         .map_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin"), |(_, v)| v.clone());
-    let candidates = if program.as_bytes().contains(&b'/') {
-        vec![c(&program)?]
-    } else {
-        std::env::split_paths(&path)
-            // An empty element would mean the current directory: hostile content decides then.
-            .filter(|dir| dir.is_absolute())
-            .map(|dir| c(dir.join(&program).as_os_str()))
-            .collect::<Result<_, _>>()?
-    };
+    let candidates = candidates(&program, &path)
+        .iter()
+        .map(|path| c(path.as_os_str()))
+        .collect::<Result<_, _>>()?;
     let argv = command.argv.iter().map(|a| c(a)).collect::<Result<_, _>>()?;
     let envp = plan
         .environment

@@ -39,6 +39,8 @@ pub mod shared;
 #[cfg(target_os = "linux")]
 pub mod signal;
 #[cfg(target_os = "linux")]
+pub mod starter;
+#[cfg(target_os = "linux")]
 pub mod subreaper;
 #[cfg(target_os = "linux")]
 pub mod tty;

@@ -85,6 +85,13 @@ pub fn openat2(dir: i32, path: &CStr, flags: i32, mode: u32, resolve: u64) -> Re
     }
 }
 
+/// As [`openat2`], without trying again: what is asked for may be hostile and change all the time.
+pub fn openat2_once(dir: i32, path: &CStr, flags: i32, mode: u32, resolve: u64) -> Result<i32> {
+    let how = OpenHow { flags: flags as u64, mode: u64::from(mode), resolve };
+    let size = std::mem::size_of::<OpenHow>();
+    call!(libc::SYS_openat2, dir, path.as_ptr(), &raw const how, size).map(|fd| fd as i32)
+}
+
 /// Opens an absolute path as `O_PATH` without following any symlink (ELOOP when there is one).
 pub fn open_path(path: &CStr) -> Result<std::os::fd::OwnedFd> {
     let fd = openat2(
@@ -604,6 +611,12 @@ pub fn reset_signals() {
     }
 }
 
+/// SIGPIPE, which the Rust runtime ignores, ends a program again.
+pub fn default_pipe_signal() {
+    // SAFETY: a plain call; no handler is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// A descriptor that reports `signal`, which must be blocked.
 pub fn signalfd(signal: i32) -> Result<i32> {
     // SAFETY: the set is initialised before use.
@@ -684,6 +697,81 @@ pub fn recv_with_fd(socket: i32, bytes: &mut [u8], flags: i32) -> Result<(usize,
         };
         Ok((n, fd))
     }
+}
+
+/// Receives one message and up to three descriptors (close-on-exec, -1 for none), without waiting.
+/// What is more than three, or did not fit, is an error (EMSGSIZE), and every descriptor of that message
+/// is closed.
+pub fn recv_with_three(socket: i32, bytes: &mut [u8]) -> Result<(usize, [i32; 3])> {
+    const INT: usize = std::mem::size_of::<i32>();
+    // Room for three, rounded up to four by the alignment: a fourth may arrive, and is closed.
+    let mut control = [0u64; 4];
+    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let mut fds = [-1; 3];
+    let mut wrong = false;
+    // SAFETY: as in `recv_with_fd`; the count of descriptors comes from the header's length.
+    let n = unsafe {
+        let mut msg: libc::msghdr = std::mem::zeroed();
+        msg.msg_iov = &raw mut iov;
+        msg.msg_iovlen = 1;
+        msg.msg_control = control.as_mut_ptr().cast();
+        msg.msg_controllen = std::mem::size_of_val(&control) as _;
+        let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+        let n = check(libc::recvmsg(socket, &raw mut msg, flags) as libc::c_long)?;
+        wrong |= msg.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
+        let head = libc::CMSG_FIRSTHDR(&raw const msg);
+        if !head.is_null()
+            && (*head).cmsg_level == libc::SOL_SOCKET
+            && (*head).cmsg_type == libc::SCM_RIGHTS
+        {
+            let count = ((*head).cmsg_len as usize - libc::CMSG_LEN(0) as usize) / INT;
+            for i in 0..count {
+                let fd = libc::CMSG_DATA(head).add(i * INT).cast::<i32>().read_unaligned();
+                if let Some(slot) = fds.get_mut(i) {
+                    *slot = fd;
+                } else {
+                    wrong = true;
+                    close(fd);
+                }
+            }
+        }
+        n
+    };
+    if wrong {
+        for fd in fds.into_iter().filter(|fd| *fd >= 0) {
+            close(fd);
+        }
+        return Err(Errno(libc::EMSGSIZE));
+    }
+    Ok((n, fds))
+}
+
+/// What a process and those below it that it waited for have used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub user_us: u64,
+    pub system_us: u64,
+    /// Kibibytes of the largest one at its largest.
+    pub peak_kib: u64,
+}
+
+/// Collects any child that has ended; `(0, ..)` when none has.
+pub fn reap_any() -> Result<(i32, i32, Usage)> {
+    let mut status = 0i32;
+    // SAFETY: an all-zero rusage is a valid value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let pid = call!(libc::SYS_wait4, -1, &raw mut status, libc::WNOHANG, &raw mut usage)?;
+    let us = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
+    let usage = Usage {
+        user_us: us(usage.ru_utime),
+        system_us: us(usage.ru_stime),
+        peak_kib: usage.ru_maxrss as u64,
+    };
+    Ok((pid as i32, status, usage))
+}
+
+pub fn renameat(from_dir: i32, from: &CStr, to_dir: i32, to: &CStr) -> Result<()> {
+    call!(libc::SYS_renameat2, from_dir, from.as_ptr(), to_dir, to.as_ptr(), 0u32).map(|_| ())
 }
 
 /// A TCP socket of `family` that is connecting to `port` of the loopback; never blocks.

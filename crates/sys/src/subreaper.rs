@@ -17,6 +17,12 @@ pub fn kill_descendants(signal: i32) {
     signal_below(raw::getpid(), signal, 0);
 }
 
+/// Sends `signal` to everything below `pid`, as [`kill_descendants`], and then to `pid`.
+pub fn signal_tree(pid: i32, signal: i32) {
+    signal_below(pid, signal, 0);
+    let _ = raw::kill(pid, signal);
+}
+
 fn signal_below(pid: i32, signal: i32, depth: u32) {
     const DEEPEST: u32 = 64;
     if depth > DEEPEST {

@@ -322,6 +322,7 @@ fn attempt(
         stdio: ringfence_sandbox::lower::stdio(io.pty()),
         die_with_parent: true,
         connector: theirs,
+        resident: None,
         agent_events: plan.ssh_agent.as_ref().map(|_| agent_events(typed, log)),
     };
     log.event("start", || {

@@ -1,0 +1,181 @@
+//! The OpenAPI 3.1 document: a table of routes, and schemas made from the types.
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    CreateSandbox, ErrorBody, Exec, ExecRequest, ExecResult, Execs, FileInfo, Health, Kill,
+    Listing, Output, Sandbox, Sandboxes,
+};
+
+type Schema = fn(&mut SchemaGenerator) -> Value;
+
+fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
+    generator.subschema_for::<T>().to_value()
+}
+
+/// What a request or an answer carries.
+#[derive(Clone, Copy)]
+enum Body {
+    Nothing,
+    Json(Schema),
+    Bytes,
+    /// Server-sent events, each with this as its data.
+    Events(Schema),
+}
+
+struct Route {
+    method: &'static str,
+    path: &'static str,
+    id: &'static str,
+    says: &'static str,
+    query: &'static [(&'static str, bool, &'static str)],
+    asks: Body,
+    status: &'static str,
+    answers: Body,
+}
+
+const PATH: (&str, bool, &str) = ("path", true, "as it is seen inside; relative to the workspace");
+
+#[rustfmt::skip]
+const ROUTES: &[Route] = &[
+    Route { method: "get", path: "/v1/health", id: "health", says: "Whether the daemon is there", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Health>) },
+    Route { method: "get", path: "/v1/openapi.json", id: "openapi", says: "This document", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(|_| json!({ "type": "object" })) },
+    Route { method: "post", path: "/v1/sandboxes", id: "createSandbox", says: "Make a sandbox", query: &[], asks: Body::Json(of::<CreateSandbox>), status: "201", answers: Body::Json(of::<Sandbox>) },
+    Route { method: "get", path: "/v1/sandboxes", id: "listSandboxes", says: "One's own sandboxes", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandboxes>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}", id: "getSandbox", says: "A sandbox, by id or name", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
+    Route { method: "delete", path: "/v1/sandboxes/{id}", id: "deleteSandbox", says: "End it and forget it; again is no error", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/start", id: "startSandbox", says: "Make it again after a stop, or let it go on after a freeze", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/stop", id: "stopSandbox", says: "End every process in it", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/freeze", id: "freezeSandbox", says: "Stop every process in it where it stands", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/exec", id: "exec", says: "Run a command to its end, or in the background", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Json(of::<ExecResult>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/exec/stream", id: "execStream", says: "Run a command and stream its output", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Events(of::<Output>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/execs", id: "listExecs", says: "Commands that run, and the last that ended", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Execs>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}", id: "getExec", says: "A command", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Exec>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/stream", id: "followExec", says: "Its output from an offset on, as it comes", query: &[("stdout_offset", false, "first byte of stdout"), ("stderr_offset", false, "first byte of stderr")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Output>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/execs/{exec}/kill", id: "killExec", says: "Send it and what it started a signal", query: &[], asks: Body::Json(of::<Kill>), status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/sandboxes/{id}/files", id: "readFile", says: "A file's bytes", query: &[PATH, ("offset", false, "first byte"), ("length", false, "at most this many")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "put", path: "/v1/sandboxes/{id}/files", id: "writeFile", says: "Put a file in place as a whole", query: &[PATH], asks: Body::Bytes, status: "204", answers: Body::Nothing },
+    Route { method: "delete", path: "/v1/sandboxes/{id}/files", id: "removeFile", says: "Remove a file or an empty directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/sandboxes/{id}/files/stat", id: "statFile", says: "What a name is; a link is not followed", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FileInfo>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/files/list", id: "listFiles", says: "The names in a directory", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Listing>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/files/directory", id: "makeDirectory", says: "Make a directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+];
+
+/// The routes, for whoever serves them: method and path.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|route| (route.method, route.path))
+}
+
+fn content(body: Body, generator: &mut SchemaGenerator) -> Option<Value> {
+    Some(match body {
+        Body::Nothing => return None,
+        Body::Json(schema) => json!({ "application/json": { "schema": schema(generator) } }),
+        Body::Bytes => json!({ "application/octet-stream": {} }),
+        Body::Events(schema) => json!({ "text/event-stream": { "schema": schema(generator) } }),
+    })
+}
+
+fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
+    let in_path =
+        route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let text = json!({ "type": "string" });
+    let mut parameters: Vec<Value> = in_path
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": text }))
+        .collect();
+    for (name, required, says) in route.query {
+        let number = name.ends_with("offset") || *name == "length";
+        let schema = if number { json!({ "type": "integer", "minimum": 0 }) } else { text.clone() };
+        parameters.push(json!({
+            "name": name, "in": "query", "required": required, "description": says, "schema": schema,
+        }));
+    }
+    if matches!(route.id, "createSandbox" | "exec" | "execStream") {
+        parameters.push(json!({
+            "name": "Idempotency-Key", "in": "header", "required": false, "schema": text,
+            "description": "the same request with the same key is carried out once",
+        }));
+    }
+    let mut answer = Map::new();
+    answer.insert("description".into(), route.says.into());
+    if let Some(content) = content(route.answers, generator) {
+        answer.insert("content".into(), content);
+    }
+    let error = of::<ErrorBody>(generator);
+    let mut operation = json!({
+        "operationId": route.id,
+        "summary": route.says,
+        "parameters": parameters,
+        "responses": {
+            route.status: answer,
+            "default": {
+                "description": "It was not done",
+                "content": { "application/json": { "schema": error } },
+            },
+        },
+    });
+    if let (Some(content), Some(operation)) =
+        (content(route.asks, generator), operation.as_object_mut())
+    {
+        let required = !matches!(route.id, "killExec");
+        operation.insert("requestBody".into(), json!({ "required": required, "content": content }));
+    }
+    operation
+}
+
+/// The whole document.
+pub fn document(version: &str) -> Value {
+    let settings =
+        SchemaSettings::draft2020_12().with(|s| s.definitions_path = "/components/schemas".into());
+    let mut generator = settings.into_generator();
+    let mut paths: Map<String, Value> = Map::new();
+    for route in ROUTES {
+        let operation = operation(route, &mut generator);
+        let entry = paths.entry(route.path).or_insert_with(|| Value::Object(Map::new()));
+        if let Some(methods) = entry.as_object_mut() {
+            methods.insert(route.method.into(), operation);
+        }
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": { "title": "ringfence", "version": version },
+        "paths": paths,
+        "components": {
+            "schemas": generator.take_definitions(true),
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
+        },
+        "security": [{}, { "token": [] }],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every reference of the document leads to a schema that is in it.
+    #[test]
+    fn the_document_is_closed() {
+        fn look(value: &Value, found: &mut Vec<String>) {
+            match value {
+                Value::Object(map) => {
+                    if let Some(Value::String(to)) = map.get("$ref") {
+                        found.push(to.clone());
+                    }
+                    map.values().for_each(|value| look(value, found));
+                }
+                Value::Array(all) => all.iter().for_each(|value| look(value, found)),
+                _ => {}
+            }
+        }
+        let document = document("1");
+        let mut references = Vec::new();
+        look(&document, &mut references);
+        assert!(references.len() > ROUTES.len());
+        for to in references {
+            assert!(document.pointer(to.trim_start_matches('#')).is_some(), "{to}");
+        }
+        let ids: std::collections::HashSet<_> = ROUTES.iter().map(|route| route.id).collect();
+        assert_eq!(ids.len(), ROUTES.len());
+    }
+}

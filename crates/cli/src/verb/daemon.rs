@@ -1,0 +1,184 @@
+//! `ringfence daemon`: serves sandboxes to this user's programs.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use ringfence_api::Health;
+use ringfence_client::{Client, Error};
+use ringfence_daemon::{Options, Places};
+use ringfence_sandbox::prepare::Request;
+
+use crate::exit::ExitCode;
+use crate::help;
+use crate::output::{self, printable};
+
+/// The hidden verb of the process that makes jails.
+pub const SPAWNER: &str = "__spawner";
+/// How long a daemon may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn json() -> Arg {
+    Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")
+}
+
+fn listen() -> Arg {
+    Arg::new("listen")
+        .long("listen")
+        .value_name("ADDRESS:PORT")
+        .action(ArgAction::Append)
+        .value_parser(clap::value_parser!(SocketAddr))
+        .help("Listen on loopback too, for callers with the token; repeatable")
+}
+
+pub fn command() -> Command {
+    Command::new("daemon")
+        .about("Serve sandboxes that stay, to this user's programs")
+        .arg(listen())
+        .subcommand(Command::new("start").about("Start it in the background").arg(listen()))
+        .subcommand(Command::new("status").about("Say whether it runs").arg(json()))
+        .subcommand(Command::new("stop").about("End it, and every sandbox that it keeps"))
+        .after_help(
+            "Without a verb it runs in the foreground until it is interrupted.\n\nExamples:\n  ringfence daemon start\n  ringfence create --name box\n  ringfence exec box -- make test\n  ringfence remove box\n  ringfence daemon stop",
+        )
+}
+
+pub fn main(args: &[OsString]) -> ExitCode {
+    let matches = match help::matches(args) {
+        Ok(m) => m,
+        Err(code) => return code,
+    };
+    let Some(m) = matches.subcommand_matches("daemon") else { return output::fail("not daemon") };
+    match m.subcommand() {
+        None => foreground(m),
+        Some(("start", m)) => start(m),
+        Some(("status", m)) => status(m),
+        Some(("stop", _)) => stop(),
+        Some((other, _)) => output::fail(format_args!("daemon: no verb {other}")),
+    }
+}
+
+/// Where this user's daemon is.
+pub fn places() -> Places {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR");
+    Places::of(&Request::current().store(), runtime.as_deref())
+}
+
+/// A connection to it.
+pub fn connect() -> Result<Client, String> {
+    Client::connect(&places().socket()).map_err(|e| match e {
+        Error::Absent { .. } => format!("{e}; start one: ringfence daemon start"),
+        e => e.to_string(),
+    })
+}
+
+/// This very program, whatever its name leads to by now.
+fn myself() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
+
+fn addresses(m: &ArgMatches) -> Vec<SocketAddr> {
+    m.get_many::<SocketAddr>("listen").into_iter().flatten().copied().collect()
+}
+
+fn foreground(m: &ArgMatches) -> ExitCode {
+    let options = Options {
+        places: places(),
+        listen: addresses(m),
+        spawner: (myself(), vec![SPAWNER.into()]),
+    };
+    match ringfence_daemon::run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => output::fail(e),
+    }
+}
+
+/// What makes jails; its standard input is the daemon's other end.
+pub fn spawner() -> ExitCode {
+    match std::io::stdin().as_fd().try_clone_to_owned() {
+        Ok(orders) => ExitCode::from(ringfence_daemon::spawner(&orders)),
+        Err(e) => output::fail(e),
+    }
+}
+
+fn start(m: &ArgMatches) -> ExitCode {
+    if connect().is_ok() {
+        return output::print("the daemon runs already\n");
+    }
+    let mut daemon = std::process::Command::new(myself());
+    daemon.arg0("ringfence").arg("daemon").current_dir("/");
+    for address in addresses(m) {
+        daemon.arg("--listen").arg(address.to_string());
+    }
+    // What it has to say before it serves is for whoever starts it.
+    daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    let mut child = match daemon.spawn() {
+        Ok(child) => child,
+        Err(e) => return output::fail(format_args!("cannot start the daemon: {e}")),
+    };
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        if let Ok(Some(status)) = child.try_wait() {
+            let mut said = String::new();
+            if let Some(mut err) = child.stderr.take() {
+                let _ = std::io::Read::read_to_string(&mut err, &mut said);
+            }
+            let said = said.trim().trim_start_matches("ringfence: ").to_owned();
+            return output::fail(format_args!("the daemon ended ({status}): {}", printable(&said)));
+        }
+        if connect().is_ok() {
+            return output::print("the daemon runs\n");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = child.kill();
+    output::fail("the daemon does not answer; run `ringfence daemon` to see why")
+}
+
+fn health() -> Result<Health, String> {
+    connect()?
+        .call(ringfence_client::GET, "/v1/health", ringfence_client::NOTHING)
+        .map_err(|e| e.to_string())
+}
+
+fn status(m: &ArgMatches) -> ExitCode {
+    match health() {
+        Ok(health) if m.get_flag("json") => output::print_json(&health),
+        Ok(health) => {
+            let socket = places().socket();
+            let Health { version, pid, .. } = health;
+            output::print(&format!(
+                "the daemon runs: version {version}, process {pid}, socket {}\n",
+                printable(&socket)
+            ))
+        }
+        Err(e) => output::fail(e),
+    }
+}
+
+fn stop() -> ExitCode {
+    let pid = match health() {
+        Ok(health) => health.pid,
+        Err(e) => return output::fail(e),
+    };
+    let Some(process) = rustix::process::Pid::from_raw(pid as i32) else {
+        return output::fail("the daemon does not say which process it is");
+    };
+    let flags = rustix::process::PidfdFlags::empty();
+    let ended = rustix::process::pidfd_open(process, flags).and_then(|fd| {
+        rustix::process::pidfd_send_signal(&fd, rustix::process::Signal::TERM)?;
+        let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+        let patience = rustix::event::Timespec::try_from(PATIENCE).ok();
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, patience.as_ref()))
+    });
+    match ended {
+        Ok(0) => output::fail("the daemon does not end"),
+        Ok(_) | Err(rustix::io::Errno::SRCH) => output::print("the daemon ended\n"),
+        Err(e) => output::fail(format_args!("cannot end the daemon: {e}")),
+    }
+}

@@ -1,0 +1,194 @@
+//! Talks to the daemon over its unix socket, one request after the other.
+#![forbid(unsafe_code)]
+#![cfg(unix)]
+
+use std::path::Path;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use ringfence_api::{ErrorBody, Exec, ExecRequest, ExecResult, Output};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Why there is no answer, or what the daemon said instead.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody listens.
+    #[error("no daemon at {path}: {problem}")]
+    Absent { path: String, problem: String },
+    #[error("lost the daemon: {0}")]
+    Lost(String),
+    #[error("{}{}", .0.message, remedy(.0))]
+    Refused(Box<ringfence_api::Problem>),
+}
+
+fn remedy(problem: &ringfence_api::Problem) -> String {
+    if problem.remedy.is_empty() { String::new() } else { format!("; {}", problem.remedy) }
+}
+
+fn lost(e: impl std::fmt::Display) -> Error {
+    Error::Lost(e.to_string())
+}
+
+pub const GET: Method = Method::GET;
+pub const POST: Method = Method::POST;
+pub const DELETE: Method = Method::DELETE;
+/// No body.
+pub const NOTHING: Option<&()> = None;
+
+/// What a streamed command does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Started(Exec),
+    Stdout(Output),
+    Stderr(Output),
+    Ended(Exec),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Client {
+    runtime: tokio::runtime::Runtime,
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl Client {
+    pub fn connect(socket: &Path) -> Result<Self, Error> {
+        let absent = |e: std::io::Error| Error::Absent {
+            path: socket.display().to_string(),
+            problem: e.kind().to_string(),
+        };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(lost)?;
+        let sender = runtime.block_on(async {
+            let stream = tokio::net::UnixStream::connect(socket).await.map_err(absent)?;
+            let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(lost)?;
+            tokio::spawn(connection);
+            Ok::<_, Error>(sender)
+        })?;
+        Ok(Self { runtime, sender })
+    }
+
+    /// A request with a JSON body, or none, and its JSON answer. Nothing (204) reads as null.
+    pub fn call<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Error> {
+        let body = match body {
+            Some(body) => Some(serde_json::to_vec(body).map_err(lost)?),
+            None => None,
+        };
+        let (_, bytes) = self.bytes(method, path, body)?;
+        let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(bytes).map_err(lost)
+    }
+
+    fn bytes(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<(StatusCode, Bytes), Error> {
+        let sender = &mut self.sender;
+        self.runtime.block_on(async {
+            let response = send(sender, method, path, body).await?;
+            let status = response.status();
+            let bytes = response.into_body().collect().await.map_err(lost)?.to_bytes();
+            if status.is_success() { Ok((status, bytes)) } else { Err(refused(status, &bytes)) }
+        })
+    }
+
+    /// Runs a command to its end.
+    pub fn exec(&mut self, sandbox: &str, request: &ExecRequest) -> Result<ExecResult, Error> {
+        self.call(Method::POST, &format!("/v1/sandboxes/{}/exec", segment(sandbox)), Some(request))
+    }
+
+    /// Runs a command and hands out what it does as it comes.
+    pub fn exec_stream(
+        &mut self,
+        sandbox: &str,
+        request: &ExecRequest,
+        mut each: impl FnMut(Event),
+    ) -> Result<(), Error> {
+        let path = format!("/v1/sandboxes/{}/exec/stream", segment(sandbox));
+        let body = serde_json::to_vec(request).map_err(lost)?;
+        let sender = &mut self.sender;
+        self.runtime.block_on(async {
+            let response = send(sender, Method::POST, &path, Some(body)).await?;
+            let status = response.status();
+            let mut body = response.into_body();
+            if !status.is_success() {
+                let bytes = body.collect().await.map_err(lost)?.to_bytes();
+                return Err(refused(status, &bytes));
+            }
+            let mut rest = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(lost)?;
+                rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                while let Some(at) = rest.windows(2).position(|w| w == b"\n\n") {
+                    let event: Vec<u8> = rest.drain(..at + 2).collect();
+                    if let Some(event) = event_of(&event)? {
+                        each(event);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+async fn send(
+    sender: &mut SendRequest<Full<Bytes>>,
+    method: Method,
+    path: &str,
+    body: Option<Vec<u8>>,
+) -> Result<Response<Incoming>, Error> {
+    sender.ready().await.map_err(lost)?;
+    let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+    if body.is_some() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    let request = request.body(Full::from(body.unwrap_or_default())).map_err(lost)?;
+    sender.send_request(request).await.map_err(lost)
+}
+
+fn refused(status: StatusCode, bytes: &[u8]) -> Error {
+    match serde_json::from_slice::<ErrorBody>(bytes) {
+        Ok(body) => Error::Refused(Box::new(body.error)),
+        Err(_) => Error::Lost(format!("it answered {status}")),
+    }
+}
+
+fn event_of(bytes: &[u8]) -> Result<Option<Event>, Error> {
+    let text = std::str::from_utf8(bytes).map_err(lost)?;
+    let line = |name: &str| text.lines().find_map(|l| l.strip_prefix(name));
+    let (Some(name), Some(data)) = (line("event: "), line("data: ")) else { return Ok(None) };
+    let event = match name {
+        "started" => Event::Started(serde_json::from_str(data).map_err(lost)?),
+        "stdout" => Event::Stdout(serde_json::from_str(data).map_err(lost)?),
+        "stderr" => Event::Stderr(serde_json::from_str(data).map_err(lost)?),
+        "ended" => Event::Ended(serde_json::from_str(data).map_err(lost)?),
+        // Of a newer daemon.
+        _ => return Ok(None),
+    };
+    Ok(Some(event))
+}
+
+/// One part of a path, whatever it is made of.
+pub fn segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            use std::fmt::Write as _;
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}

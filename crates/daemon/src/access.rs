@@ -1,0 +1,153 @@
+//! Who may ask.
+//!
+//! At the socket: the user that the daemon runs as, by what the kernel says of the peer, and only from
+//! the daemon's own user namespace: a command of a sandbox has the same user and is in another one.
+//! Over TCP: who knows the token. Web pages: nobody; a browser sends `Origin`, or a `Host` that is not
+//! this machine's own name for itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use axum::serve::IncomingStream;
+use ringfence_supervisor::Caller;
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::problem::Problem;
+
+/// What is known of the other side of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Peer {
+    /// `None`: the kernel did not say, or it is from elsewhere.
+    Local(Option<u32>),
+    Remote,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let credentials = stream.io().peer_cred().ok();
+        Self::Local(credentials.filter(|c| c.pid().is_some_and(is_outside)).map(|c| c.uid()))
+    }
+}
+
+impl Connected<IncomingStream<'_, TcpListener>> for Peer {
+    fn connect_info(_: IncomingStream<'_, TcpListener>) -> Self {
+        Self::Remote
+    }
+}
+
+/// Whether a process is in our own user namespace, and so in no sandbox.
+fn is_outside(pid: i32) -> bool {
+    let namespace = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/user")).ok();
+    let ours = namespace("self");
+    ours.is_some() && namespace(&pid.to_string()) == ours
+}
+
+/// By which way requests come.
+#[derive(Debug)]
+pub(crate) struct Door {
+    /// What callers over TCP must know.
+    pub token: Option<String>,
+}
+
+pub(crate) async fn check(
+    State(door): State<Arc<Door>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let own = rustix::process::geteuid().as_raw();
+    let headers = request.headers();
+    if headers.contains_key(header::ORIGIN) {
+        return Err(Problem::forbidden("web pages may not ask"));
+    }
+    match peer {
+        Peer::Local(Some(uid)) if uid == own => {}
+        Peer::Local(_) => return Err(Problem::forbidden("this daemon serves another user")),
+        Peer::Remote => {
+            if !is_own_host(headers) {
+                return Err(Problem::forbidden("the Host of the request is not this machine"));
+            }
+            if !has_token(headers, door.token.as_deref()) {
+                return Err(Problem::unauthorized());
+            }
+        }
+    }
+    request.extensions_mut().insert(Caller { owner: own });
+    Ok(next.run(request).await)
+}
+
+/// A name that no page can make lead here.
+fn is_own_host(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let Ok(host) = host.to_str() else { return false };
+    if let Ok(address) = host.parse::<SocketAddr>() {
+        return address.ip().is_loopback();
+    }
+    let (name, port) = host.rsplit_once(':').unwrap_or((host, "80"));
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    port.parse::<u16>().is_ok()
+        && (name.eq_ignore_ascii_case("localhost")
+            || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()))
+}
+
+fn has_token(headers: &HeaderMap, token: Option<&str>) -> bool {
+    let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    match (given.and_then(|v| v.strip_prefix("Bearer ")), token) {
+        (Some(given), Some(token)) => is_same(given.as_bytes(), token.as_bytes()),
+        _ => false,
+    }
+}
+
+/// In a time that says nothing of where they differ.
+fn is_same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_its_host() {
+        let with = |host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            headers
+        };
+        for host in ["localhost", "localhost:18888", "127.0.0.1:80", "[::1]:80", "LOCALHOST:1"] {
+            assert!(is_own_host(&with(host)), "{host}");
+        }
+        for host in [
+            "example.com",
+            "localhost.example.com",
+            "127.0.0.1.example.com",
+            "10.0.0.1:80",
+            "",
+            "localhost:x",
+            "0.0.0.0:80",
+        ] {
+            assert!(!is_own_host(&with(host)), "{host}");
+        }
+        assert!(!is_own_host(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_token_must_be_the_whole_one() {
+        let with = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+            headers
+        };
+        assert!(has_token(&with("Bearer abc"), Some("abc")));
+        for wrong in ["Bearer ab", "Bearer abcd", "Bearer ", "abc", "Basic abc"] {
+            assert!(!has_token(&with(wrong), Some("abc")), "{wrong}");
+        }
+        assert!(!has_token(&with("Bearer abc"), None));
+    }
+}

@@ -1,0 +1,145 @@
+//! The daemon: HTTP in front of the supervisor. It authenticates, converts and streams; what may be
+//! done the supervisor decides.
+#![forbid(unsafe_code)]
+#![cfg(target_os = "linux")]
+
+mod access;
+mod native;
+mod places;
+mod problem;
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
+use ringfence_supervisor::{Settings, Supervisor};
+use tokio::net::{TcpListener, UnixListener};
+
+use access::{Door, Peer};
+pub use places::Places;
+
+/// Why there is no daemon.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Failed(String);
+
+fn failed(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Failed {
+    let what = what.into();
+    move |e| {
+        let text = e.to_string().to_lowercase();
+        Failed(format!("{what}: {}", text.split(" (os error").next().unwrap_or_default()))
+    }
+}
+
+/// How it is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub places: Places,
+    /// Loopback addresses to listen at besides the socket; callers there need the token.
+    pub listen: Vec<SocketAddr>,
+    /// The program and arguments that are the spawner.
+    pub spawner: (PathBuf, Vec<String>),
+}
+
+/// What handlers know.
+#[derive(Debug)]
+struct App {
+    supervisor: Arc<Supervisor>,
+    openapi: String,
+}
+
+/// Serves until it is told to end (SIGTERM, SIGINT). One thread moves all requests; files are read and
+/// written on others.
+pub fn run(options: &Options) -> Result<(), Failed> {
+    if let Some(bad) = options.listen.iter().find(|a| !a.ip().is_loopback()) {
+        return Err(Failed(format!(
+            "--listen: {bad} is not a loopback address; without encryption the token could be read on the way"
+        )));
+    }
+    let _lock = options.places.prepare()?;
+    let token = if options.listen.is_empty() { None } else { Some(options.places.token()?) };
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("cannot start the runtime"))?
+        .block_on(serve(options, token))
+}
+
+async fn serve(options: &Options, token: Option<String>) -> Result<(), Failed> {
+    let places = &options.places;
+    let socket = places.socket();
+    let unix = listen_unix(places)?;
+    let mut tcp = Vec::new();
+    for address in &options.listen {
+        let listener =
+            TcpListener::bind(address).await.map_err(failed(format!("--listen: {address}")))?;
+        tcp.push(listener);
+    }
+    let settings = Settings {
+        store: places.state.join("state.db"),
+        spawner: options.spawner.clone(),
+        hidden: places.hidden(),
+    };
+    let supervisor = Supervisor::start(settings).await.map_err(|e| Failed(e.to_string()))?;
+    let version = env!("CARGO_PKG_VERSION");
+    let document = ringfence_api::openapi::document(version);
+    let app = Arc::new(App { supervisor: supervisor.clone(), openapi: document.to_string() });
+    let router = native::router(app);
+    for listener in tcp {
+        let door = Door { token: token.clone() };
+        tokio::spawn(serve_one(listener, router.clone(), door));
+    }
+    tokio::spawn(serve_one(unix, router, Door { token: None }));
+    told_to_end().await?;
+    supervisor.shut_down().await;
+    let _ = std::fs::remove_file(socket);
+    Ok(())
+}
+
+async fn serve_one<L>(listener: L, router: Router, door: Door)
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+    Peer: for<'a> Connected<IncomingStream<'a, L>>,
+{
+    let router = router.layer(axum::middleware::from_fn_with_state(Arc::new(door), access::check));
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    // It does not end by itself.
+    let _ = axum::serve(listener, service).await;
+}
+
+/// Nobody else can connect at any moment: the directory is the caller's alone, and so is the name.
+fn listen_unix(places: &Places) -> Result<UnixListener, Failed> {
+    let path = places.socket();
+    let shown = path.display().to_string();
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(shown)(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(failed(shown.clone()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .map_err(failed(shown))?;
+    Ok(listener)
+}
+
+async fn told_to_end() -> Result<(), Failed> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wrong = |e| failed("cannot watch for signals")(e);
+    let mut terminate = signal(SignalKind::terminate()).map_err(wrong)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(wrong)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// The spawner's part of the program: see [`Options::spawner`].
+pub fn spawner(orders: &OwnedFd) -> u8 {
+    ringfence_supervisor::spawner::serve(orders)
+}

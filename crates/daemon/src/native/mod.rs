@@ -1,0 +1,172 @@
+//! ringfence's own REST interface, `/v1`.
+
+mod exec;
+mod files;
+mod sandboxes;
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use ringfence_api::Health;
+use ringfence_supervisor::{Caller, Command, Reply};
+use serde::de::DeserializeOwned;
+
+use crate::App;
+use crate::problem::Problem;
+
+/// The largest body of a request: a file, or a command's input.
+const MOST_BODY: usize = 64 << 20;
+/// Bytes of an idempotency key.
+const MOST_KEY: usize = 128;
+
+type Handled<T> = Result<T, Problem>;
+
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/health", get(health))
+        .route("/v1/openapi.json", get(openapi))
+        .route("/v1/sandboxes", post(sandboxes::create).get(sandboxes::list))
+        .route("/v1/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::delete))
+        .route("/v1/sandboxes/{id}/start", post(sandboxes::start))
+        .route("/v1/sandboxes/{id}/stop", post(sandboxes::stop))
+        .route("/v1/sandboxes/{id}/freeze", post(sandboxes::freeze))
+        .route("/v1/sandboxes/{id}/exec", post(exec::run))
+        .route("/v1/sandboxes/{id}/exec/stream", post(exec::stream))
+        .route("/v1/sandboxes/{id}/execs", get(exec::list))
+        .route("/v1/sandboxes/{id}/execs/{exec}", get(exec::get))
+        .route("/v1/sandboxes/{id}/execs/{exec}/stream", get(exec::follow))
+        .route("/v1/sandboxes/{id}/execs/{exec}/kill", post(exec::kill))
+        .route("/v1/sandboxes/{id}/files", get(files::read))
+        .route("/v1/sandboxes/{id}/files", put(files::write))
+        .route("/v1/sandboxes/{id}/files", delete(files::remove))
+        .route("/v1/sandboxes/{id}/files/stat", get(files::stat))
+        .route("/v1/sandboxes/{id}/files/list", get(files::list))
+        .route("/v1/sandboxes/{id}/files/directory", post(files::make_directory))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(not_that)
+        .layer(DefaultBodyLimit::max(MOST_BODY))
+        .with_state(app)
+}
+
+async fn nowhere(uri: Uri) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not-found", format!("there is no {}", uri.path()))
+        .with("GET /v1/openapi.json lists what there is")
+}
+
+async fn not_that(method: Method, uri: Uri) -> Problem {
+    let message = format!("{method} is not for {}", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", message)
+}
+
+async fn health() -> Json<Health> {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    Json(Health { status: "ok".into(), version, pid: std::process::id() })
+}
+
+async fn openapi(
+    axum::extract::State(app): axum::extract::State<Arc<App>>,
+) -> ([(header::HeaderName, &'static str); 1], String) {
+    ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone())
+}
+
+/// The supervisor and who asks it.
+pub(crate) struct Ask {
+    app: Arc<App>,
+    caller: Caller,
+    /// The idempotency key of the request.
+    key: Option<String>,
+}
+
+impl Ask {
+    pub(crate) async fn run(&self, command: Command) -> Handled<Reply> {
+        Ok(self.app.supervisor.run(self.caller, command).await?)
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Ask {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let caller = parts.extensions.get::<Caller>().copied();
+        let caller = caller.ok_or_else(|| Problem::forbidden("nobody knows who asks"))?;
+        let key = key(&parts.headers)?;
+        Ok(Self { app: app.clone(), caller, key })
+    }
+}
+
+fn key(headers: &HeaderMap) -> Handled<Option<String>> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    match value.to_str() {
+        Ok(key) if !key.is_empty() && key.len() <= MOST_KEY => Ok(Some(key.to_owned())),
+        _ => {
+            Err(Problem::invalid(format!("Idempotency-Key: not 1 to {MOST_KEY} plain characters")))
+        }
+    }
+}
+
+/// A JSON body, of a request that says that it is one: a web page cannot send that without asking.
+pub(crate) struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let kind = kind.and_then(|v| v.split(';').next()).unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/json") {
+            return Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "invalid",
+                "the body is not said to be JSON",
+            )
+            .with("send Content-Type: application/json"));
+        }
+        let bytes = Bytes::from_request(request, app).await.map_err(|e| body(&e))?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|e| Problem::invalid(format!("body: {e}")))
+    }
+}
+
+pub(crate) fn body(e: &BytesRejection) -> Problem {
+    if e.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let message = format!("the body is larger than the {} MiB that are taken", MOST_BODY >> 20);
+        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message);
+    }
+    Problem::invalid("the body cannot be read")
+}
+
+/// What stands behind the question mark.
+pub(crate) fn query<T>(parsed: Result<Query<T>, QueryRejection>) -> Handled<T> {
+    parsed.map(|Query(query)| query).map_err(|e| Problem::invalid(e.body_text()))
+}
+
+/// Not what was asked for: a mistake of ours.
+pub(crate) fn unexpected(reply: &Reply) -> Problem {
+    Problem::internal(format!("the supervisor answered {reply:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    /// The document lists exactly what is served.
+    #[test]
+    fn every_route_is_in_the_document_and_the_other_way_round() {
+        let source = include_str!("mod.rs");
+        let served: std::collections::BTreeSet<String> = source
+            .lines()
+            .filter_map(|line| {
+                let (path, handlers) = line.trim().strip_prefix(".route(\"")?.split_once("\", ")?;
+                let methods = ["get", "post", "put", "delete"];
+                let has = |m: &&str| handlers.contains(&format!("{m}("));
+                Some(methods.iter().filter(has).map(|m| format!("{m} {path}")).collect::<Vec<_>>())
+            })
+            .flatten()
+            .collect();
+        let told = ringfence_api::openapi::routes().map(|(m, p)| format!("{m} {p}")).collect();
+        assert_eq!(served, told);
+    }
+}

@@ -1,0 +1,107 @@
+//! Where the daemon has its socket and its state.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{Failed, failed};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Of the socket.
+    pub runtime: PathBuf,
+    /// Of what must outlive the daemon.
+    pub state: PathBuf,
+}
+
+impl Places {
+    /// By the environment: the socket in `$XDG_RUNTIME_DIR/ringfence`, the state beside the layers.
+    pub fn of(state: &Path, runtime: Option<&OsStr>) -> Self {
+        let state = state.join("daemon");
+        let runtime = runtime.map(Path::new).filter(|p| p.is_absolute());
+        Self { runtime: runtime.map_or_else(|| state.clone(), |p| p.join("ringfence")), state }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.runtime.join("daemon.sock")
+    }
+
+    /// What no sandbox may see.
+    pub(crate) fn hidden(&self) -> Vec<String> {
+        let mut all: Vec<String> =
+            [&self.runtime, &self.state].iter().map(|p| p.to_string_lossy().into_owned()).collect();
+        all.dedup();
+        all
+    }
+
+    /// Makes the directories, for their owner alone, and takes the lock that one daemon has. It is held
+    /// as long as what is answered lives.
+    pub(crate) fn prepare(&self) -> Result<std::fs::File, Failed> {
+        for directory in [&self.runtime, &self.state] {
+            private(directory)?;
+        }
+        let path = self.state.join("lock");
+        let lock = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed(path.display().to_string()))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| Failed("a daemon is running already: `ringfence daemon status`".into()))?;
+        Ok(lock)
+    }
+
+    /// The token for callers over TCP; made when there is none.
+    pub(crate) fn token(&self) -> Result<String, Failed> {
+        let path = self.state.join("token");
+        let wrong = || failed(path.display().to_string());
+        match std::fs::read_to_string(&path) {
+            Ok(text) if text.trim().len() >= 32 => return Ok(text.trim().to_owned()),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(wrong()(e)),
+            _ => {}
+        }
+        let token = token()?;
+        let draft = self.state.join(".token");
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&draft)
+            .map_err(wrong())?;
+        writeln!(file, "{token}").and_then(|()| file.sync_all()).map_err(wrong())?;
+        std::fs::rename(&draft, &path).map_err(wrong())?;
+        Ok(token)
+    }
+}
+
+/// 256 random bits.
+fn token() -> Result<String, Failed> {
+    let random = || ringfence_supervisor::random().map_err(|e| Failed(e.to_string()));
+    Ok(format!("{}{}", random()?, random()?))
+}
+
+fn private(directory: &Path) -> Result<(), Failed> {
+    let shown = directory.display().to_string();
+    if let Some(parent) = directory.parent() {
+        std::fs::create_dir_all(parent).map_err(failed(parent.display().to_string()))?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(shown)(e)),
+        _ => {}
+    }
+    let meta = std::fs::symlink_metadata(directory).map_err(failed(shown.clone()))?;
+    let own = rustix::process::geteuid().as_raw();
+    if !meta.is_dir() || meta.uid() != own || meta.mode() & 0o077 != 0 {
+        return Err(Failed(format!(
+            "{shown} is not a directory of yours alone: remove it, or take the rights of others away (chmod 700)"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! Files of a sandbox, as it sees them. Its init opens and changes them, under the sandbox's own rules;
+//! here only bytes are moved through descriptors that it handed out.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
+
+use ringfence_api::{FileInfo, Listing};
+use ringfence_sandbox::resident::{Head, kind};
+use rustix::fs::{AtFlags, Dir, FileType, fstat, fstatfs, statat};
+use rustix::io::Errno;
+
+use crate::error::{Error, Kind};
+use crate::link::Link;
+
+/// The most that is read or written in one request.
+pub(crate) const MOST: u64 = 64 << 20;
+/// Read without a thread of its own, which would take longer.
+const AT_ONCE: u64 = 64 << 10;
+/// Names in one listing.
+const MOST_NAMES: usize = 10_000;
+
+/// File systems whose files are doors into the kernel: they are looked at by whoever reads, which here
+/// would be the daemon.
+const KERNEL: [i64; 5] = [0x9fa0, 0x6265_6572, 0x27_e0eb, 0x6367_7270, 0x7367_6570];
+
+fn said(what: &str, path: &str, errno: Errno) -> Error {
+    let text = ringfence_sys::raw::Errno(errno.raw_os_error()).to_string();
+    let message = format!("cannot {what} {path}: {text}");
+    match errno {
+        Errno::NOENT | Errno::NOTDIR => Error::new(Kind::NotFound, message),
+        Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::LOOP | Errno::XDEV => {
+            Error::new(Kind::Refused, message).with(
+                "the sandbox's policy does not allow it; `ringfence policy explain PATH` says why",
+            )
+        }
+        Errno::EXIST | Errno::NOTEMPTY | Errno::ISDIR | Errno::BUSY => {
+            Error::new(Kind::Conflict, message)
+        }
+        Errno::NAMETOOLONG | Errno::INVAL => Error::invalid(message),
+        Errno::NOSPC | Errno::DQUOT => Error::new(Kind::Limit, message),
+        _ => Error::new(Kind::Refused, message),
+    }
+}
+
+/// The path of a request, as init is to see it.
+pub(crate) fn absolute(path: &str, cwd: &str) -> Result<String, Error> {
+    if path.is_empty() || path.contains('\0') {
+        return Err(Error::invalid("path: it is empty or has a nul byte"));
+    }
+    if path.starts_with('/') { Ok(path.to_owned()) } else { Ok(format!("{cwd}/{path}")) }
+}
+
+async fn open(
+    link: &Link,
+    path: &str,
+    flags: i32,
+    mode: u32,
+    what: &str,
+) -> Result<OwnedFd, Error> {
+    let head = Head { kind: kind::OPEN, value: flags, extra: mode, ..Head::default() };
+    match link.files(head, &[path]).await? {
+        Ok(Some(fd)) => Ok(fd),
+        Ok(None) => Err(Error::lost()),
+        Err(errno) => Err(said(what, path, errno)),
+    }
+}
+
+/// Only what lies on a disk is read or written here.
+fn plain(fd: &OwnedFd, path: &str, wanted: FileType) -> Result<(), Error> {
+    let stat = fstat(fd).map_err(|e| said("look at", path, e))?;
+    if FileType::from_raw_mode(stat.st_mode) != wanted {
+        let what = if wanted == FileType::Directory { "directory" } else { "regular file" };
+        return Err(Error::new(Kind::Refused, format!("{path} is not a {what}")));
+    }
+    let system = fstatfs(fd).map_err(|e| said("look at", path, e))?;
+    #[allow(clippy::unnecessary_cast, reason = "not unnecessary on every architecture")]
+    if KERNEL.contains(&(system.f_type as i64)) && wanted != FileType::Directory {
+        return Err(Error::new(Kind::Refused, format!("{path} is the kernel's")));
+    }
+    Ok(())
+}
+
+pub(crate) async fn read(
+    link: &Link,
+    path: &str,
+    offset: u64,
+    length: Option<u64>,
+) -> Result<Vec<u8>, Error> {
+    let fd = open(link, path, libc::O_RDONLY, 0, "read").await?;
+    plain(&fd, path, FileType::RegularFile)?;
+    let size = fstat(&fd).map_err(|e| said("read", path, e))?.st_size as u64;
+    let wanted = size.saturating_sub(offset).min(length.unwrap_or(u64::MAX));
+    if wanted > MOST {
+        return Err(Error::new(
+            Kind::TooLarge,
+            format!("{path} has {wanted} bytes from there on, at most {MOST} are read at once"),
+        )
+        .with("read it in parts: offset and length"));
+    }
+    let path = path.to_owned();
+    let read = move || {
+        let file = File::from(fd);
+        let mut bytes = vec![0u8; wanted as usize];
+        let mut at = 0;
+        while at < bytes.len() {
+            match file.read_at(bytes.get_mut(at..).unwrap_or_default(), offset + at as u64) {
+                Ok(0) => break,
+                Ok(n) => at += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    return Err(Error::new(Kind::Refused, format!("cannot read {path}: {e}")));
+                }
+            }
+        }
+        bytes.truncate(at);
+        Ok(bytes)
+    };
+    if wanted <= AT_ONCE { read() } else { blocking(read).await }
+}
+
+async fn blocking<T: Send + 'static>(
+    what: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(what)
+        .await
+        .unwrap_or_else(|_| Err(Error::internal("a thread ended")))
+}
+
+/// Puts a file in place as a whole: whoever reads it sees the old bytes or the new ones.
+pub(crate) async fn write(link: &Link, path: &str, bytes: Vec<u8>) -> Result<(), Error> {
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+    if name.is_empty() || matches!(name, "." | "..") {
+        return Err(Error::invalid(format!("{path} does not name a file")));
+    }
+    // What is there keeps its mode.
+    let head = Head { kind: kind::OPEN, value: libc::O_PATH | libc::O_NOFOLLOW, ..Head::default() };
+    let mode = match link.files(head, &[path]).await? {
+        Ok(Some(there)) => {
+            plain(&there, path, FileType::RegularFile)?;
+            // That what is there may be written says the sandbox, not only that its directory may.
+            drop(open(link, path, libc::O_WRONLY | libc::O_NOFOLLOW, 0, "write").await?);
+            fstat(&there).map_err(|e| said("write", path, e))?.st_mode & 0o777
+        }
+        Err(Errno::NOENT) => 0o644,
+        Err(errno) => return Err(said("write", path, errno)),
+        Ok(None) => return Err(Error::lost()),
+    };
+    let draft = format!("{directory}/{}", crate::random_id(".ringfence-")?);
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+    let fd = open(link, &draft, flags, mode, "write").await?;
+    let shown = path.to_owned();
+    let written = blocking(move || {
+        let mut file = File::from(fd);
+        file.write_all(&bytes)
+            .and_then(|()| file.sync_data())
+            .map_err(|e| Error::new(Kind::Limit, format!("cannot write {shown}: {e}")))
+    })
+    .await;
+    let renamed = match written {
+        Ok(()) => {
+            let head = Head { kind: kind::RENAME, ..Head::default() };
+            let done = link.files(head, &[&draft, path]).await?;
+            done.map(drop).map_err(|errno| said("write", path, errno))
+        }
+        Err(e) => Err(e),
+    };
+    if renamed.is_err() {
+        let head = Head { kind: kind::REMOVE, ..Head::default() };
+        let _ = link.files(head, &[&draft]).await;
+    }
+    renamed
+}
+
+fn info(name: String, stat: &rustix::fs::Stat) -> FileInfo {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => "file",
+        FileType::Directory => "directory",
+        FileType::Symlink => "symlink",
+        _ => "other",
+    };
+    #[allow(clippy::unnecessary_cast, reason = "not unnecessary on every architecture")]
+    FileInfo {
+        name,
+        kind: kind.into(),
+        size: stat.st_size as u64,
+        mode: stat.st_mode & 0o7777,
+        modified_ms: (stat.st_mtime as i64)
+            .saturating_mul(1000)
+            .saturating_add(stat.st_mtime_nsec as i64 / 1_000_000),
+    }
+}
+
+pub(crate) async fn stat(link: &Link, path: &str) -> Result<FileInfo, Error> {
+    let fd = open(link, path, libc::O_PATH | libc::O_NOFOLLOW, 0, "look at").await?;
+    let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    Ok(info(name.to_owned(), &fstat(&fd).map_err(|e| said("look at", path, e))?))
+}
+
+pub(crate) async fn list(link: &Link, path: &str) -> Result<Listing, Error> {
+    let fd = open(link, path, libc::O_RDONLY | libc::O_DIRECTORY, 0, "list").await?;
+    plain(&fd, path, FileType::Directory)?;
+    let path = path.to_owned();
+    blocking(move || {
+        let mut listing = Listing { entries: Vec::new(), truncated: false };
+        for entry in Dir::read_from(&fd).map_err(|e| said("list", &path, e))? {
+            let entry = entry.map_err(|e| said("list", &path, e))?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            if listing.entries.len() == MOST_NAMES {
+                listing.truncated = true;
+                break;
+            }
+            // Gone by now, perhaps.
+            let Ok(stat) = statat(fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let name = std::ffi::OsStr::from_bytes(name.to_bytes());
+            listing.entries.push(info(name.to_string_lossy().into_owned(), &stat));
+        }
+        listing.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listing)
+    })
+    .await
+}
+
+pub(crate) async fn make_directory(link: &Link, path: &str) -> Result<(), Error> {
+    let head = Head { kind: kind::MAKE_DIRECTORY, extra: 0o755, ..Head::default() };
+    link.files(head, &[path]).await?.map(drop).map_err(|e| said("make", path, e))
+}
+
+pub(crate) async fn remove(link: &Link, path: &str) -> Result<(), Error> {
+    let head = |value| Head { kind: kind::REMOVE, value, ..Head::default() };
+    match link.files(head(0), &[path]).await? {
+        Ok(_) => Ok(()),
+        Err(Errno::ISDIR) => {
+            link.files(head(1), &[path]).await?.map(drop).map_err(|e| said("remove", path, e))
+        }
+        Err(errno) => Err(said("remove", path, errno)),
+    }
+}

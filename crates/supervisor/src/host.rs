@@ -1,0 +1,160 @@
+//! The daemon's side of the [`crate::spawner`].
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use ringfence_api::CreateSandbox;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::channel::Channel;
+use crate::error::{Error, Kind};
+use crate::lock;
+use crate::spawner::{MOST, Made, Order, Word};
+
+type Answer = oneshot::Sender<Result<(Made, OwnedFd), Error>>;
+
+/// The end of a sandbox.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub number: u64,
+    pub reason: String,
+    /// What it left that host programs would have obeyed.
+    pub held: Vec<String>,
+}
+
+/// A spawner.
+#[derive(Debug)]
+pub(crate) struct Host {
+    channel: Channel,
+    child: Mutex<Child>,
+    /// `None` once the spawner is gone.
+    waiting: Mutex<Option<HashMap<u64, Answer>>>,
+    hidden: Vec<String>,
+}
+
+/// A number that no sandbox of any spawner had.
+pub(crate) fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Host {
+    /// Starts one, a new execution of `program` with `arguments`. `ends` gets the end of every sandbox,
+    /// and is dropped when the spawner is gone.
+    pub(crate) fn start(
+        program: &std::path::Path,
+        arguments: &[String],
+        hidden: Vec<String>,
+        ends: mpsc::UnboundedSender<End>,
+    ) -> io::Result<Arc<Self>> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()?;
+        let host = Arc::new(Self {
+            channel: Channel::new(ours)?,
+            child: Mutex::new(child),
+            waiting: Mutex::new(Some(HashMap::new())),
+            hidden,
+        });
+        tokio::spawn(listen(host.clone(), ends));
+        Ok(host)
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        lock(&self.waiting).is_none()
+    }
+
+    /// Has a sandbox made under a [`number`]: what it is, and the channel to its init.
+    pub(crate) async fn make(
+        &self,
+        number: u64,
+        made_of: &CreateSandbox,
+    ) -> Result<(Made, OwnedFd), Error> {
+        let gone = || Error::new(Kind::Lost, "the spawner ended").with("try again");
+        let (answer, wait) = oneshot::channel();
+        lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(number, answer);
+        let hidden = self.hidden.clone();
+        let order = Order::Make { number, made_of: Box::new(made_of.clone()), hidden };
+        if let Err(e) = self.order(&order).await {
+            if let Some(waiting) = lock(&self.waiting).as_mut() {
+                waiting.remove(&number);
+            }
+            return Err(e);
+        }
+        wait.await.map_err(|_| gone())?
+    }
+
+    /// Ends a sandbox whose init does not.
+    pub(crate) async fn kill(&self, number: u64) {
+        // Gone already is as good.
+        let _ = self.order(&Order::Kill { number }).await;
+    }
+
+    async fn order(&self, order: &Order) -> Result<(), Error> {
+        let bytes = serde_json::to_vec(order).map_err(|e| Error::internal(e.to_string()))?;
+        if bytes.len() > MOST {
+            return Err(Error::new(
+                Kind::TooLarge,
+                format!("the request is larger than the {} KiB that are taken", MOST >> 10),
+            ));
+        }
+        self.channel
+            .send(&bytes, &[])
+            .await
+            .map_err(|e| Error::new(Kind::Lost, format!("cannot reach the spawner: {e}")))
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.channel.shut();
+        let _ = lock(&self.child).wait();
+    }
+}
+
+/// Hands on what the spawner says, until it is gone.
+async fn listen(host: Arc<Host>, ends: mpsc::UnboundedSender<End>) {
+    let mut buffer = vec![0u8; MOST];
+    loop {
+        let (length, fds) = match host.channel.receive(&mut buffer).await {
+            Ok((0, _)) | Err(_) => break,
+            Ok(received) => received,
+        };
+        let word = buffer.get(..length).and_then(|bytes| serde_json::from_slice(bytes).ok());
+        let Some(word) = word else { break };
+        hear(&host, word, fds, &ends);
+    }
+    lock(&host.waiting).take();
+    let child = host.clone();
+    // It may still be ending its sandboxes.
+    let _ = tokio::task::spawn_blocking(move || lock(&child.child).wait()).await;
+}
+
+fn hear(host: &Host, word: Word, fds: Vec<OwnedFd>, ends: &mpsc::UnboundedSender<End>) {
+    let answer = |number: u64| lock(&host.waiting).as_mut().and_then(|all| all.remove(&number));
+    match word {
+        Word::Made { number, made } => {
+            if let (Some(answer), Some(fd)) = (answer(number), fds.into_iter().next()) {
+                // Nobody waits: the channel is dropped, and the sandbox ends.
+                let _ = answer.send(Ok((made, fd)));
+            }
+        }
+        Word::Refused { number, kind, message } => {
+            if let Some(answer) = answer(number) {
+                let _ = answer.send(Err(Error::new(Kind::from_text(&kind), message)));
+            }
+        }
+        Word::Ended { number, reason, held } => {
+            let _ = ends.send(End { number, reason, held });
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Owns many sandboxes behind one [`Command`] enum; knows no transport.
+//!
+//! ```text
+//! daemon ── Command ──▶ Supervisor ─┬─ machine: may it? (no I/O)
+//!                                   ├─ store: what must outlive us (SQLite)
+//!                                   ├─ host ── orders ──▶ spawner: a small process of one thread
+//!                                   │                       └─ makes jails, waits for them
+//!                                   └─ link ── requests ──▶ PID 1 of each sandbox
+//!                                                           └─ commands
+//! ```
+//!
+//! The process with the many threads never forks: jails are made by the [`spawner`]. The end of this
+//! process is the end of the spawner and of every sandbox, each for itself: they see their sockets close.
+#![forbid(unsafe_code)]
+#![cfg(target_os = "linux")]
+
+mod channel;
+mod error;
+mod exec;
+mod files;
+mod host;
+mod link;
+mod log;
+pub mod machine;
+mod sandbox;
+pub mod spawner;
+mod store;
+mod supervisor;
+
+pub use error::{Error, Kind};
+pub use exec::{Chunk, Exec, Stream};
+pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Locks; what a panicking thread left is still whole, since nothing here is changed in two steps.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// 128 random bits that nobody can guess, in hexadecimal digits.
+pub fn random() -> Result<String, Error> {
+    let half = || {
+        ringfence_layers::random_id()
+            .map_err(|e| Error::internal(format!("cannot get random bytes: {e}")))
+    };
+    Ok(half()? + &half()?)
+}
+
+/// The same after a prefix that says what they name.
+fn random_id(prefix: &str) -> Result<String, Error> {
+    random().map(|id| format!("{prefix}{id}"))
+}

@@ -1,0 +1,257 @@
+//! One sandbox: what it is, how it stands, what runs in it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use ringfence_api::{CreateSandbox, State};
+use tokio::sync::watch;
+
+use crate::error::{Error, Kind};
+use crate::exec::Exec;
+use crate::link::Link;
+use crate::lock;
+use crate::machine::{Admitted, Ask, Denied, Event, admit, next};
+use crate::spawner::Made;
+use crate::store::Row;
+
+/// Commands that have ended and are remembered.
+const REMEMBERED: usize = 32;
+
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub id: String,
+    pub owner: u32,
+    pub made_of: CreateSandbox,
+    pub created_ms: u64,
+    pub key: Option<String>,
+    inner: Mutex<Inner>,
+    /// Held while it is started, stopped, frozen or deleted: one at a time.
+    pub life: tokio::sync::Mutex<()>,
+    /// Idempotency keys of commands: of what request, and the command.
+    pub keys: tokio::sync::Mutex<HashMap<String, (String, Arc<Exec>)>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    reason: String,
+    live: Option<Live>,
+    /// That run, or are being started.
+    commands: usize,
+    /// When the last of them ended.
+    since: Instant,
+    execs: VecDeque<Arc<Exec>>,
+}
+
+/// Its processes.
+#[derive(Clone, Debug)]
+pub(crate) struct Live {
+    pub number: u64,
+    pub link: Arc<Link>,
+    pub made: Arc<Made>,
+    /// Why it ended, once it has.
+    pub ended: watch::Receiver<Option<String>>,
+}
+
+impl Sandbox {
+    pub(crate) fn new(
+        id: String,
+        owner: u32,
+        made_of: CreateSandbox,
+        created_ms: u64,
+        key: Option<String>,
+        (state, reason): (State, String),
+    ) -> Arc<Self> {
+        let inner = Inner {
+            state,
+            reason,
+            live: None,
+            commands: 0,
+            since: Instant::now(),
+            execs: VecDeque::new(),
+        };
+        Arc::new(Self {
+            id,
+            owner,
+            made_of,
+            created_ms,
+            key,
+            inner: Mutex::new(inner),
+            life: tokio::sync::Mutex::default(),
+            keys: tokio::sync::Mutex::default(),
+        })
+    }
+
+    pub(crate) fn row(&self) -> Row {
+        let inner = lock(&self.inner);
+        Row {
+            id: self.id.clone(),
+            owner: self.owner,
+            created_ms: self.created_ms,
+            state: inner.state,
+            reason: inner.reason.clone(),
+            made_of: self.made_of.clone(),
+            key: self.key.clone(),
+        }
+    }
+
+    pub(crate) fn expires_ms(&self) -> Option<u64> {
+        let ttl = self.made_of.ttl_seconds?;
+        Some(self.created_ms.saturating_add(ttl.saturating_mul(1000)))
+    }
+
+    pub(crate) fn described(&self) -> ringfence_api::Sandbox {
+        let inner = lock(&self.inner);
+        let degraded = inner.live.as_ref().map(|live| live.made.degraded.clone());
+        ringfence_api::Sandbox {
+            id: self.id.clone(),
+            name: self.made_of.name.clone(),
+            labels: self.made_of.labels.clone(),
+            state: inner.state,
+            reason: inner.reason.clone(),
+            workspace: self.made_of.workspace.clone(),
+            profiles: self.made_of.profiles.clone(),
+            persistent: self.made_of.persistent,
+            created_ms: self.created_ms,
+            expires_ms: self.expires_ms(),
+            commands: inner.commands,
+            degraded: degraded.unwrap_or_default(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        lock(&self.inner).state
+    }
+
+    /// Whether it has been idle for as long as it may be.
+    pub(crate) fn is_idle_too_long(&self) -> bool {
+        let Some(most) = self.made_of.idle_stop_seconds else { return false };
+        let inner = lock(&self.inner);
+        inner.state == State::Idle && inner.since.elapsed().as_secs() >= most
+    }
+
+    pub(crate) fn may(&self, ask: Ask) -> Result<Admitted, Error> {
+        let state = self.state();
+        admit(state, ask).map_err(|denied| denial(state, denied))
+    }
+
+    /// What happened; nothing where that cannot be.
+    pub(crate) fn happened(&self, event: Event, reason: &str) -> bool {
+        let mut inner = lock(&self.inner);
+        let Some(state) = next(inner.state, event) else { return false };
+        inner.state = state;
+        reason.clone_into(&mut inner.reason);
+        true
+    }
+
+    pub(crate) fn is_alive(&self, live: Live) {
+        let mut inner = lock(&self.inner);
+        inner.since = Instant::now();
+        inner.commands = 0;
+        inner.live = Some(live);
+    }
+
+    pub(crate) fn live(&self) -> Option<Live> {
+        lock(&self.inner).live.clone()
+    }
+
+    /// Its processes are gone. False when they were not these.
+    pub(crate) fn is_dead(&self, number: u64) -> bool {
+        let mut inner = lock(&self.inner);
+        let its = inner.live.as_ref().is_some_and(|live| live.number == number);
+        if its {
+            inner.live = None;
+        }
+        its
+    }
+
+    pub(crate) fn commands(&self) -> usize {
+        lock(&self.inner).commands
+    }
+
+    /// Takes part in its life: it stays `running` until the permit is dropped.
+    pub(crate) fn enter(self: &Arc<Self>) -> Result<(Live, Permit), Error> {
+        let mut inner = lock(&self.inner);
+        if let Err(denied) = admit(inner.state, Ask::Use) {
+            return Err(denial(inner.state, denied));
+        }
+        let live = inner.live.clone().ok_or_else(Error::lost)?;
+        if let Some(state) = next(inner.state, Event::CommandStarted) {
+            inner.state = state;
+        }
+        inner.commands += 1;
+        let permit = Permit { sandbox: self.clone(), number: live.number };
+        Ok((live, permit))
+    }
+
+    /// For its files: nothing changes by that.
+    pub(crate) fn look(&self) -> Result<Live, Error> {
+        self.may(Ask::Use)?;
+        self.live().ok_or_else(Error::lost)
+    }
+
+    pub(crate) fn remember(&self, exec: Arc<Exec>) {
+        let mut inner = lock(&self.inner);
+        inner.execs.push_back(exec);
+        let ended = inner.execs.iter().filter(|e| e.has_ended()).count();
+        if ended > REMEMBERED
+            && let Some(oldest) = inner.execs.iter().position(|e| e.has_ended())
+        {
+            inner.execs.remove(oldest);
+        }
+    }
+
+    pub(crate) fn forget(&self, id: &str) {
+        lock(&self.inner).execs.retain(|e| e.id != id);
+    }
+
+    pub(crate) fn execs(&self) -> Vec<Arc<Exec>> {
+        lock(&self.inner).execs.iter().cloned().collect()
+    }
+
+    pub(crate) fn exec(&self, id: &str) -> Result<Arc<Exec>, Error> {
+        let inner = lock(&self.inner);
+        inner.execs.iter().find(|e| e.id == id).cloned().ok_or_else(|| {
+            Error::new(Kind::NotFound, "no such command")
+                .with(format!("the last {REMEMBERED} that ended are remembered"))
+        })
+    }
+}
+
+/// A command that runs, or is being started.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    sandbox: Arc<Sandbox>,
+    number: u64,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut inner = lock(&self.sandbox.inner);
+        // Of processes that are gone nobody counts the commands any more.
+        if inner.live.as_ref().is_none_or(|live| live.number != self.number) {
+            return;
+        }
+        inner.commands = inner.commands.saturating_sub(1);
+        if inner.commands == 0 {
+            inner.since = Instant::now();
+            if let Some(state) = next(inner.state, Event::LastCommandEnded) {
+                inner.state = state;
+            }
+        }
+    }
+}
+
+fn denial(state: State, denied: Denied) -> Error {
+    let state = state.text();
+    match denied {
+        Denied::NotYet => {
+            Error::new(Kind::Busy, format!("the sandbox is {state}")).with("try again")
+        }
+        Denied::First(_) => {
+            Error::new(Kind::Conflict, format!("the sandbox is {state}")).with("start it first")
+        }
+        Denied::Gone => Error::no_sandbox(),
+    }
+}

@@ -1,0 +1,297 @@
+//! The process that makes jails and waits for them: small, of one thread, and without anything of the
+//! daemon's memory or descriptors. PID 1 of every sandbox is a copy of it.
+//!
+//! It takes orders over the socket that is its standard input and ends with it, and with it end all
+//! sandboxes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ringfence_api::CreateSandbox;
+use ringfence_policy::{
+    Effect, Entry, Format, Fragment, Network, NoFiles, Origin, Permission, Policy, Rule, priority,
+    resolve_layers,
+};
+use ringfence_sandbox::lower::Command;
+use ringfence_sandbox::plan::Plan;
+use ringfence_sandbox::prepare::{Request, prepare};
+use ringfence_sandbox::run::{self, RunError, Running};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use serde::{Deserialize, Serialize};
+
+use crate::channel;
+use crate::error::{Error, Kind};
+
+/// The largest order or word. A socket takes 208 KiB by default.
+pub(crate) const MOST: usize = 192 << 10;
+
+/// From the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    Make {
+        number: u64,
+        made_of: Box<CreateSandbox>,
+        /// Directories of the daemon's that no sandbox may see.
+        hidden: Vec<String>,
+    },
+    /// Its init did not end by itself.
+    Kill { number: u64 },
+}
+
+/// To the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Word {
+    /// With the channel to its init.
+    Made {
+        number: u64,
+        made: Made,
+    },
+    Refused {
+        number: u64,
+        kind: String,
+        message: String,
+    },
+    Ended {
+        number: u64,
+        reason: String,
+        held: Vec<String>,
+    },
+}
+
+/// What is to be known of a sandbox that was made.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Made {
+    pub environment: BTreeMap<String, String>,
+    pub cwd: String,
+    /// Of each command, by the policy.
+    pub timeout_ms: Option<u64>,
+    pub degraded: Vec<String>,
+}
+
+/// Serves until the daemon is gone. Answers the exit code.
+pub fn serve(orders: &OwnedFd) -> u8 {
+    // The daemon's terminal, if it has one, is not ours: who interrupts it ends us by its end.
+    let _ = rustix::process::setsid();
+    if let Err(e) = std::env::set_current_dir("/") {
+        eprintln!("ringfence: the spawner cannot enter /: {e}");
+        return 125;
+    }
+    let mut spawner = Spawner::default();
+    let served = spawner.run(orders.as_fd());
+    spawner.end_all();
+    match served {
+        Ok(()) => 0,
+        Err(e) => {
+            eprintln!("ringfence: the spawner lost the daemon: {e}");
+            125
+        }
+    }
+}
+
+#[derive(Default)]
+struct Spawner {
+    running: BTreeMap<u64, Running>,
+}
+
+impl Spawner {
+    fn run(&mut self, orders: BorrowedFd<'_>) -> io::Result<()> {
+        let mut buffer = vec![0u8; MOST];
+        loop {
+            let (ordered, ended) = self.wait(orders)?;
+            for number in ended {
+                if let Some(running) = self.running.remove(&number) {
+                    say(orders, &ended_word(number, running), None)?;
+                }
+            }
+            if !ordered {
+                continue;
+            }
+            let (length, _) = channel::receive(orders, &mut buffer)?;
+            if length == 0 {
+                return Ok(());
+            }
+            let order = buffer.get(..length).unwrap_or_default();
+            match serde_json::from_slice(order).map_err(io::Error::other)? {
+                Order::Kill { number } => {
+                    if let Some(running) = self.running.get(&number) {
+                        running.jailed.kill();
+                    }
+                }
+                Order::Make { number, made_of, hidden } => match make(&made_of, &hidden) {
+                    Ok((running, made, channel)) => {
+                        self.running.insert(number, running);
+                        say(orders, &Word::Made { number, made }, Some(&channel))?;
+                    }
+                    Err(Error { kind, message, .. }) => {
+                        let kind = kind.text().to_owned();
+                        say(orders, &Word::Refused { number, kind, message }, None)?;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Whether there is an order, and which sandboxes have ended.
+    fn wait(&self, orders: BorrowedFd<'_>) -> io::Result<(bool, Vec<u64>)> {
+        let mut fds = Vec::with_capacity(self.running.len() + 1);
+        fds.push(PollFd::from_borrowed_fd(orders, PollFlags::IN));
+        let pidfds = self.running.values().map(|r| r.jailed.pidfd());
+        fds.extend(pidfds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+        let ordered = fds.first().is_some_and(|fd| !fd.revents().is_empty());
+        let ended = self.running.keys().zip(fds.iter().skip(1));
+        let ended = ended.filter(|(_, fd)| !fd.revents().is_empty()).map(|(n, _)| *n).collect();
+        Ok((ordered, ended))
+    }
+
+    /// All at once, then the bookkeeping of each.
+    fn end_all(&mut self) {
+        for running in self.running.values() {
+            running.jailed.kill();
+        }
+        for (number, running) in std::mem::take(&mut self.running) {
+            let _ = ended_word(number, running);
+        }
+    }
+}
+
+fn say(to: BorrowedFd<'_>, word: &Word, fd: Option<&OwnedFd>) -> io::Result<()> {
+    let bytes = serde_json::to_vec(word).map_err(io::Error::other)?;
+    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().map(|fd| fd.as_fd()).collect();
+    channel::send(to, &bytes, &fds)
+}
+
+fn ended_word(number: u64, mut running: Running) -> Word {
+    let waited = running.jailed.wait();
+    let (reason, held) = match running.finish(waited, None) {
+        Ok((_, status)) => status.end.map(|end| (end.reason, end.held)).unwrap_or_default(),
+        Err(failed) => (failed.error.to_string(), Vec::new()),
+    };
+    Word::Ended { number, reason, held }
+}
+
+/// The policy that is asked for. Reads no file.
+pub(crate) fn policy_of(made_of: &CreateSandbox) -> Result<Policy, Error> {
+    let wrong = |e: ringfence_policy::PolicyError| Error::invalid(e.to_string());
+    let origin = Origin { layer: "the request".into(), line: None };
+    let mut profiles = Fragment::named("profiles");
+    for name in &made_of.profiles {
+        profiles.extends.0.push(Entry::new(name.clone(), origin.clone()));
+    }
+    profiles.layers.clear();
+    let mut layers = vec![(profiles, None)];
+    if let Some(policy) = &made_of.policy {
+        let text = serde_json::to_vec(policy).map_err(|e| Error::invalid(e.to_string()))?;
+        let fragment = Fragment::parse_as("the request", &text, Format::Jsonc).map_err(wrong)?;
+        layers.push((fragment, None));
+    }
+    let policy = resolve_layers(layers, &NoFiles).and_then(Fragment::finish).map_err(wrong)?;
+    if matches!(policy.network, Network::Filtered { .. }) {
+        return Err(Error::invalid("network: the daemon's sandboxes reach no hosts")
+            .with("leave network.allow empty, or use `ringfence run`"));
+    }
+    if !policy.ssh.agent.is_empty() {
+        return Err(Error::invalid("ssh: the daemon's sandboxes have no ssh agent")
+            .with("leave ssh out, or use `ringfence run`"));
+    }
+    Ok(policy)
+}
+
+/// Whatever the rules grant, this stays hidden.
+fn hide(policy: &mut Policy, directory: &str) -> Result<(), Error> {
+    let path = PathBuf::from(directory);
+    let path = std::fs::canonicalize(&path).unwrap_or(path);
+    let rule = Rule::grant_path(&path, Permission::None, "the daemon").ok_or_else(|| {
+        Error::internal(format!("cannot hide {}: its path is not utf-8", path.display()))
+    })?;
+    policy.files.rules.push(Rule {
+        effect: Effect::Cap,
+        priority: priority::GUARD,
+        id: Some("guard.ringfence".into()),
+        ..rule
+    });
+    Ok(())
+}
+
+fn refused(e: impl Into<RunError>) -> Error {
+    let e = e.into();
+    let kind = if e.exit_code() == 126 { Kind::Refused } else { Kind::Invalid };
+    Error::new(kind, e.to_string())
+}
+
+fn make(made_of: &CreateSandbox, hidden: &[String]) -> Result<(Running, Made, OwnedFd), Error> {
+    let mut policy = policy_of(made_of)?;
+    for directory in hidden {
+        hide(&mut policy, directory)?;
+    }
+    let request =
+        Request { workspace: Some(PathBuf::from(&made_of.workspace)), ..Request::current() };
+    let plan = prepare(&policy, &request).map_err(refused)?;
+    let mut made = described(&plan, &policy);
+    let internal = |e: io::Error| Error::internal(e.to_string());
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|e| internal(e.into()))?;
+    let command = Command {
+        argv: vec!["ringfence-daemon".into()],
+        stdio: ringfence_sandbox::lower::stdio([false; 3]),
+        die_with_parent: true,
+        connector: None,
+        resident: Some(Arc::new(theirs)),
+        agent_events: None,
+    };
+    let running = run::start(plan, &policy, &command, None).map_err(|f| refused(f.error))?;
+    made.degraded = running.status.degraded.iter().map(words).collect();
+    let running = ready(running)?;
+    // Init has its own copy now, and not earlier: it begins in our descriptor table. Ours would keep its
+    // channel open after it.
+    drop(command);
+    Ok((running, made, ours))
+}
+
+fn words(p: &ringfence_sandbox::status::Protection) -> String {
+    format!("{}: {}", p.name, p.detail)
+}
+
+/// Waits until its init can be asked.
+fn ready(mut running: Running) -> Result<Running, Error> {
+    if running.jailed.wait_until_ready().is_ok() {
+        return Ok(running);
+    }
+    running.jailed.kill();
+    let waited = running.jailed.wait();
+    Err(match running.finish(waited, None) {
+        Err(failed) => {
+            let error = refused(failed.error);
+            match failed.refusal {
+                Some(refusal) => Error::new(
+                    Kind::Refused,
+                    format!("this host refuses namespaces, which the daemon needs: {refusal}"),
+                ),
+                None => error,
+            }
+        }
+        Ok((_, status)) => {
+            let reason = status.end.map(|end| end.reason).unwrap_or_default();
+            Error::new(Kind::Refused, format!("the sandbox ended while it was made: {reason}"))
+        }
+    })
+}
+
+fn described(plan: &Plan, policy: &Policy) -> Made {
+    let text = |s: &std::ffi::OsStr| s.to_str().map(ToOwned::to_owned);
+    Made {
+        environment: plan
+            .environment
+            .iter()
+            .filter_map(|(k, v)| Some((text(k)?, text(v)?)))
+            .collect(),
+        cwd: plan.cwd.to_string_lossy().into_owned(),
+        timeout_ms: policy.limits.timeout_ms,
+        degraded: Vec::new(),
+    }
+}

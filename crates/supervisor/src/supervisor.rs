@@ -1,0 +1,741 @@
+//! Owns the sandboxes.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use ringfence_api::{CreateSandbox, ExecRequest, FileInfo, Listing, State};
+use ringfence_sandbox::lower::candidates;
+use ringfence_sandbox::resident::Refusal;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{mpsc, watch};
+
+use crate::error::{Error, Kind};
+use crate::exec::{Birth, Exec};
+use crate::host::{self, End, Host};
+use crate::link::{self, Link, Program, Refused};
+use crate::log::{KEPT, KEPT_WHOLE};
+use crate::machine::{Admitted, Ask, Event};
+use crate::sandbox::{Live, Sandbox};
+use crate::spawner;
+use crate::store::Store;
+use crate::{files, lock, now_ms, random_id};
+
+/// Sandboxes that one owner may have.
+const MOST_SANDBOXES: usize = 4096;
+/// Labels of one sandbox, and bytes of each name and value.
+const MOST_LABELS: usize = 64;
+const MOST_LABEL: usize = 256;
+/// Idempotency keys of commands that one sandbox remembers.
+const MOST_KEYS: usize = 1024;
+/// How long commands have to end by themselves when their sandbox is stopped.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long a sandbox may take to end before it is killed from outside, and after.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often lives and idle times are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub owner: u32,
+}
+
+/// Everything that can be asked. Sandboxes are named by id or by name.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Create {
+        made_of: Box<CreateSandbox>,
+        key: Option<String>,
+    },
+    List,
+    Get(String),
+    Start(String),
+    Stop(String),
+    Freeze(String),
+    Delete(String),
+    /// `whole`: the answer will be all of its output.
+    Exec {
+        sandbox: String,
+        request: Box<ExecRequest>,
+        input: Option<Vec<u8>>,
+        whole: bool,
+        key: Option<String>,
+    },
+    Execs(String),
+    FindExec {
+        sandbox: String,
+        exec: String,
+    },
+    Kill {
+        sandbox: String,
+        exec: String,
+        signal: i32,
+    },
+    ReadFile {
+        sandbox: String,
+        path: String,
+        offset: u64,
+        length: Option<u64>,
+    },
+    WriteFile {
+        sandbox: String,
+        path: String,
+        bytes: Vec<u8>,
+    },
+    StatFile {
+        sandbox: String,
+        path: String,
+    },
+    ListFiles {
+        sandbox: String,
+        path: String,
+    },
+    MakeDirectory {
+        sandbox: String,
+        path: String,
+    },
+    RemoveFile {
+        sandbox: String,
+        path: String,
+    },
+}
+
+/// What comes of it.
+#[derive(Debug)]
+pub enum Reply {
+    Done,
+    Sandbox(Box<ringfence_api::Sandbox>),
+    Sandboxes(Vec<ringfence_api::Sandbox>),
+    Exec(Arc<Exec>),
+    Execs(Vec<ringfence_api::Exec>),
+    Bytes(Vec<u8>),
+    File(FileInfo),
+    Listing(Listing),
+}
+
+/// How a supervisor is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The file of the store.
+    pub store: PathBuf,
+    /// What the spawner is: a program that calls [`spawner::serve`] with its standard input.
+    pub spawner: (PathBuf, Vec<String>),
+    /// Directories that no sandbox may see, whatever its policy.
+    pub hidden: Vec<String>,
+}
+
+/// A sandbox whose end the spawner will tell, and who waits for it.
+type Expected = (Weak<Sandbox>, watch::Sender<Option<String>>);
+
+#[derive(Debug)]
+pub struct Supervisor {
+    settings: Settings,
+    store: Store,
+    sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
+    host: tokio::sync::Mutex<Arc<Host>>,
+    /// By the spawner's numbers.
+    numbers: Mutex<HashMap<u64, Expected>>,
+    ends: mpsc::UnboundedSender<End>,
+    /// Sandboxes by owner and idempotency key, with what was asked.
+    keys: tokio::sync::Mutex<HashMap<(u32, String), (String, String)>>,
+}
+
+impl Supervisor {
+    /// Starts with what the store remembers: persistent sandboxes are made again.
+    pub async fn start(settings: Settings) -> Result<Arc<Self>, Error> {
+        let (store, rows) = Store::open(&settings.store)?;
+        let (ends, heard) = mpsc::unbounded_channel();
+        let host = new_host(&settings, &ends)?;
+        let supervisor = Arc::new(Self {
+            settings,
+            store,
+            sandboxes: Mutex::default(),
+            host: tokio::sync::Mutex::new(host),
+            numbers: Mutex::default(),
+            ends,
+            keys: tokio::sync::Mutex::default(),
+        });
+        let mut again = Vec::new();
+        for row in rows {
+            if let Some(key) = &row.key {
+                let asked = fingerprint(&row.made_of)?;
+                let named = (row.owner, key.clone());
+                supervisor.keys.lock().await.insert(named, (asked, row.id.clone()));
+            }
+            let was = match row.state {
+                State::Stopped | State::Failed => (row.state, row.reason.clone()),
+                _ => (State::Stopped, "restarted".to_owned()),
+            };
+            let stays = matches!(row.state, State::Stopped | State::Failed);
+            let (id, made) = (row.id.clone(), row.created_ms);
+            let sandbox = Sandbox::new(id, row.owner, row.made_of, made, row.key, was);
+            lock(&supervisor.sandboxes).insert(row.id, sandbox.clone());
+            if !stays {
+                sandbox.happened(Event::Making, "restarted");
+                again.push(sandbox);
+            }
+        }
+        tokio::spawn(Arc::clone(&supervisor).hear(heard));
+        tokio::spawn(tick(Arc::downgrade(&supervisor)));
+        let maker = supervisor.clone();
+        tokio::spawn(async move {
+            for sandbox in again {
+                let _life = sandbox.life.lock().await;
+                // Its state says what went wrong.
+                let _ = maker.bring_up(&sandbox, "restarted").await;
+            }
+        });
+        Ok(supervisor)
+    }
+
+    /// The one way in.
+    pub async fn run(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
+        match command {
+            Command::Create { made_of, key } => self.create(caller, *made_of, key).await,
+            Command::List => Ok(Reply::Sandboxes(self.list(caller))),
+            Command::Get(id) => self.find(caller, &id).map(|sandbox| described(&sandbox)),
+            Command::Start(id) => self.begin(&self.find(caller, &id)?).await,
+            Command::Stop(id) => self.stop(&self.find(caller, &id)?, "requested").await,
+            Command::Freeze(id) => freeze(&self.find(caller, &id)?).await,
+            Command::Delete(id) => match self.find(caller, &id) {
+                Ok(sandbox) => self.delete(&sandbox).await,
+                // Again is no error; and nobody learns what others have.
+                Err(_) => Ok(Reply::Done),
+            },
+            Command::Exec { sandbox, request, input, whole, key } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                exec_once(&sandbox, &request, input, whole, key).await.map(Reply::Exec)
+            }
+            Command::Execs(id) => {
+                let execs = self.find(caller, &id)?.execs();
+                Ok(Reply::Execs(execs.iter().map(|e| e.described()).collect()))
+            }
+            Command::FindExec { sandbox, exec } => {
+                self.find(caller, &sandbox)?.exec(&exec).map(Reply::Exec)
+            }
+            Command::Kill { sandbox, exec, signal } => {
+                if !(1..=64).contains(&signal) {
+                    return Err(Error::invalid(format!("signal: {signal} is none")));
+                }
+                self.find(caller, &sandbox)?.exec(&exec)?.kill(signal).await?;
+                Ok(Reply::Done)
+            }
+            Command::ReadFile { sandbox, path, offset, length } => {
+                let (live, path) = self.look(caller, &sandbox, &path)?;
+                files::read(&live.link, &path, offset, length).await.map(Reply::Bytes)
+            }
+            Command::WriteFile { sandbox, path, bytes } => {
+                let (live, path) = self.look(caller, &sandbox, &path)?;
+                files::write(&live.link, &path, bytes).await.map(|()| Reply::Done)
+            }
+            Command::StatFile { sandbox, path } => {
+                let (live, path) = self.look(caller, &sandbox, &path)?;
+                files::stat(&live.link, &path).await.map(Reply::File)
+            }
+            Command::ListFiles { sandbox, path } => {
+                let (live, path) = self.look(caller, &sandbox, &path)?;
+                files::list(&live.link, &path).await.map(Reply::Listing)
+            }
+            Command::MakeDirectory { sandbox, path } => {
+                let (live, path) = self.look(caller, &sandbox, &path)?;
+                files::make_directory(&live.link, &path).await.map(|()| Reply::Done)
+            }
+            Command::RemoveFile { sandbox, path } => {
+                let (live, path) = self.look(caller, &sandbox, &path)?;
+                files::remove(&live.link, &path).await.map(|()| Reply::Done)
+            }
+        }
+    }
+
+    /// A caller's own sandbox. That of another is not found, as one that is not there.
+    fn find(&self, caller: Caller, name: &str) -> Result<Arc<Sandbox>, Error> {
+        let all = lock(&self.sandboxes);
+        let own = |s: &&Arc<Sandbox>| s.owner == caller.owner;
+        let found = all
+            .get(name)
+            .filter(own)
+            .or_else(|| all.values().filter(own).find(|s| s.made_of.name.as_deref() == Some(name)));
+        found.cloned().ok_or_else(Error::no_sandbox)
+    }
+
+    fn look(&self, caller: Caller, name: &str, path: &str) -> Result<(Live, String), Error> {
+        let live = self.find(caller, name)?.look()?;
+        let path = files::absolute(path, &live.made.cwd)?;
+        Ok((live, path))
+    }
+
+    fn list(&self, caller: Caller) -> Vec<ringfence_api::Sandbox> {
+        let all = lock(&self.sandboxes);
+        let own = all.values().filter(|s| s.owner == caller.owner);
+        let mut list: Vec<_> = own.map(|s| s.described()).collect();
+        list.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+        list
+    }
+
+    async fn create(
+        self: &Arc<Self>,
+        caller: Caller,
+        made_of: CreateSandbox,
+        key: Option<String>,
+    ) -> Result<Reply, Error> {
+        check(&made_of)?;
+        // Those of one key come one after the other.
+        let mut keys = match &key {
+            Some(_) => Some(self.keys.lock().await),
+            None => None,
+        };
+        let asked = fingerprint(&made_of)?;
+        if let (Some(keys), Some(key)) = (&keys, &key)
+            && let Some((before, id)) = keys.get(&(caller.owner, key.clone()))
+        {
+            same(before, &asked)?;
+            // Unless it is gone again.
+            if let Ok(sandbox) = self.find(caller, id) {
+                return Ok(described(&sandbox));
+            }
+        }
+        let state = (State::Creating, "created".to_owned());
+        let id = random_id("sb_")?;
+        let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
+        let life = sandbox.life.lock().await;
+        self.enter(caller, &sandbox)?;
+        let made = match self.bring_up(&sandbox, "created").await {
+            Ok(()) => self.keep(&sandbox).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = made {
+            drop(life);
+            // It was never acknowledged.
+            let _ = self.delete(&sandbox).await;
+            return Err(e);
+        }
+        if let (Some(keys), Some(key)) = (&mut keys, key) {
+            keys.insert((caller.owner, key), (asked, id));
+        }
+        Ok(described(&sandbox))
+    }
+
+    /// Puts a new one among the others, if there is room and its name is free.
+    fn enter(&self, caller: Caller, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        let mut all = lock(&self.sandboxes);
+        let own = all.values().filter(|s| s.owner == caller.owner);
+        let mut count = 0;
+        for other in own {
+            count += 1;
+            if sandbox.made_of.name.is_some() && other.made_of.name == sandbox.made_of.name {
+                let name = sandbox.made_of.name.as_deref().unwrap_or_default();
+                return Err(Error::new(
+                    Kind::Conflict,
+                    format!("there is a sandbox {name} already"),
+                )
+                .with("choose another name, or delete that one"));
+            }
+        }
+        if count >= MOST_SANDBOXES {
+            return Err(Error::new(Kind::Limit, format!("there are {count} sandboxes already"))
+                .with("delete some"));
+        }
+        all.insert(sandbox.id.clone(), sandbox.clone());
+        Ok(())
+    }
+
+    /// Makes the processes of a sandbox that is `creating`.
+    async fn bring_up(self: &Arc<Self>, sandbox: &Arc<Sandbox>, reason: &str) -> Result<(), Error> {
+        let brought = self.processes(sandbox).await;
+        match brought {
+            Ok(live) => {
+                sandbox.is_alive(live);
+                sandbox.happened(Event::Ready { commands: false }, reason);
+                Ok(())
+            }
+            Err(e) => {
+                sandbox.happened(Event::Lost, &e.message);
+                Err(e)
+            }
+        }
+    }
+
+    async fn processes(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Live, Error> {
+        let host = self.host().await?;
+        let number = host::number();
+        let (told, ended) = watch::channel(None);
+        lock(&self.numbers).insert(number, (Arc::downgrade(sandbox), told));
+        let made = host.make(number, &sandbox.made_of).await;
+        let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
+        match link {
+            Ok((made, link)) => Ok(Live { number, link, made: Arc::new(made), ended }),
+            Err(e) => {
+                lock(&self.numbers).remove(&number);
+                Err(e)
+            }
+        }
+    }
+
+    /// The spawner; a new one where the last is gone.
+    async fn host(&self) -> Result<Arc<Host>, Error> {
+        let mut host = self.host.lock().await;
+        if host.is_gone() {
+            // Nobody will tell of the ends of its sandboxes: see `look_after`.
+            lock(&self.numbers).clear();
+            *host = new_host(&self.settings, &self.ends)?;
+        }
+        Ok(host.clone())
+    }
+
+    /// What the spawner says of ends.
+    async fn hear(self: Arc<Self>, mut heard: mpsc::UnboundedReceiver<End>) {
+        while let Some(End { number, reason, held }) = heard.recv().await {
+            let known = lock(&self.numbers).remove(&number);
+            let Some((sandbox, told)) = known else { continue };
+            for line in held {
+                eprintln!("ringfence: {}", printable(&line));
+            }
+            if let Some(sandbox) = sandbox.upgrade()
+                && sandbox.live().is_some_and(|l| l.number == number && !l.link.was_shut())
+                && sandbox.is_dead(number)
+            {
+                let reason = if reason == "signal" { "killed" } else { &reason };
+                sandbox.happened(Event::Lost, reason);
+                // A failure to write it down is no reason to forget what happened.
+                let _ = self.keep(&sandbox).await;
+            }
+            let _ = told.send(Some(reason));
+        }
+    }
+
+    /// Writes down what must outlive us.
+    async fn keep(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        if sandbox.made_of.persistent { self.store.put(sandbox.row()).await } else { Ok(()) }
+    }
+
+    async fn begin(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Reply, Error> {
+        let _life = sandbox.life.lock().await;
+        if sandbox.may(Ask::Start)? == Admitted::Already {
+            return Ok(described(sandbox));
+        }
+        if sandbox.state() == State::Frozen {
+            let live = sandbox.live().ok_or_else(Error::lost)?;
+            live.link.signal(0, libc::SIGCONT).await?;
+            sandbox.happened(Event::Ready { commands: sandbox.commands() > 0 }, "requested");
+        } else {
+            sandbox.happened(Event::Making, "requested");
+            self.bring_up(sandbox, "requested").await?;
+        }
+        self.keep(sandbox).await?;
+        Ok(described(sandbox))
+    }
+
+    async fn stop(&self, sandbox: &Arc<Sandbox>, reason: &str) -> Result<Reply, Error> {
+        let _life = sandbox.life.lock().await;
+        if sandbox.may(Ask::Stop)? == Admitted::Already {
+            return Ok(described(sandbox));
+        }
+        if let Some(live) = sandbox.live() {
+            if sandbox.state() == State::Running {
+                let _ = live.link.signal(0, libc::SIGTERM).await;
+                let until = Instant::now() + GRACE;
+                while sandbox.commands() > 0 && Instant::now() < until {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+            self.end(sandbox, live).await;
+        }
+        sandbox.happened(Event::Stopped, reason);
+        self.keep(sandbox).await?;
+        Ok(described(sandbox))
+    }
+
+    /// Ends its processes and waits until nothing of them is left.
+    async fn end(&self, sandbox: &Arc<Sandbox>, mut live: Live) {
+        live.link.shut();
+        let ended = live.ended.wait_for(Option::is_some);
+        if tokio::time::timeout(PATIENCE, ended).await.is_err() {
+            let host = self.host.lock().await.clone();
+            host.kill(live.number).await;
+            let ended = live.ended.wait_for(Option::is_some);
+            let _ = tokio::time::timeout(PATIENCE, ended).await;
+        }
+        sandbox.is_dead(live.number);
+    }
+
+    async fn delete(&self, sandbox: &Arc<Sandbox>) -> Result<Reply, Error> {
+        let _life = sandbox.life.lock().await;
+        if sandbox.may(Ask::Delete)? == Admitted::Go {
+            if sandbox.made_of.persistent {
+                // First: a sandbox that was said to be gone does not come back.
+                self.store.remove(sandbox.id.clone()).await?;
+            }
+            if let Some(live) = sandbox.live() {
+                self.end(sandbox, live).await;
+            }
+            sandbox.happened(Event::Deleted, "requested");
+        }
+        lock(&self.sandboxes).remove(&sandbox.id);
+        if let Some(key) = &sandbox.key {
+            // Held by the creation that failed: it has not entered its key yet.
+            let Ok(mut keys) = self.keys.try_lock() else { return Ok(Reply::Done) };
+            keys.remove(&(sandbox.owner, key.clone()));
+        }
+        Ok(Reply::Done)
+    }
+
+    /// What time has come for.
+    async fn look_after(self: Arc<Self>) {
+        let all: Vec<Arc<Sandbox>> = lock(&self.sandboxes).values().cloned().collect();
+        let now = now_ms();
+        for sandbox in all {
+            if sandbox.expires_ms().is_some_and(|at| at <= now) {
+                let _ = self.delete(&sandbox).await;
+            } else if sandbox.is_idle_too_long() {
+                let _ = self.stop(&sandbox, "idle").await;
+            } else if let Some(live) = sandbox.live()
+                && live.ended.has_changed().is_err()
+                && live.ended.borrow().is_none()
+                && sandbox.is_dead(live.number)
+            {
+                // Nobody will say how it ended: the spawner is gone, and it with that.
+                sandbox.happened(Event::Lost, "host-lost");
+                let _ = self.keep(&sandbox).await;
+            }
+        }
+        if self.host.lock().await.is_gone() {
+            lock(&self.numbers).clear();
+        }
+    }
+
+    /// Ends every sandbox; persistent ones come back with the next start.
+    pub async fn shut_down(&self) {
+        let all: Vec<Arc<Sandbox>> = lock(&self.sandboxes).values().cloned().collect();
+        for sandbox in &all {
+            if let Some(live) = sandbox.live() {
+                live.link.shut();
+            }
+        }
+        for sandbox in all {
+            if let Some(live) = sandbox.live() {
+                self.end(&sandbox, live).await;
+            }
+        }
+    }
+}
+
+fn new_host(settings: &Settings, ends: &mpsc::UnboundedSender<End>) -> Result<Arc<Host>, Error> {
+    let (program, arguments) = &settings.spawner;
+    Host::start(program, arguments, settings.hidden.clone(), ends.clone())
+        .map_err(|e| Error::internal(format!("cannot start the spawner: {e}")))
+}
+
+async fn tick(supervisor: Weak<Supervisor>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        let Some(supervisor) = supervisor.upgrade() else { return };
+        supervisor.look_after().await;
+    }
+}
+
+async fn freeze(sandbox: &Arc<Sandbox>) -> Result<Reply, Error> {
+    let _life = sandbox.life.lock().await;
+    if sandbox.may(Ask::Freeze)? == Admitted::Go {
+        let live = sandbox.live().ok_or_else(Error::lost)?;
+        // Before: what comes from here on is refused, and what came before is stopped with the rest.
+        sandbox.happened(Event::Frozen, "requested");
+        live.link.signal(0, libc::SIGSTOP).await?;
+    }
+    Ok(described(sandbox))
+}
+
+fn described(sandbox: &Sandbox) -> Reply {
+    Reply::Sandbox(Box::new(sandbox.described()))
+}
+
+/// What a person may see of what a sandbox wrote.
+fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn check(made_of: &CreateSandbox) -> Result<(), Error> {
+    if let Some(name) = &made_of.name {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if !begins || name.len() > 64 || !name.chars().all(plain) || name.starts_with("sb_") {
+            return Err(Error::invalid(format!(
+                "name: {name:?} is not of at most 64 letters, digits, dashes, dots and underscores, or begins as ids do"
+            )));
+        }
+    }
+    if !made_of.workspace.starts_with('/') {
+        return Err(
+            Error::invalid("workspace: not an absolute path").with("name the directory to work in")
+        );
+    }
+    let long = |(k, v): (&String, &String)| k.len() > MOST_LABEL || v.len() > MOST_LABEL;
+    if made_of.labels.len() > MOST_LABELS || made_of.labels.iter().any(long) {
+        return Err(Error::invalid(format!(
+            "labels: at most {MOST_LABELS}, of at most {MOST_LABEL} bytes each"
+        )));
+    }
+    variables(&made_of.environment)?;
+    spawner::policy_of(made_of).map(drop)
+}
+
+fn variables(all: &std::collections::BTreeMap<String, String>) -> Result<(), Error> {
+    for (name, value) in all {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(Error::invalid(format!("environment: {name:?} cannot be set")));
+        }
+    }
+    Ok(())
+}
+
+/// What a request says, in short.
+fn fingerprint(request: &impl serde::Serialize) -> Result<String, Error> {
+    let text = serde_json::to_vec(request).map_err(|e| Error::internal(e.to_string()))?;
+    Ok(Sha256::digest(&text).iter().fold(String::new(), |mut hex, byte| {
+        use std::fmt::Write as _;
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
+}
+
+fn same(before: &str, asked: &str) -> Result<(), Error> {
+    if before == asked {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Conflict, "this idempotency key was used for another request")
+        .with("use a new key for each request"))
+}
+
+/// A command, or the one that was started with this key.
+async fn exec_once(
+    sandbox: &Arc<Sandbox>,
+    request: &ExecRequest,
+    input: Option<Vec<u8>>,
+    whole: bool,
+    key: Option<String>,
+) -> Result<Arc<Exec>, Error> {
+    let Some(key) = key else { return exec(sandbox, request, input, whole, !whole).await };
+    let asked = fingerprint(request)?;
+    let mut keys = sandbox.keys.lock().await;
+    if let Some((before, exec)) = keys.get(&key) {
+        same(before, &asked)?;
+        return Ok(exec.clone());
+    }
+    if keys.len() >= MOST_KEYS {
+        let ended = keys.iter().find(|(_, (_, exec))| exec.has_ended()).map(|(k, _)| k.clone());
+        match ended {
+            Some(ended) => drop(keys.remove(&ended)),
+            None => return Err(Error::new(Kind::Limit, "too many idempotency keys in use")),
+        }
+    }
+    let exec = exec(sandbox, request, input, whole, true).await?;
+    keys.insert(key, (asked, exec.clone()));
+    Ok(exec)
+}
+
+async fn exec(
+    sandbox: &Arc<Sandbox>,
+    request: &ExecRequest,
+    input: Option<Vec<u8>>,
+    whole: bool,
+    remember: bool,
+) -> Result<Arc<Exec>, Error> {
+    let argv = argv(request)?;
+    variables(&request.environment)?;
+    let (live, permit) = sandbox.enter()?;
+    let began = Instant::now();
+    let made = &live.made;
+    let mut environment = made.environment.clone();
+    environment.extend(sandbox.made_of.environment.clone());
+    environment.extend(request.environment.clone());
+    let program = argv.first().map(String::as_str).unwrap_or_default();
+    let path = environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
+    let candidates: Vec<String> = candidates(program.as_ref(), path.as_ref())
+        .into_iter()
+        .filter_map(|path| path.into_os_string().into_string().ok())
+        .collect();
+    if candidates.is_empty() {
+        return Err(not_started(
+            program,
+            Refused { refusal: Refusal::Execute, errno: libc::ENOENT },
+        ));
+    }
+    let cwd = match &request.cwd {
+        Some(cwd) => files::absolute(cwd, &made.cwd)?,
+        None => made.cwd.clone(),
+    };
+    let (stdout, out) = link::pipe()?;
+    let (stderr, err) = link::pipe()?;
+    let (stdin, input) = match input {
+        Some(bytes) => {
+            let (theirs, ours) = link::pipe()?;
+            (theirs, Some((ours, bytes)))
+        }
+        None => (link::null()?, None),
+    };
+    let pairs: Vec<String> = environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let asked = Program { cwd: &cwd, candidates: &candidates, argv: &argv, environment: &pairs };
+    let fds = [stdin.as_fd(), out.as_fd(), err.as_fd()];
+    let started = live.link.exec(asked, fds).await?.map_err(|r| not_started(program, r))?;
+    // The command has its own: the pipes end with it.
+    drop((stdin, out, err));
+    let id = random_id("ex_")?;
+    let timeout = request.timeout_ms.or(made.timeout_ms).map(Duration::from_millis);
+    let birth = Birth {
+        id: id.clone(),
+        sandbox: sandbox.id.clone(),
+        argv,
+        output: [stdout, stderr],
+        input,
+        timeout,
+        kept: if whole { KEPT_WHOLE } else { KEPT },
+    };
+    let home = Arc::downgrade(sandbox);
+    let done = move || {
+        drop(permit);
+        if !remember && let Some(sandbox) = home.upgrade() {
+            sandbox.forget(&id);
+        }
+    };
+    let exec = Exec::new(birth, started, began, live.link.clone(), done)?;
+    if remember || !exec.has_ended() {
+        sandbox.remember(exec.clone());
+    }
+    Ok(exec)
+}
+
+fn argv(request: &ExecRequest) -> Result<Vec<String>, Error> {
+    match &request.shell {
+        Some(_) if !request.argv.is_empty() => {
+            Err(Error::invalid("argv and shell exclude each other"))
+        }
+        Some(line) => Ok(vec!["/bin/sh".into(), "-c".into(), line.clone()]),
+        None if request.argv.first().is_none_or(String::is_empty) => {
+            Err(Error::invalid("argv: it is empty").with("give argv or shell"))
+        }
+        None => Ok(request.argv.clone()),
+    }
+}
+
+fn not_started(program: &str, Refused { refusal, errno }: Refused) -> Error {
+    let text = ringfence_sys::raw::Errno(errno).to_string();
+    match refusal {
+        Refusal::Execute if errno == libc::ENOENT => {
+            Error::new(Kind::NotFound, format!("{program}: not found inside the sandbox"))
+                .with("is its directory readable there? `ringfence policy explain PATH` tells")
+        }
+        Refusal::Execute => Error::new(Kind::Refused, format!("{program}: {text}")),
+        Refusal::Directory => {
+            Error::new(Kind::Refused, format!("cannot enter the working directory: {text}"))
+        }
+        Refusal::Process => {
+            Error::new(Kind::Limit, format!("the sandbox cannot start another process: {text}"))
+                .with("wait until some of its commands have ended")
+        }
+        Refusal::Request | Refusal::Descriptors => {
+            Error::internal(format!("the sandbox's init refused: {text}"))
+        }
+    }
+}

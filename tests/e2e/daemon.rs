@@ -1,0 +1,8 @@
+//! Sandboxes that the daemon keeps: as people use them by the command line, as programs do over the
+//! socket (curl, as the user), through kills, and under attack.
+
+mod attacks;
+mod exec;
+mod files;
+mod life;
+mod world;
