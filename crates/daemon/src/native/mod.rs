@@ -160,9 +160,9 @@ mod tests {
             .lines()
             .filter_map(|line| {
                 let (path, handlers) = line.trim().strip_prefix(".route(\"")?.split_once("\", ")?;
-                let methods = ["get", "post", "put", "delete"];
                 let has = |m: &&str| handlers.contains(&format!("{m}("));
-                Some(methods.iter().filter(has).map(|m| format!("{m} {path}")).collect::<Vec<_>>())
+                let methods = ["get", "post", "put", "delete"].into_iter().filter(has);
+                Some(methods.map(|m| format!("{m} {path}")).collect::<Vec<_>>())
             })
             .flatten()
             .collect();
