@@ -146,6 +146,7 @@ fn commands_in_the_documents_run() {
     ] {
         std::fs::write(project.join(name), text).unwrap();
     }
+    let has_fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
     let mut wrong = Vec::new();
     let mut ran = 0;
     for (name, command) in commands().into_iter().filter(|(_, c)| c.starts_with("ringfence ")) {
@@ -164,6 +165,11 @@ fn commands_in_the_documents_run() {
             .stdin(std::process::Stdio::null())
             .output()
             .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() == Some(126) && said.contains("/dev/fuse") && !has_fuse {
+            println!("skipped: {command}: this user may not open /dev/fuse");
+            continue;
+        }
         if output.status.code() != Some(expected) {
             wrong.push(format!(
                 "{name}: {command}\n  expected exit code {expected}, got {}\n{}{}",
