@@ -1539,8 +1539,11 @@ impl fmt::Display for Plan {
             NetworkPlan::Host => writeln!(f, "network     the host's")?,
             NetworkPlan::NoSockets => writeln!(f, "network     none (sockets refused)")?,
         }
-        for p in
-            self.status.enforced.iter().filter(|p| matches!(&*p.name, "inspection" | "secrets"))
+        for p in self
+            .status
+            .enforced
+            .iter()
+            .filter(|p| matches!(&*p.name, "inspection" | "secrets" | "names"))
         {
             writeln!(f, "{:<11} {}", p.name, p.detail)?;
         }
