@@ -183,19 +183,7 @@ fn from_inside_a_sandbox_no_run_without_a_filter_is_reloaded_either() {
         let flags = ["run", "--layer", "l", "-s", settings, "--log", log.to_str().unwrap()];
         let mut command = p.ringfence(flags.iter().chain(&["--", "/bin/sh"]));
         let run = Session::start(&mut command);
-        let knock = format!(
-            "python3 -c \"
-import socket
-s = socket.socket(socket.AF_UNIX)
-s.connect('\\0ringfence-{}-{}')
-try:
-    s.sendall(b'reload\\n')
-except OSError:
-    pass
-print(s.recv(1000).decode())\"",
-            p.ids().0,
-            run.pid()
-        );
+        let knock = run.knock(p);
         for network in ["host", "none"] {
             let ran = p.shell(&["--network", network], &knock);
             assert!(!ran.out.contains("\"reloaded\":true"), "{network}: {ran:#?}");
