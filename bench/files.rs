@@ -331,7 +331,7 @@ fn views(place: &Place, tree: &Path, mounts: &mut Vec<Mounted>) -> Vec<View> {
         Ok(command)
     })];
     let sandboxes: [(&'static str, &[&str]); 6] = [
-        ("ringfence, development", &["-t", "development"]),
+        ("ringfence, workspace", &["-t", "workspace"]),
         ("ringfence, a layer without rules of names", &["-t", "full-access", "--layer", "plain"]),
         ("ringfence, a layer, agent-safe", &["-t", "agent-safe", "--layer", "safe"]),
         ("ringfence, a layer, development", &["-t", "development", "--layer", "development"]),
@@ -483,7 +483,8 @@ fn starts(place: &Place, rounds: usize) -> Result<Vec<Value>> {
         first.clear = vec![first.home.join(".cache"), first.home.join(".local")];
         let cases = vec![
             run("the tree itself, full-access", &["-t", "full-access"]),
-            run("the tree itself, agent-safe", &["-t", "agent-safe"]),
+            run("the tree itself, workspace", &["-t", "workspace"]),
+            run("exact, agent-safe", &["-t", "agent-safe"]),
             run("a layer, full-access", &["-t", "full-access", "--layer", "plain"]),
             run("a layer, agent-safe, later starts", &["-t", "agent-safe", "--layer", "later"]),
             first,

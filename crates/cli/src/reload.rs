@@ -32,8 +32,8 @@ pub struct Again {
     /// The filter's rules at the start, where there is one.
     pub filter: Option<(Arc<Rules>, Way)>,
     pub renewal: Arc<Renewal>,
-    /// What is said of files, as it is held.
-    pub files: Arc<Mutex<Files>>,
+    /// What is said of files, where that is no longer what was said at the start.
+    pub files: Arc<Mutex<Option<Files>>>,
     pub log: Option<File>,
     /// Whether outcomes are told on the terminal, and how it ends its lines.
     pub told: bool,
@@ -140,11 +140,14 @@ impl Reload for Again {
 impl Again {
     /// The file rules, where others hold; refused as a whole where the run cannot hold them.
     fn files(&self, policy: &Policy, notes: &mut Vec<String>) -> Result<Option<Commit>, String> {
+        let Meant { layered, request, .. } = &*self.meant;
         let now = plain_files(policy);
-        if now == *self.files.lock().unwrap_or_else(PoisonError::into_inner) {
+        let held = self.files.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if now == held.unwrap_or_else(|| plain_files(&layered.policy)) {
             return Ok(None);
         }
-        let change = self.renewal.change(policy).map_err(|e| e.to_string())?;
+        let change = self.renewal.change(&layered.policy, request, policy);
+        let change = change.map_err(|e| e.to_string())?;
         if !self.renewal.decides() {
             notes.push(
                 "files changed in the policy, and nothing of what is there now is shown otherwise for it; patterns are held for what exists when a run starts"
@@ -155,7 +158,7 @@ impl Again {
         let held = Arc::clone(&self.files);
         Ok(Some(Box::new(move || {
             change.commit().map_err(|e| e.to_string())?;
-            *held.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
             Ok(())
         })))
     }
@@ -257,7 +260,7 @@ fn other_filter(before: &Egress, now: &Egress) -> Option<&'static str> {
 }
 
 /// Where a rule stands in its file is not what it says.
-pub fn plain_files(policy: &Policy) -> Files {
+fn plain_files(policy: &Policy) -> Files {
     let mut files = policy.files.clone();
     let plain = |rule: &mut Rule| rule.origin = Origin::default();
     files.rules.iter_mut().for_each(plain);

@@ -460,7 +460,7 @@ impl LayerFragment {
             at: at.clone(),
             key: "layer.name".to_owned(),
             message: format!(
-                "{name:?} is not a layer's name: at most {LONGEST} letters, digits, `.`, `_` and `-`, the first a letter or a digit"
+                "{name:?} is not a name of a layer: at most {LONGEST} letters, digits, `.`, `_` and `-`, the first a letter or a digit"
             ),
         })
     }

@@ -270,15 +270,18 @@ fn tid() -> u32 {
 #[test]
 fn deciding_ends_before_confining() {
     let dir = place();
-    std::fs::create_dir(dir.path().join("names")).unwrap();
-    // `view` inside something readable cannot be held: said by the plan, before anything is made.
+    std::fs::create_dir_all(dir.path().join("names/inner")).unwrap();
+    // What is granted inside something hidden cannot be shown: said by the plan, before anything is made.
     let mut policy = ringfence::profile("strict").unwrap();
     let names = dir.path().join("names").canonicalize().unwrap();
-    let rule = ringfence_policy::Rule::grant_path(&names, ringfence::Permission::View, "test");
-    policy
-        .files
-        .rules
-        .push(ringfence_policy::Rule { effect: ringfence_policy::Effect::Cap, ..rule.unwrap() });
+    let rule = |path: &std::path::Path, permission, effect| ringfence_policy::Rule {
+        effect,
+        ..ringfence_policy::Rule::grant_path(path, permission, "test").unwrap()
+    };
+    let hidden = ringfence_policy::Effect::Cap;
+    let shown = ringfence_policy::Effect::Grant;
+    policy.files.rules.push(rule(&names, ringfence::Permission::None, hidden));
+    policy.files.rules.push(rule(&names.join("inner"), ringfence::Permission::Read, shown));
     let sandbox = Sandbox::builder().workspace(dir.path()).policy(policy).build().unwrap();
     let planned = sandbox.plan().unwrap_err();
     assert!(planned.is_refused(), "{planned}");

@@ -521,7 +521,7 @@ impl Plan {
                 Some("--exact: needs namespaces, which this host refuses; nothing was run\n  remedy: run `ringfence doctor`; or leave --exact away".to_owned())
             } else if survey.layer.is_some() {
                 Some(
-                    "--exact: not together with --layer: a layer holds patterns by other means"
+                    "--exact, layer.exact: not together with a layer, which holds rules of names by a mask and by init; leave one of the two away"
                         .to_owned(),
                 )
             } else {
@@ -1539,8 +1539,11 @@ impl fmt::Display for Plan {
             NetworkPlan::Host => writeln!(f, "network     the host's")?,
             NetworkPlan::NoSockets => writeln!(f, "network     none (sockets refused)")?,
         }
-        for p in
-            self.status.enforced.iter().filter(|p| matches!(&*p.name, "inspection" | "secrets"))
+        for p in self
+            .status
+            .enforced
+            .iter()
+            .filter(|p| matches!(&*p.name, "inspection" | "secrets" | "names"))
         {
             writeln!(f, "{:<11} {}", p.name, p.detail)?;
         }

@@ -1047,10 +1047,21 @@ impl<'a> Findings<'a> {
         let rules = self.rules;
         let workspace = self.has_workspace.then_some(&*places.workspace);
         let elsewhere = |path: &Path| workspace.is_none_or(|w| !survey::lies_in(path, w));
+        let written_by_people = |rule: &Rule| {
+            rule.effect == Effect::Cap && !(rule.id.is_some() && rule.origin.line.is_none())
+        };
+        // Asked first, since it costs nothing: what is relative to the workspace stays in it.
+        let mut any = false;
+        rules.each(|rule, base| {
+            any |= written_by_people(rule) && elsewhere(base) && pattern::has_meta(&rule.pattern);
+        });
+        if !any {
+            return Ok(());
+        }
         let globs: Vec<GlobRule<'_>> = rules
             .glob_rules()
             .into_iter()
-            .filter(|g| g.rule.effect == Effect::Cap && elsewhere(&g.base))
+            .filter(|g| written_by_people(g.rule) && elsewhere(&g.base))
             .collect();
         // In a layer a mask covers what lies in its roots.
         let written = |path: &Path| rules.decide(path).permission == Permission::Write;

@@ -16,6 +16,7 @@ use crate::answers::Answers;
 use crate::names::NamesPlan;
 use crate::plan::{Plan, shown};
 use crate::prepare::{Means, Request, prepare_for};
+use crate::status::Rung;
 use crate::view::{Handle, Wanted};
 
 /// Differences that a refusal spells out.
@@ -24,8 +25,7 @@ const MOST_TOLD: usize = 8;
 /// What a run's file rules are held by.
 #[derive(Debug)]
 pub struct Renewal {
-    policy: Policy,
-    request: Request,
+    rung: Rung,
     view: Option<Handle>,
     answers: Option<Arc<Answers>>,
     /// Rules of names that were put in the place of those of the start.
@@ -54,16 +54,8 @@ pub struct Change {
 }
 
 impl Renewal {
-    pub(crate) fn new(
-        policy: Policy,
-        request: Request,
-        view: Option<Handle>,
-        answers: Option<Arc<Answers>>,
-    ) -> Self {
-        let exact = view.is_some();
-        // What files are shown does not depend on these.
-        let request = Request { exact, filter: None, inspection: None, ..request };
-        Self { policy, request, view, answers, in_force: Mutex::default() }
+    pub(crate) fn new(rung: Rung, view: Option<Handle>, answers: Option<Arc<Answers>>) -> Self {
+        Self { rung, view, answers, in_force: Mutex::default() }
     }
 
     /// Rules can change in this run whatever else it has.
@@ -71,10 +63,16 @@ impl Renewal {
         self.view.is_some() || self.answers.is_some()
     }
 
-    /// Whether the run can hold the file rules of `policy`; nothing has changed yet.
-    pub fn change(self: &Arc<Self>, policy: &Policy) -> Result<Change, RenewError> {
-        let mut before = self.plan(&self.policy)?;
-        let mut after = self.plan(policy)?;
+    /// Whether the run, which began by `start` and `request`, can hold the file rules of `policy`;
+    /// nothing has changed yet.
+    pub fn change(
+        self: &Arc<Self>,
+        start: &Policy,
+        request: &Request,
+        policy: &Policy,
+    ) -> Result<Change, RenewError> {
+        let mut before = self.plan(start, request)?;
+        let mut after = self.plan(policy, request)?;
         let fixed = differences(&before, &after);
         if !fixed.is_empty() {
             return Err(RenewError::Fixed(fixed));
@@ -90,13 +88,16 @@ impl Renewal {
         Ok(Change { of: Arc::clone(self), view, names })
     }
 
-    fn plan(&self, policy: &Policy) -> Result<Plan, RenewError> {
+    fn plan(&self, policy: &Policy, request: &Request) -> Result<Plan, RenewError> {
+        // What files are shown does not depend on these.
         let mut policy = policy.clone();
         policy.network = Network::None;
         policy.ssh.agent.clear();
+        let (rung, exact) = (self.rung, self.view.is_some());
+        let request = Request { rung, exact, filter: None, inspection: None, ..request.clone() };
         let names = self.answers.as_ref().map(|answers| answers.by_broker());
-        let means = Means { names, view: None };
-        prepare_for(&policy, &self.request, means).map_err(|e| RenewError::Plan(e.to_string()))
+        prepare_for(&policy, &request, Means { names, view: None })
+            .map_err(|e| RenewError::Plan(e.to_string()))
     }
 }
 

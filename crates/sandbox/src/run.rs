@@ -496,11 +496,10 @@ impl Running {
         self.view.is_some()
     }
 
-    /// What can change of the file rules of this run, which was planned of `policy` and `request`.
-    pub fn renewal(&self, policy: &Policy, request: &Request) -> Renewal {
+    /// What can change of the file rules of this run.
+    pub fn renewal(&self) -> Renewal {
         let view = self.view.as_ref().map(view::Serving::handle);
-        let request = Request { rung: self.rung, ..request.clone() };
-        Renewal::new(policy.clone(), request, view, self.answers.clone())
+        Renewal::new(self.rung, view, self.answers.clone())
     }
 
     /// Looks for guarded names that the run created, if nothing inside can create another any more:

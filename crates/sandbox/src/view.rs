@@ -89,7 +89,7 @@ pub(crate) const DETAIL: &str =
 pub(crate) const WHY: &str = "asked for: rules hold for names that appear later, by patterns too";
 
 /// Why no view can be served here, with what helps.
-pub(crate) fn refusal() -> Option<String> {
+pub fn refusal() -> Option<String> {
     let device = ringfence_sys::fuse::DEVICE.to_string_lossy();
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
     match rustix::fs::open(&*device, flags, rustix::fs::Mode::empty()) {

@@ -227,19 +227,7 @@ fn from_inside_a_sandbox_no_run_is_reloaded() {
             assert!(matches!(ran.code, Some(125 | 126)), "{network}: {ran:#?}");
         }
         // Past the name as well, where nothing but the ear's own check is left.
-        let knock = format!(
-            "python3 -c \"
-import socket
-s = socket.socket(socket.AF_UNIX)
-s.connect('\\0ringfence-{}-{}')
-try:
-    s.sendall(b'reload\\n')
-except OSError:
-    pass
-print(s.recv(1000).decode())\"",
-            p.ids().0,
-            run.pid()
-        );
+        let knock = run.knock(&p);
         let ran = world.fenced(&p, &["--network", "host"], &knock);
         assert!(!ran.out.contains("\"reloaded\":true"), "{ran:#?}");
         // The ear's answer, where no other layer stands before it.

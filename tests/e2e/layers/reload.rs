@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::fuse::with_device;
-use crate::harness::{Place, Ran, Session, as_each_user, binary};
+use crate::harness::{Place, Ran, Session, as_each_user, binary, has};
 
 fn rule(pattern: &str, permission: &str) -> String {
     format!(
@@ -167,5 +167,31 @@ fn a_run_of_mounts_alone_has_nothing_that_can_change() {
         let mut run = Session::start(&mut p.ringfence(["run", "-s", settings, "--", "/bin/sh"]));
         reload(p, &run).failed_with(125).says("no run");
         assert_eq!(run.does("cat plain"), "plain\n");
+    });
+}
+
+#[test]
+fn from_inside_a_sandbox_no_run_without_a_filter_is_reloaded_either() {
+    if !has("python3") {
+        return;
+    }
+    as_each_user(|p| {
+        project(p);
+        let file = policy(p, &[("**/*.lock", "read")]);
+        let settings = file.to_str().unwrap();
+        let log = p.outside().join("log");
+        let flags = ["run", "--layer", "l", "-s", settings, "--log", log.to_str().unwrap()];
+        let mut command = p.ringfence(flags.iter().chain(&["--", "/bin/sh"]));
+        let run = Session::start(&mut command);
+        let knock = run.knock(p);
+        for network in ["host", "none"] {
+            let ran = p.shell(&["--network", network], &knock);
+            assert!(!ran.out.contains("\"reloaded\":true"), "{network}: {ran:#?}");
+        }
+        let heard = || std::fs::read_to_string(&log).unwrap().contains("\"event\":\"reload\"");
+        assert!(!heard());
+        // The control: whoever began it may.
+        let ran = p.bare(&knock).ok();
+        assert!(ran.out.contains("\"reloaded\":true") && heard(), "{ran:#?}");
     });
 }

@@ -592,6 +592,9 @@ fn keys_of_a_policy_say_what_the_flags_say() {
         let ran = Ran::of(&mut p.ringfence(["run", "-s", &file, "--explain", "--", "true"]));
         let view = ran.out.contains("(fuse)") || ran.err.contains("/dev/fuse");
         assert!(view, "{ran:#?}");
+        let ran = p.shell(&["-s", &file, "--layer", "work"], "echo ran");
+        assert!(!ran.out.contains("ran"), "{ran:#?}");
+        ran.failed_with(126).says("not together with a layer");
         let shown = Ran::of(&mut p.ringfence(["policy", "show", "-s", &file])).ok();
         assert!(shown.out.contains("exact"), "{shown:#?}");
     });

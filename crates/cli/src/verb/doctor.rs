@@ -9,6 +9,7 @@ use crate::exit::ExitCode;
 use std::ffi::OsString;
 use std::fmt::Write;
 
+use ringfence_sandbox::view;
 use ringfence_sys::raw::Errno;
 
 use crate::output;
@@ -30,6 +31,8 @@ struct Report {
     trials: Vec<Trial>,
     landlock_abi: u32,
     limits: Vec<(&'static str, Option<String>)>,
+    /// Why no workspace can be served by path, which rules of names need outside a layer.
+    no_view: Option<String>,
     findings: Vec<Finding>,
     best: Best,
     /// A real run: its status, or why there was none.
@@ -64,6 +67,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         best,
         landlock_abi: ringfence_sys::landlock::abi(),
         limits: trials::limits(),
+        no_view: view::refusal().map(|why| why.replace("\n  remedy: ", "; remedy: ")),
         run: selftest::status(&binary),
         // On a lower rung the stage, a git workspace with secrets, is refused as a whole.
         probes: match best {
@@ -120,6 +124,13 @@ fn text(report: &Report) -> String {
         };
         line(&format!("{name}-limit"), &said);
     }
+    let view = match &report.no_view {
+        None => ok.clone(),
+        Some(why) => {
+            format!("{}: {}", output::yellow("not to be had", on), output::printable(why))
+        }
+    };
+    line("exact-view", &view);
     if let Some(detail) = identity(report) {
         line("identity", detail);
     }
@@ -182,6 +193,7 @@ fn print_json(report: &Report) -> ExitCode {
         "layers": trials,
         "landlock_abi": report.landlock_abi,
         "limits": limits,
+        "exact_view": { "works": report.no_view.is_none(), "problem": report.no_view },
         "findings": report.findings,
         "run": report.run.as_ref().ok(),
         "refused": report.run.as_ref().err(),

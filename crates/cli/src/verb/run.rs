@@ -31,7 +31,7 @@ use crate::flags::{self, Id, Problem, Typed};
 use crate::layers::{self, Layered};
 use crate::output::printable;
 use crate::ports::{self, Port};
-use crate::reload::{Again, plain_files};
+use crate::reload::Again;
 use crate::{help, inspect, output};
 
 pub fn main(args: &[OsString]) -> ExitCode {
@@ -352,11 +352,11 @@ fn attempt(
     let told = typed.has(Id::Monitor) || typed.has(Id::Debug);
     let raw = io.wants_pty() && std::io::stderr().is_terminal();
     let made = running.network.take();
-    let renewal = Arc::new(running.renewal(policy, &meant.request));
+    let renewal = Arc::new(running.renewal());
     let again = Again {
         meant: Arc::clone(meant),
         filter: filter.as_ref().zip(made.as_ref()).map(|(f, m)| (Arc::clone(&f.rules), m.way)),
-        files: Arc::new(Mutex::new(plain_files(policy))),
+        files: Arc::default(),
         log: log.share(),
         told,
         raw,
