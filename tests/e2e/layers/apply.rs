@@ -629,6 +629,35 @@ fn what_is_closed_to_its_owner_is_applied_as_it_is() {
     });
 }
 
+#[test]
+fn directories_that_their_owner_may_not_write_are_applied_to_and_stay_so() {
+    const CHANGES: &str = "chmod u+w ro ro/deep none; echo two > ro/two; rm ro/one; echo x > ro/deep/x; \
+        chmod 555 ro/deep ro; chmod u+rwx none; echo y > none/y; chmod 000 none; \
+        chmod u+w other; echo z > other/z; chmod 700 other";
+    as_each_user(|place| {
+        if !layers_work(place) {
+            return;
+        }
+        let start = |place: &Place| {
+            for path in ["ro/one", "ro/deep/one", "none/one", "other/one"] {
+                place.write(path, "one\n");
+            }
+            for (dir, bits) in [("ro/deep", 0o555), ("ro", 0o555), ("none", 0), ("other", 0o500)] {
+                mode(&place.workspace().join(dir), bits);
+            }
+            settle();
+        };
+        let control = Place::new(place.user);
+        start(&control);
+        control.bare(CHANGES).ok();
+        start(place);
+        place.shell(&["--layer", "work"], CHANGES).ok();
+        rf(place, &["apply", "work"]).ok();
+        assert_eq!(rf(place, &["diff", "work"]).ok().out, "");
+        assert_eq!(opened(&place.workspace()), opened(&control.workspace()));
+    });
+}
+
 /// The tree of the one delta that there is.
 fn only_delta(place: &Place) -> PathBuf {
     let deltas = place.home().join(".local/state/ringfence/deltas");
