@@ -137,6 +137,10 @@ fn layer_verbs() -> [Command; 4] {
                     .action(ArgAction::SetTrue)
                     .help("A unified patch that `git apply` and `patch -p1` take"),
             )
+            .arg(
+                switch("binary", "With --patch: binary files too, which `git apply` takes")
+                    .requires("patch"),
+            )
             .arg(switch("stat", "Lines added and removed, by file").conflicts_with("patch"))
             .arg(json().conflicts_with_all(["patch", "stat"]))
             .after_help(

@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let review = review(&store.layer("l")?, None, &[])?;
         let (names, used) = (start.elapsed(), processor().saturating_sub(used));
         let items: Vec<_> = review.items.iter().collect();
-        let patch = diff::patch(&review, &items)?;
+        let patch = diff::patch(&review, &items, false)?;
         println!(
             "{} changes in {names:?} ({used:?} of a processor), patch of {} bytes in {:?}",
             items.len(),

@@ -121,7 +121,7 @@ pub fn resume(store: &Store, name: &str, context: &mut Context<'_>) -> Result<Re
             // Nothing is in place yet: made anew, of what the host is now.
             let trees = open(&held.layer)?;
             sweep(&trees, &plan, false)?;
-            steps::times_as_before(&trees, &plan)?;
+            steps::directories_as_before(&trees, &plan)?;
             journal.end(&held.layer)?;
             run(store, &mut held, &plan.request, context)
         }
@@ -141,7 +141,7 @@ pub fn resume(store: &Store, name: &str, context: &mut Context<'_>) -> Result<Re
         State::Undone => {
             let trees = open(&held.layer)?;
             sweep(&trees, &plan, false)?;
-            steps::times_as_before(&trees, &plan)?;
+            steps::directories_as_before(&trees, &plan)?;
             journal.end(&held.layer)?;
             Err(Error::Refused("the apply was rolled back; that is complete now".into()))
         }
@@ -190,7 +190,7 @@ fn run(
         return Ok(report);
     }
     let (ops, builds) = order(&review, &makes)?;
-    touched_times(&review, &ops, &mut times)?;
+    let opened = touched_directories(&review, &ops, &mut times)?;
     let mut plan = Plan {
         version: crate::VERSION,
         state: State::Prepare,
@@ -205,13 +205,16 @@ fn run(
             })
             .collect(),
         times,
+        opened,
     };
     let journal = Journal::begin(&held.layer, &plan)?;
     crash::point();
-    if let Err(e) = prepare(&review, &makes, &builds, &mut plan, &mut report) {
+    let prepared = steps::open_directories(&review.trees, &mut plan)
+        .and_then(|()| prepare(&review, &makes, &builds, &mut plan, &mut report));
+    if let Err(e) = prepared {
         // Nothing is in place: as if it had not been asked for.
         sweep(&review.trees, &plan, false)?;
-        steps::times_as_before(&review.trees, &plan)?;
+        steps::directories_as_before(&review.trees, &plan)?;
         journal.end(&held.layer)?;
         return Err(e);
     }
@@ -276,21 +279,36 @@ fn time_of(dir: &OwnedFd, shown: &Path) -> Result<Stamp, Error> {
     rustix::fs::fstat(dir).map(|s| Meta::of(&s).mtime).map_err(Error::os("look at", shown))
 }
 
-/// Of all directories in which steps are done, what they have before.
-fn touched_times(review: &Review, ops: &[Op], times: &mut Vec<Time>) -> Result<(), Error> {
+/// Of all directories in which steps are done, the times that they have before. Answers those that must
+/// be opened for it.
+fn touched_directories(
+    review: &Review,
+    ops: &[Op],
+    times: &mut Vec<Time>,
+) -> Result<Vec<(Place, u32)>, Error> {
     let mut known: BTreeSet<Place> = times.iter().map(|t| t.place.clone()).collect();
+    let (mut seen, mut opened) = (BTreeSet::new(), Vec::new());
+    let me = rustix::process::geteuid();
     for op in ops.iter().filter(|op| op.act != Act::Metadata) {
         let parent = op.place.path.parent().unwrap_or(Path::new(""));
         let place = Place::new(op.place.root, parent);
+        if !seen.insert(place.clone()) {
+            continue;
+        }
+        let trees = &review.trees[op.place.root];
+        let shown = trees.root.join(parent);
+        let dir = object::open_directory(trees.host.as_fd(), parent.as_os_str(), false)
+            .map_err(Error::os("open", &shown))?;
+        let stat = rustix::fs::fstat(&dir).map_err(Error::os("look at", &shown))?;
+        let meta = Meta::of(&stat);
         if known.insert(place.clone()) {
-            let trees = &review.trees[op.place.root];
-            let shown = trees.root.join(parent);
-            let dir = object::open_directory(trees.host.as_fd(), parent.as_os_str(), false)
-                .map_err(Error::os("open", &shown))?;
-            times.push(Time { place, was: time_of(&dir, &shown)?, be: None });
+            times.push(Time { place: place.clone(), was: meta.mtime, be: None });
+        }
+        if meta.mode & 0o300 != 0o300 && !me.is_root() && meta.uid == me.as_raw() {
+            opened.push((place, meta.mode));
         }
     }
-    Ok(())
+    Ok(opened)
 }
 
 /// Undoes the steps that were done, and removes what was made.
@@ -312,7 +330,7 @@ fn take_back(
         crash::point();
     }
     sweep(trees, plan, false)?;
-    steps::times_as_before(trees, plan)?;
+    steps::directories_as_before(trees, plan)?;
     journal.end(layer)
 }
 

@@ -12,6 +12,8 @@ use crate::object::{self, Kind, Meta};
 use crate::review::{self, Item, Review, Verdict};
 use crate::{Error, bytes_of, text};
 
+mod binary;
+
 /// How far a bar of `--stat` goes.
 const BAR: usize = 40;
 
@@ -20,11 +22,36 @@ struct Side {
     mode: &'static str,
     /// `None`: not a text.
     content: Option<Vec<u8>>,
+    /// What is no text and was asked for.
+    raw: Option<Vec<u8>>,
+}
+
+impl Side {
+    fn text(mode: &'static str, content: Vec<u8>) -> Self {
+        Self { mode, content: Some(content), raw: None }
+    }
+
+    /// A regular file; `read` gives up to so many bytes of its content.
+    fn file(
+        meta: &Meta,
+        content: Option<Vec<u8>>,
+        binary: bool,
+        read: impl FnOnce(u64) -> Result<Option<Vec<u8>>, Error>,
+    ) -> Result<Self, Error> {
+        let mode = if meta.mode & 0o111 == 0 { "100644" } else { "100755" };
+        let raw = if binary && content.is_none() { read(binary::MAX_BINARY)? } else { None };
+        Ok(Self { mode, content, raw })
+    }
+
+    fn bytes(&self) -> Option<&[u8]> {
+        self.content.as_deref().or(self.raw.as_deref())
+    }
 }
 
 /// The patch from what the host has to what an apply would make of it. With several roots each part
-/// says which directory it is for; `git apply` and `patch` skip such lines.
-pub fn patch(review: &Review, items: &[&Item]) -> Result<Vec<u8>, Error> {
+/// says which directory it is for; `git apply` and `patch` skip such lines. `binary`: with the content of
+/// what is no text, which only git takes; else that it differs.
+pub fn patch(review: &Review, items: &[&Item], binary: bool) -> Result<Vec<u8>, Error> {
     let mut out = Vec::new();
     let several = items.iter().any(|i| i.root != items[0].root);
     let mut last = None;
@@ -33,12 +60,12 @@ pub fn patch(review: &Review, items: &[&Item]) -> Result<Vec<u8>, Error> {
             let _ = writeln!(out, "# in {}", crate::shown(&review.roots[item.root]));
         }
         last = Some(item.root);
-        patch_of(review, item, &mut out)?;
+        patch_of(review, item, binary, &mut out)?;
     }
     Ok(out)
 }
 
-fn patch_of(review: &Review, item: &Item, out: &mut Vec<u8>) -> Result<(), Error> {
+fn patch_of(review: &Review, item: &Item, binary: bool, out: &mut Vec<u8>) -> Result<(), Error> {
     let path = &item.change.path;
     let old = item.change.old;
     let new = item.change.new.map(|(m, _)| m);
@@ -55,13 +82,17 @@ fn patch_of(review: &Review, item: &Item, out: &mut Vec<u8>) -> Result<(), Error
     };
     let side = |meta: Option<Meta>, text: Option<Vec<u8>>, ours: bool| -> Result<_, Error> {
         Ok(match meta {
-            Some(m) if m.kind == Kind::File => {
-                let mode = if m.mode & 0o111 == 0 { "100644" } else { "100755" };
-                Some(Side { mode, content: text })
-            }
-            Some(m) if m.kind == Kind::Symlink => {
-                Some(Side { mode: "120000", content: Some(link(ours)?) })
-            }
+            Some(m) if m.kind == Kind::File => Some(Side::file(&m, text, binary, |most| {
+                // Of what only its mode is taken, the host's content stays.
+                let ours = ours && !matches!(item.verdict, Verdict::Mode(_));
+                let (dir, name) = match item.change.new {
+                    Some((_, tree)) if ours => trees.parent(tree, path)?,
+                    _ => trees.host_parent(path)?,
+                };
+                object::content(dir.as_fd(), name, most, ours)
+                    .map_err(Error::os("read", trees.root.join(path)))
+            })?),
+            Some(m) if m.kind == Kind::Symlink => Some(Side::text("120000", link(ours)?)),
             _ => None,
         })
     };
@@ -74,7 +105,7 @@ fn patch_of(review: &Review, item: &Item, out: &mut Vec<u8>) -> Result<(), Error
     let after = side(new, after, true)?;
     let vanishes = old.is_some_and(|m| m.is_dir()) && new.is_none_or(|m| !m.is_dir());
     if vanishes {
-        deleted_below(review, item, out)?;
+        deleted_below(review, item, binary, out)?;
     }
     // git shows another kind of object as one that goes and one that comes.
     match (before, after) {
@@ -88,7 +119,12 @@ fn patch_of(review: &Review, item: &Item, out: &mut Vec<u8>) -> Result<(), Error
 }
 
 /// Of a directory that goes away, every file.
-fn deleted_below(review: &Review, item: &Item, out: &mut Vec<u8>) -> Result<(), Error> {
+fn deleted_below(
+    review: &Review,
+    item: &Item,
+    binary: bool,
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
     let trees = &review.trees[item.root];
     let mut found = Vec::new();
     review::each_below(trees, &item.change.path, &mut |path, meta| {
@@ -104,12 +140,13 @@ fn deleted_below(review: &Review, item: &Item, out: &mut Vec<u8>) -> Result<(), 
                 let content = object::content(dir.as_fd(), name, text::MAX_TEXT, false)
                     .map_err(fail)?
                     .filter(|b| text::is_text(b));
-                let mode = if meta.mode & 0o111 == 0 { "100644" } else { "100755" };
-                Side { mode, content }
+                Side::file(&meta, content, binary, |most| {
+                    object::content(dir.as_fd(), name, most, false).map_err(fail)
+                })?
             }
             Kind::Symlink => {
                 let target = object::link(dir.as_fd(), name).map_err(fail)?;
-                Side { mode: "120000", content: Some(target.as_os_str().as_bytes().to_vec()) }
+                Side::text("120000", target.as_os_str().as_bytes().to_vec())
             }
             _ => continue,
         };
@@ -133,7 +170,7 @@ fn entry(path: &Path, before: Option<&Side>, after: Option<&Side>, out: &mut Vec
         (Some(b), Some(a)) if b.mode != a.mode => {
             let _ = writeln!(head, "old mode {}\nnew mode {}", b.mode, a.mode);
         }
-        (Some(b), Some(a)) if b.content.is_some() && b.content == a.content => return,
+        (Some(b), Some(a)) if b.bytes().is_some() && b.bytes() == a.bytes() => return,
         _ => {}
     }
     out.extend(head);
@@ -145,6 +182,7 @@ fn entry(path: &Path, before: Option<&Side>, after: Option<&Side>, out: &mut Vec
         None => b"/dev/null".to_vec(),
     };
     let (from, to) = (label(before, "a/"), label(after, "b/"));
+    let bytes = |side: Option<&'_ Side>| side.map(|s| s.bytes().map(<[u8]>::to_vec));
     match (old, new) {
         (Some(old), Some(new)) if old == new => {}
         (Some(old), Some(new)) => {
@@ -155,7 +193,14 @@ fn entry(path: &Path, before: Option<&Side>, after: Option<&Side>, out: &mut Vec
             out.extend([&b"+++ "[..], &to, tab_of(after), b"\n"].concat());
             text::unified(old, new, out);
         }
-        _ => out.extend([&b"Binary files "[..], &from, b" and ", &to, b" differ\n"].concat()),
+        _ => match (bytes(before), bytes(after)) {
+            // A mode alone.
+            (Some(Some(old)), Some(Some(new))) if old == new => {}
+            (Some(None), _) | (_, Some(None)) => {
+                out.extend([&b"Binary files "[..], &from, b" and ", &to, b" differ\n"].concat());
+            }
+            (old, new) => binary::write(old.flatten().as_deref(), new.flatten().as_deref(), out),
+        },
     }
 }
 

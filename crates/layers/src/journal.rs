@@ -123,6 +123,10 @@ pub struct Plan {
     /// Directories of the host whose times the steps change.
     #[serde(default)]
     pub times: Vec<Time>,
+    /// Directories of the host that their mode closes to their owner, with that mode: open while the steps
+    /// are done.
+    #[serde(default)]
+    pub opened: Vec<(Place, u32)>,
 }
 
 /// The time of a directory.

@@ -160,6 +160,52 @@ fn git_and_patch_take_the_patch() {
 }
 
 #[test]
+fn git_takes_binary_files_of_a_patch_and_gives_them_back() {
+    const BINARY: &str = "printf 'a\\000b%s' 2 > changed; printf '\\000' > new; : > empty; rm gone; \
+        chmod 755 mode; head -c 200000 /dev/zero > large; echo text > totext; printf '\\000' > tobinary; \
+        rm -r dir; mkdir closed; printf '\\000\\001' > closed/x; chmod 000 closed/x closed; ln -s new link";
+    if !has("git") {
+        return;
+    }
+    as_each_user(|place| {
+        if !layers_work(place) {
+            return;
+        }
+        let start = |place: &Place| {
+            for path in ["changed", "gone", "mode", "totext", "dir/deep/b"] {
+                place.write(path, b"a\0b");
+            }
+            place.write("tobinary", "text\n");
+            settle();
+        };
+        let made = Place::new(place.user);
+        start(&made);
+        made.shell(&["--layer", "work"], BINARY).ok();
+        let plain = rf(&made, &["diff", "work", "--patch"]).ok().out;
+        assert!(plain.contains("Binary files a/changed and b/changed differ\n"), "{plain}");
+        let patch = rf(&made, &["diff", "work", "--patch", "--binary"]).ok().out;
+        assert!(patch.contains("GIT binary patch\n") && !patch.contains("Binary files"), "{patch}");
+        let other = Place::new(place.user);
+        start(&other);
+        let before = tree(&other.workspace());
+        let file = other.outside().join("patch");
+        std::fs::write(&file, &patch).unwrap();
+        let git = |args: &[&str]| {
+            let mut command = other.command("git");
+            Ran::of(command.arg("apply").args(args).arg(&file)).ok();
+        };
+        git(&[]);
+        rf(&made, &["apply", "work"]).ok();
+        mode(&made.workspace().join("closed"), 0o755);
+        mode(&made.workspace().join("closed/x"), 0o644);
+        assert_eq!(tree(&other.workspace()), tree(&made.workspace()));
+        git(&["-R"]);
+        assert_eq!(tree(&other.workspace()), before);
+        rf(&made, &["diff", "work", "--binary"]).failed_with(125);
+    });
+}
+
+#[test]
 fn what_both_changed_is_merged_or_shown_and_never_overwritten() {
     as_each_user(|place| {
         if !layers_work(place) {
@@ -579,6 +625,35 @@ fn what_is_closed_to_its_owner_is_applied_as_it_is() {
         rf(place, &["diff", "work"]).ok();
         let again = rf(place, &["run", "--layer", "work", "--", "true"]).ok();
         assert!(!again.err.contains("changed"), "{again:?}");
+        assert_eq!(opened(&place.workspace()), opened(&control.workspace()));
+    });
+}
+
+#[test]
+fn directories_that_their_owner_may_not_write_are_applied_to_and_stay_so() {
+    const CHANGES: &str = "chmod u+w ro ro/deep none; echo two > ro/two; rm ro/one; echo x > ro/deep/x; \
+        chmod 555 ro/deep ro; chmod u+rwx none; echo y > none/y; chmod 000 none; \
+        chmod u+w other; echo z > other/z; chmod 700 other";
+    as_each_user(|place| {
+        if !layers_work(place) {
+            return;
+        }
+        let start = |place: &Place| {
+            for path in ["ro/one", "ro/deep/one", "none/one", "other/one"] {
+                place.write(path, "one\n");
+            }
+            for (dir, bits) in [("ro/deep", 0o555), ("ro", 0o555), ("none", 0), ("other", 0o500)] {
+                mode(&place.workspace().join(dir), bits);
+            }
+            settle();
+        };
+        let control = Place::new(place.user);
+        start(&control);
+        control.bare(CHANGES).ok();
+        start(place);
+        place.shell(&["--layer", "work"], CHANGES).ok();
+        rf(place, &["apply", "work"]).ok();
+        assert_eq!(rf(place, &["diff", "work"]).ok().out, "");
         assert_eq!(opened(&place.workspace()), opened(&control.workspace()));
     });
 }

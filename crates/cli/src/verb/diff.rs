@@ -63,7 +63,7 @@ fn show(m: &ArgMatches) -> Result<ExitCode, String> {
         return Ok(output::print(&diff::stat(&review, &items).map_err(text)?));
     }
     if m.get_flag("patch") {
-        let patch = diff::patch(&review, &items).map_err(text)?;
+        let patch = diff::patch(&review, &items, m.get_flag("binary")).map_err(text)?;
         return Ok(print_patch(&patch));
     }
     Ok(output::print(&names(&review, &items)))

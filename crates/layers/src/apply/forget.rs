@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::Report;
 use super::prepare::copied;
-use super::steps::{give_times, sweep};
+use super::steps::{finish_directories, sweep};
 use crate::base::{self, Base, Was};
 use crate::delta::Trees;
 use crate::journal::{Journal, Place, Plan, State};
@@ -40,7 +40,7 @@ pub(super) fn finish(
     crash::point();
     sweep(trees, plan, true)?;
     // After the last name in them came or went.
-    give_times(trees, plan)?;
+    finish_directories(trees, plan)?;
     crash::point();
     journal.end(&held.layer)?;
     crash::point();

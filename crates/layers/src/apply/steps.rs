@@ -244,8 +244,59 @@ pub(super) fn give(place: &OwnedFd, look: &Look) -> Result<(), Errno> {
     look.mtime.map_or(Ok(()), |time| set_time(place, time))
 }
 
-/// The times that directories have in the layer.
-pub(super) fn give_times(trees: &[Trees], plan: &Plan) -> Result<(), Error> {
+/// Directories of the caller's own that he may not write by their mode, but by changing it. The journal
+/// knows what they had.
+pub(super) fn open_directories(trees: &[Trees], plan: &mut Plan) -> Result<(), Error> {
+    for (place, mode) in &plan.opened {
+        let open = mode | 0o700;
+        set_mode(trees, place, open)?;
+        // A step that is about the directory itself finds it so.
+        for op in plan.ops.iter_mut().filter(|op| op.place == *place) {
+            op.old = op.old.map(|old| Meta { mode: open, ..old });
+        }
+        crash::point();
+    }
+    Ok(())
+}
+
+/// The modes that they had, but where a step gave them another one for good.
+fn close_directories(trees: &[Trees], plan: &Plan, done: bool) -> Result<(), Error> {
+    // Inner ones first: outer ones lead to them.
+    for (place, mode) in plan.opened.iter().rev() {
+        let steps = plan.ops.iter().filter(|op| done && op.place == *place);
+        let new: Vec<u32> = steps.filter_map(|op| Some(op.change.as_ref()?.0.mode)).collect();
+        // A step that the host prevented gave it none.
+        if new.is_empty() || !new.contains(&mode_of(trees, place)?) {
+            set_mode(trees, place, *mode)?;
+        }
+    }
+    Ok(())
+}
+
+fn mode_of(trees: &[Trees], place: &Place) -> Result<u32, Error> {
+    let trees = &trees[place.root];
+    object::open_directory(trees.host.as_fd(), place.path.as_os_str(), false)
+        .and_then(rustix::fs::fstat)
+        .map(|stat| Meta::of(&stat).mode)
+        .or_else(|errno| if errno == Errno::NOENT { Ok(0) } else { Err(errno) })
+        .map_err(Error::os("look at", trees.root.join(&place.path)))
+}
+
+fn set_mode(trees: &[Trees], place: &Place, mode: u32) -> Result<(), Error> {
+    let trees = &trees[place.root];
+    let shown = trees.root.join(&place.path);
+    match object::open_directory(trees.host.as_fd(), place.path.as_os_str(), false) {
+        Ok(dir) => rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))
+            .map_err(Error::os("set the mode of", shown)),
+        // One that the host has moved away meanwhile is none of ours.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+        Err(errno) => Err(Error::os("open", shown)(errno)),
+    }
+}
+
+/// The modes and times that directories have in the layer.
+pub(super) fn finish_directories(trees: &[Trees], plan: &Plan) -> Result<(), Error> {
+    close_directories(trees, plan, true)?;
     for time in &plan.times {
         if let Some(be) = time.be {
             give_time(trees, &time.place, be, &|_| Ok(true))?;
@@ -254,9 +305,10 @@ pub(super) fn give_times(trees: &[Trees], plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// The times that directories had before, once all else in them is as before. Not where somebody else
-/// made or changed a name meanwhile.
-pub(super) fn times_as_before(trees: &[Trees], plan: &Plan) -> Result<(), Error> {
+/// The modes and times that directories had before, once all else in them is as before. No times where
+/// somebody else made or changed a name meanwhile.
+pub(super) fn directories_as_before(trees: &[Trees], plan: &Plan) -> Result<(), Error> {
+    close_directories(trees, plan, false)?;
     let ours: BTreeSet<&Place> =
         plan.ops.iter().map(|op| &op.place).chain(plan.times.iter().map(|t| &t.place)).collect();
     for Time { place, was, .. } in &plan.times {

@@ -16,6 +16,8 @@ fn prepare(f: &Fixture) {
     f.write("mode", "m");
     f.write("was-dir/x", "x");
     f.write("timed/old", "old");
+    f.write("ro/old", "old");
+    fs::set_permissions(f.host().join("ro"), fs::Permissions::from_mode(0o555)).unwrap();
     f.run(|o| {
         o.write("mod", "two\n");
         o.write("new", "new");
@@ -35,6 +37,10 @@ fn prepare(f: &Fixture) {
         o.remove("timed/old");
         o.write("timed/new", "new");
         touch(&o.upper.join("timed"), TIMED);
+        fs::create_dir(o.upper.join("ro")).unwrap();
+        o.write("ro/new", "new");
+        o.remove("ro/old");
+        fs::set_permissions(o.upper.join("ro"), fs::Permissions::from_mode(0o555)).unwrap();
     });
 }
 

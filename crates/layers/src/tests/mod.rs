@@ -24,6 +24,14 @@ pub struct Fixture {
     pub store: Store,
 }
 
+impl Drop for Fixture {
+    /// What its owner may not write cannot be removed.
+    fn drop(&mut self) {
+        let closed = self.dir.path().join("host/ro");
+        let _ = fs::set_permissions(closed, fs::Permissions::from_mode(0o755));
+    }
+}
+
 impl Fixture {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
