@@ -88,7 +88,7 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         "daemon" => verb::daemon::main(args),
         "create" | "start" | "exec" | "stop" | "remove" | "list" => verb::sandboxes::main(args),
         // Hidden: the daemon's process that makes jails.
-        verb::daemon::SPAWNER => verb::daemon::spawner(),
+        verb::daemon::SPAWNER => verb::daemon::spawner(args),
         "completions" => verb::completions::main(args),
         "help" | "-h" | "--help" | "-V" | "-v" | "--version" | "version" => help::main(args),
         // As people type it with Fence: without a verb the flags of `run` apply.

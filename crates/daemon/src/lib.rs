@@ -42,7 +42,7 @@ pub struct Options {
     pub places: Places,
     /// Loopback addresses to listen at besides the socket; callers there need the token.
     pub listen: Vec<SocketAddr>,
-    /// The program and arguments that are the spawner.
+    /// The program and arguments that are the spawner; one more is added, for [`spawner`].
     pub spawner: (PathBuf, Vec<String>),
 }
 
@@ -62,15 +62,18 @@ pub fn run(options: &Options) -> Result<(), Failed> {
         )));
     }
     let _lock = options.places.prepare()?;
+    let open_files = ringfence_supervisor::spawner::more_files();
     let token = if options.listen.is_empty() { None } else { Some(options.places.token()?) };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(failed("cannot start the runtime"))?
-        .block_on(serve(options, token))
+        .block_on(serve(options, token, open_files))
 }
 
-async fn serve(options: &Options, token: Option<String>) -> Result<(), Failed> {
+async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Result<(), Failed> {
+    let (program, mut arguments) = options.spawner.clone();
+    arguments.push(open_files.to_string());
     let places = &options.places;
     let socket = places.socket();
     let unix = listen_unix(places)?;
@@ -82,7 +85,7 @@ async fn serve(options: &Options, token: Option<String>) -> Result<(), Failed> {
     }
     let settings = Settings {
         store: places.state.join("state.db"),
-        spawner: options.spawner.clone(),
+        spawner: (program, arguments),
         hidden: places.hidden(),
     };
     let supervisor = Supervisor::start(settings).await.map_err(|e| Failed(e.to_string()))?;
@@ -139,7 +142,7 @@ async fn told_to_end() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The spawner's part of the program: see [`Options::spawner`].
-pub fn spawner(orders: &OwnedFd) -> u8 {
-    ringfence_supervisor::spawner::serve(orders)
+/// The spawner's part of the program: see [`Options::spawner`]. `argument` is what was added.
+pub fn spawner(orders: &OwnedFd, argument: &str) -> u8 {
+    ringfence_supervisor::spawner::serve(orders, argument.parse().unwrap_or(0))
 }

@@ -56,6 +56,15 @@ impl Places {
         Ok(lock)
     }
 
+    /// Where a daemon in the background says what went wrong, from its start on.
+    pub fn log(&self) -> Result<(std::fs::File, PathBuf), Failed> {
+        private(&self.state)?;
+        let path = self.state.join("log");
+        let mut options = std::fs::OpenOptions::new();
+        let opened = options.create(true).write(true).truncate(true).mode(0o600).open(&path);
+        Ok((opened.map_err(failed(path.display().to_string()))?, path))
+    }
+
     /// The token for callers over TCP; made when there is none.
     pub(crate) fn token(&self) -> Result<String, Failed> {
         let path = self.state.join("token");

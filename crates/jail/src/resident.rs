@@ -220,6 +220,11 @@ fn set_up(birth: &Birth<'_>) -> Result<Starter, Fail> {
         return Err(Fail::new(Stage::Rlimit, Errno(libc::EINVAL)));
     }
     child::private(spec, page, has_network)?;
+    if spec.resident_files > 0 {
+        let (_, hard) = at(Stage::Rlimit, raw::getrlimit(libc::RLIMIT_NOFILE))?;
+        let soft = spec.resident_files.min(hard);
+        at(Stage::Rlimit, raw::setrlimit(libc::RLIMIT_NOFILE, soft, hard))?;
+    }
     child::landlock(spec)?;
     page.started.store(1, Ordering::Release);
     at(Stage::Resident, raw::send_now(CONTROL, &[message::READY, 0]))?;

@@ -297,12 +297,16 @@ impl Jailed {
     }
 
     /// Waits until a resident init is ready. An error: it ends, and [`Jailed::wait`] says why.
-    pub fn wait_until_ready(&self) -> Result<(), Errno> {
+    pub fn wait_until_ready(&mut self) -> Result<(), Errno> {
         let mut fds = [raw::pollin(self.control.as_raw_fd()), raw::pollin(self.pidfd.as_raw_fd())];
         raw::poll(&mut fds, -1)?;
         let mut message = [0u8; 2];
         match raw::recv_with_fd(self.control.as_raw_fd(), &mut message, libc::MSG_DONTWAIT)? {
-            (2, None) if message[0] == crate::message::READY => Ok(()),
+            (2, None) if message[0] == crate::message::READY => {
+                // It has a table of its own by now.
+                self.shared_table.clear();
+                Ok(())
+            }
             (_, fd) => {
                 if let Some(fd) = fd {
                     raw::close(fd);

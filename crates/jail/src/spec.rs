@@ -338,6 +338,9 @@ pub struct JailSpec {
     /// Init's end of the channel over which it is asked for commands, see [`crate::resident`]; -1 for the
     /// one command of `exec`. Needs namespaces, and neither `watch` nor a terminal.
     pub resident: i32,
+    /// Soft limit of open files for a resident init's commands, where the supervisor raised its own; 0
+    /// leaves it.
+    pub resident_files: u64,
     /// Die with the thread that made the jail (the command line; a library user may not want it).
     pub die_with_parent: bool,
 }

@@ -49,11 +49,19 @@ pub struct Command {
     pub die_with_parent: bool,
     /// Init's end of the channel for connections to the sandbox's ports.
     pub connector: Option<std::sync::Arc<std::os::fd::OwnedFd>>,
-    /// Init's end of the channel over which it is asked for commands: then it stays, and there is no
-    /// first one.
-    pub resident: Option<std::sync::Arc<std::os::fd::OwnedFd>>,
+    /// Init stays, and there is no first command.
+    pub resident: Option<Resident>,
     /// Who is told what the ssh agent was asked for, where the policy grants one.
     pub agent_events: Option<crate::agent::Sink>,
+}
+
+/// An init that stays.
+#[derive(Clone, Debug)]
+pub struct Resident {
+    /// Its end of the channel over which it is asked for commands.
+    pub channel: std::sync::Arc<std::os::fd::OwnedFd>,
+    /// See [`jail::JailSpec::resident_files`].
+    pub open_files: u64,
 }
 
 /// The caller's own standard descriptors, those marked replaced by a terminal of the sandbox.
@@ -124,7 +132,8 @@ pub fn lower(
         connector: command.connector.as_ref().map_or(-1, AsRawFd::as_raw_fd),
         lock: given.lock,
         asks: given.asks,
-        resident: command.resident.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+        resident: command.resident.as_ref().map_or(-1, |r| r.channel.as_raw_fd()),
+        resident_files: command.resident.as_ref().map_or(0, |r| r.open_files),
         die_with_parent: command.die_with_parent && given.lock < 0,
     };
     Ok((spec, parent))

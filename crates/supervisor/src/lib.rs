@@ -43,6 +43,12 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
+/// For whoever reads what the daemon says. Nobody, perhaps: that is no reason to end.
+fn complain(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "ringfence: {text}");
+}
+
 /// 128 random bits that nobody can guess, in hexadecimal digits.
 pub fn random() -> Result<String, Error> {
     let half = || {

@@ -129,7 +129,11 @@ impl Link {
             Ok(Ok(Ok(pid))) => Ok(Ok(Started { token, pid, ended: end })),
             Ok(Ok(Err(refused))) => Ok(Err(refused)),
             Ok(Err(_)) => Err(Error::lost()),
-            Err(_) => Err(unresponsive()),
+            Err(_) => {
+                // Somebody inside holds it; it shall not run when nobody expects it any more.
+                let _ = self.signal(token, libc::SIGKILL).await;
+                Err(unresponsive())
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use ringfence_policy::{
     Effect, Entry, Format, Fragment, Network, NoFiles, Origin, Permission, Policy, Rule, priority,
     resolve_layers,
 };
-use ringfence_sandbox::lower::Command;
+use ringfence_sandbox::lower::{Command, Resident};
 use ringfence_sandbox::plan::Plan;
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
@@ -24,6 +24,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 
 use crate::channel;
+use crate::complain;
 use crate::error::{Error, Kind};
 
 /// The largest order or word. A socket takes 208 KiB by default.
@@ -72,29 +73,40 @@ pub(crate) struct Made {
     pub degraded: Vec<String>,
 }
 
-/// Serves until the daemon is gone. Answers the exit code.
-pub fn serve(orders: &OwnedFd) -> u8 {
+/// Serves until the daemon is gone. `open_files` is the soft limit of commands. Answers the exit code.
+pub fn serve(orders: &OwnedFd, open_files: u64) -> u8 {
+    more_files();
     // The daemon's terminal, if it has one, is not ours: who interrupts it ends us by its end.
     let _ = rustix::process::setsid();
     if let Err(e) = std::env::set_current_dir("/") {
-        eprintln!("ringfence: the spawner cannot enter /: {e}");
+        complain(&format!("the spawner cannot enter /: {e}"));
         return 125;
     }
-    let mut spawner = Spawner::default();
+    let mut spawner = Spawner { running: BTreeMap::new(), open_files };
     let served = spawner.run(orders.as_fd());
     spawner.end_all();
     match served {
         Ok(()) => 0,
         Err(e) => {
-            eprintln!("ringfence: the spawner lost the daemon: {e}");
+            complain(&format!("the spawner lost the daemon: {e}"));
             125
         }
     }
 }
 
-#[derive(Default)]
+/// Each sandbox takes some descriptors, here and in the daemon. Answers the soft limit as it was.
+pub fn more_files() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    // With the old limit there are fewer sandboxes.
+    let _ = setrlimit(Resource::Nofile, raised);
+    limit.current.unwrap_or(u64::MAX)
+}
+
 struct Spawner {
     running: BTreeMap<u64, Running>,
+    open_files: u64,
 }
 
 impl Spawner {
@@ -121,16 +133,18 @@ impl Spawner {
                         running.jailed.kill();
                     }
                 }
-                Order::Make { number, made_of, hidden } => match make(&made_of, &hidden) {
-                    Ok((running, made, channel)) => {
-                        self.running.insert(number, running);
-                        say(orders, &Word::Made { number, made }, Some(&channel))?;
+                Order::Make { number, made_of, hidden } => {
+                    match make(&made_of, &hidden, self.open_files) {
+                        Ok((running, made, channel)) => {
+                            self.running.insert(number, running);
+                            say(orders, &Word::Made { number, made }, Some(&channel))?;
+                        }
+                        Err(Error { kind, message, .. }) => {
+                            let kind = kind.text().to_owned();
+                            say(orders, &Word::Refused { number, kind, message }, None)?;
+                        }
                     }
-                    Err(Error { kind, message, .. }) => {
-                        let kind = kind.text().to_owned();
-                        say(orders, &Word::Refused { number, kind, message }, None)?;
-                    }
-                },
+                }
             }
         }
     }
@@ -223,7 +237,11 @@ fn refused(e: impl Into<RunError>) -> Error {
     Error::new(kind, e.to_string())
 }
 
-fn make(made_of: &CreateSandbox, hidden: &[String]) -> Result<(Running, Made, OwnedFd), Error> {
+fn make(
+    made_of: &CreateSandbox,
+    hidden: &[String],
+    open_files: u64,
+) -> Result<(Running, Made, OwnedFd), Error> {
     let mut policy = policy_of(made_of)?;
     for directory in hidden {
         hide(&mut policy, directory)?;
@@ -241,7 +259,7 @@ fn make(made_of: &CreateSandbox, hidden: &[String]) -> Result<(Running, Made, Ow
         stdio: ringfence_sandbox::lower::stdio([false; 3]),
         die_with_parent: true,
         connector: None,
-        resident: Some(Arc::new(theirs)),
+        resident: Some(Resident { channel: Arc::new(theirs), open_files }),
         agent_events: None,
     };
     let running = run::start(plan, &policy, &command, None).map_err(|f| refused(f.error))?;

@@ -191,8 +191,15 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// The one way in.
+    /// The one way in. What was begun is carried out, also when nobody waits for the answer any more.
     pub async fn run(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
+        let supervisor = self.clone();
+        tokio::spawn(async move { supervisor.carry_out(caller, command).await })
+            .await
+            .unwrap_or_else(|e| Err(Error::internal(format!("a task ended: {e}"))))
+    }
+
+    async fn carry_out(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
         match command {
             Command::Create { made_of, key } => self.create(caller, *made_of, key).await,
             Command::List => Ok(Reply::Sandboxes(self.list(caller))),
@@ -391,7 +398,7 @@ impl Supervisor {
             let known = lock(&self.numbers).remove(&number);
             let Some((sandbox, told)) = known else { continue };
             for line in held {
-                eprintln!("ringfence: {}", printable(&line));
+                crate::complain(&printable(&line));
             }
             if let Some(sandbox) = sandbox.upgrade()
                 && sandbox.live().is_some_and(|l| l.number == number && !l.link.was_shut())

@@ -12,7 +12,7 @@ use ringfence_supervisor::{Caller, Command, Kind, Reply, Settings, Supervisor, s
 fn as_spawner() {
     if std::env::var_os("RINGFENCE_TEST_SPAWNER").is_some() {
         let orders = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-        std::process::exit(i32::from(spawner::serve(&orders)));
+        std::process::exit(i32::from(spawner::serve(&orders, 1024)));
     }
 }
 

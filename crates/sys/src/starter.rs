@@ -327,7 +327,7 @@ mod tests {
         let len = fill(&mut starter, strings);
         let fds = [0, 1, 2].map(|fd| raw::dup_from(fd, 10).unwrap());
         let pid = starter.start(0, len, 0, counts, fds);
-        let _ = fds.map(raw::close);
+        fds.into_iter().for_each(raw::close);
         let pid = pid?;
         while starter.progress(0) == Progress::Pending {
             starter.wait(0, 100);

@@ -99,9 +99,10 @@ fn foreground(m: &ArgMatches) -> ExitCode {
 }
 
 /// What makes jails; its standard input is the daemon's other end.
-pub fn spawner() -> ExitCode {
+pub fn spawner(args: &[OsString]) -> ExitCode {
+    let argument = args.get(1).and_then(|a| a.to_str()).unwrap_or_default();
     match std::io::stdin().as_fd().try_clone_to_owned() {
-        Ok(orders) => ExitCode::from(ringfence_daemon::spawner(&orders)),
+        Ok(orders) => ExitCode::from(ringfence_daemon::spawner(&orders, argument)),
         Err(e) => output::fail(e),
     }
 }
@@ -115,8 +116,11 @@ fn start(m: &ArgMatches) -> ExitCode {
     for address in addresses(m) {
         daemon.arg("--listen").arg(address.to_string());
     }
-    // What it has to say before it serves is for whoever starts it.
-    daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    let (log, path) = match places().log() {
+        Ok(opened) => opened,
+        Err(e) => return output::fail(e),
+    };
+    daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
     let mut child = match daemon.spawn() {
         Ok(child) => child,
         Err(e) => return output::fail(format_args!("cannot start the daemon: {e}")),
@@ -124,10 +128,7 @@ fn start(m: &ArgMatches) -> ExitCode {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         if let Ok(Some(status)) = child.try_wait() {
-            let mut said = String::new();
-            if let Some(mut err) = child.stderr.take() {
-                let _ = std::io::Read::read_to_string(&mut err, &mut said);
-            }
+            let said = std::fs::read_to_string(&path).unwrap_or_default();
             let said = said.trim().trim_start_matches("ringfence: ").to_owned();
             return output::fail(format_args!("the daemon ended ({status}): {}", printable(&said)));
         }
