@@ -135,7 +135,11 @@ fn finish_set_up(
             }
             raw::futex_wait_for(&page.net_ready, 0, 20);
         }
-        at(Stage::Network, raw::setns(command, libc::CLONE_NEWNET))?;
+        match raw::setns(command, libc::CLONE_NEWNET) {
+            // The command ended, and has said why.
+            Err(_) if page.failed_stage.load(Ordering::Acquire) != 0 => return Ok(()),
+            r => at(Stage::Network, r)?,
+        }
     }
     raw::close(command);
     // Nobody inside may look into the memory that was copied from the supervisor.
