@@ -155,10 +155,8 @@ fn leftovers(p: &Place) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for delta in std::fs::read_dir(deltas).into_iter().flatten().flatten() {
         for root in std::fs::read_dir(delta.path()).into_iter().flatten().flatten() {
-            let work = root.path().join("work");
-            if work.exists() {
-                found.push(work);
-            }
+            let inside = std::fs::read_dir(root.path().join("work")).into_iter().flatten();
+            found.extend(inside.flatten().map(|entry| entry.path()));
         }
     }
     found
