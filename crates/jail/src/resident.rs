@@ -439,9 +439,13 @@ impl Resident {
             return;
         }
         if let Some(command) = self.commands.iter().find(|c| c.token == head.token && c.pid > 0) {
-            // Its session first, all at once; then what left that.
-            let _ = raw::kill(-command.pid, head.value);
+            // What left its session is found through its parents: none may end before its children are
+            // known, or they would be ours like everybody's.
+            if head.value == libc::SIGKILL {
+                let _ = raw::kill(-command.pid, libc::SIGSTOP);
+            }
             subreaper::signal_tree(command.pid, head.value);
+            let _ = raw::kill(-command.pid, head.value);
         }
     }
 
