@@ -146,10 +146,7 @@ impl Codebases {
             }
         }
         // A tree without an index is looked at anew.
-        match rustix::fs::unlinkat(&codebase.dir, index::INDEX, rustix::fs::AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(Error::os("renew", codebase.path.join(index::INDEX))(errno)),
-        }
+        index::remove(codebase.dir.as_fd(), &codebase.path)?;
         let mut at = existing;
         for part in parent.components().skip(at.components().count()) {
             let dir = open_directory(&tree, &at)?;
