@@ -318,22 +318,20 @@ impl Codebases {
         }
         let _lock = self.lock()?;
         if codebase.names()?.is_none() {
-            self.renew(&mut self.get(&codebase.record.id)?)?;
+            self.count(&mut self.get(&codebase.record.id)?)?;
         }
         codebase
             .names()?
             .ok_or_else(|| Error::file(codebase.path.join(index::INDEX), "is not there"))
     }
 
-    /// Index and record after a change of the tree. Under the lock.
-    pub(crate) fn renew(&self, codebase: &mut Codebase) -> Result<(), Error> {
+    /// Index and counts of the tree as it is. Under the lock.
+    fn count(&self, codebase: &mut Codebase) -> Result<(), Error> {
         let tree = codebase.open_tree()?;
         let mut look = index::look(tree.as_fd(), false)?;
         let record = &mut codebase.record;
         (record.size, record.files) = (look.size, look.files);
         record.entries = look.names.len() as u64;
-        record.updated = Stamp::now();
-        record.version += 1;
         // The record first: what has an index is recorded.
         self.database.changed(record)?;
         index::write(codebase.dir.as_fd(), &codebase.path, &mut look)
