@@ -89,6 +89,7 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     }
     let settings = Settings {
         store: places.state.join("state.db"),
+        layers: places.layers(),
         spawner: (program, arguments),
         hidden: places.hidden(),
     };

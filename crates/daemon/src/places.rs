@@ -49,6 +49,11 @@ impl Places {
         self.runtime.join("daemon.sock")
     }
 
+    /// Of layers and codebases: the daemon's state lies in it.
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.state.parent().unwrap_or(&self.state).to_owned()
+    }
+
     /// What no sandbox may see.
     pub(crate) fn hidden(&self) -> Vec<String> {
         let mut all: Vec<String> =
@@ -119,7 +124,10 @@ fn token() -> Result<String, Failed> {
 fn private(directory: &Path) -> Result<(), Failed> {
     let shown = directory.display().to_string();
     if let Some(parent) = directory.parent() {
-        std::fs::create_dir_all(parent).map_err(failed(parent.display().to_string()))?;
+        // Layers and codebases are kept in it, and only where it is their owner's alone.
+        let mut builder = std::fs::DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(parent);
+        made.map_err(failed(parent.display().to_string()))?;
     }
     match std::fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(shown)(e)),

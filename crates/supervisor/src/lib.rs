@@ -15,6 +15,7 @@
 #![cfg(target_os = "linux")]
 
 mod channel;
+pub mod codebases;
 mod error;
 mod exec;
 mod files;
@@ -26,6 +27,7 @@ mod sandbox;
 pub mod spawner;
 mod store;
 mod supervisor;
+mod tended;
 
 pub use error::{Error, Kind};
 pub use exec::{Chunk, Exec, Stream};
