@@ -5,4 +5,5 @@ mod attacks;
 mod exec;
 mod files;
 mod life;
+mod sessions;
 mod world;

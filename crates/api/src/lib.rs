@@ -3,6 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod openapi;
+mod sessions;
+
+pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
 
 use std::collections::BTreeMap;
 
