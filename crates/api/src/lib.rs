@@ -4,6 +4,9 @@
 
 pub mod codebases;
 pub mod openapi;
+mod sessions;
+
+pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
 
 use std::collections::BTreeMap;
 
