@@ -18,8 +18,12 @@ pub struct CreateSandbox {
     pub name: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// The directory to work in, absolute. What is written there is written to the real tree.
+    /// The directory to work in, absolute. What is written there is written to the real tree. Empty: a
+    /// directory of the sandbox's own, which goes with it.
     pub workspace: String,
+    /// Names at the root that lead into the workspace (`/app` to `src/app`), unless something is there.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<String, String>,
     /// Built-in profiles, lowest first; none: `workspace`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<String>,
@@ -37,6 +41,14 @@ pub struct CreateSandbox {
     /// Stopped when no command has run for this long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_stop_seconds: Option<u64>,
+}
+
+/// How much longer a sandbox is to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Extend {
+    /// After the end it has; where it has none, from now.
+    pub seconds: u64,
 }
 
 /// Where a sandbox is in its life.

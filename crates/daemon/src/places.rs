@@ -29,6 +29,11 @@ impl Places {
         self.runtime.join("daemon.sock")
     }
 
+    /// Of the workspaces that are a sandbox's own: beside the state, which no sandbox may see.
+    pub(crate) fn workspaces(&self) -> PathBuf {
+        self.state.with_file_name("workspaces")
+    }
+
     /// What no sandbox may see.
     pub(crate) fn hidden(&self) -> Vec<String> {
         let mut all: Vec<String> =

@@ -26,9 +26,10 @@ mod sandbox;
 pub mod spawner;
 mod store;
 mod supervisor;
+mod workspaces;
 
 pub use error::{Error, Kind};
-pub use exec::{Chunk, Exec, Stream};
+pub use exec::{Chunk, Exec, Following, Stream};
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -16,7 +16,7 @@ use ringfence_policy::{
     resolve_layers,
 };
 use ringfence_sandbox::lower::{Command, Resident};
-use ringfence_sandbox::plan::Plan;
+use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -248,7 +248,8 @@ fn make(
     }
     let request =
         Request { workspace: Some(PathBuf::from(&made_of.workspace)), ..Request::current() };
-    let plan = prepare(&policy, &request).map_err(refused)?;
+    let mut plan = prepare(&policy, &request).map_err(refused)?;
+    link(&mut plan, made_of);
     let mut made = described(&plan, &policy);
     let internal = |e: io::Error| Error::internal(e.to_string());
     let (ours, theirs) =
@@ -269,6 +270,18 @@ fn make(
     // channel open after it.
     drop(command);
     Ok((running, made, ours))
+}
+
+/// The names at the root that lead into the workspace. What has its place there already stays.
+fn link(plan: &mut Plan, made_of: &CreateSandbox) {
+    for (name, target) in &made_of.links {
+        let path = PathBuf::from(name);
+        if plan.steps.iter().any(|s| s.path.starts_with(&path)) {
+            continue;
+        }
+        let action = Action::Link { target: plan.workspace.join(target) };
+        plan.steps.push(Step { path, action, why: "the request".into(), layered: false });
+    }
 }
 
 fn words(p: &ringfence_sandbox::status::Protection) -> String {

@@ -21,7 +21,7 @@ use crate::machine::{Admitted, Ask, Event};
 use crate::sandbox::{Live, Sandbox};
 use crate::spawner;
 use crate::store::Store;
-use crate::{files, lock, now_ms, random_id};
+use crate::{files, lock, now_ms, random_id, workspaces};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -55,6 +55,11 @@ pub enum Command {
     Start(String),
     Stop(String),
     Freeze(String),
+    /// It ends later.
+    Extend {
+        sandbox: String,
+        seconds: u64,
+    },
     Delete(String),
     /// `whole`: the answer will be all of its output.
     Exec {
@@ -125,6 +130,8 @@ pub struct Settings {
     pub spawner: (PathBuf, Vec<String>),
     /// Directories that no sandbox may see, whatever its policy.
     pub hidden: Vec<String>,
+    /// Where the workspaces are that are a sandbox's own.
+    pub workspaces: PathBuf,
 }
 
 /// A sandbox whose end the spawner will tell, and who waits for it.
@@ -178,6 +185,8 @@ impl Supervisor {
                 again.push(sandbox);
             }
         }
+        let known = lock(&supervisor.sandboxes).keys().cloned().collect();
+        workspaces::sweep(&supervisor.settings.workspaces, &known);
         tokio::spawn(Arc::clone(&supervisor).hear(heard));
         tokio::spawn(tick(Arc::downgrade(&supervisor)));
         let maker = supervisor.clone();
@@ -207,6 +216,12 @@ impl Supervisor {
             Command::Start(id) => self.begin(&self.find(caller, &id)?).await,
             Command::Stop(id) => self.stop(&self.find(caller, &id)?, "requested").await,
             Command::Freeze(id) => freeze(&self.find(caller, &id)?).await,
+            Command::Extend { sandbox, seconds } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                sandbox.extend(seconds);
+                self.keep(&sandbox).await?;
+                Ok(described(&sandbox))
+            }
             Command::Delete(id) => match self.find(caller, &id) {
                 Ok(sandbox) => self.delete(&sandbox).await,
                 // Again is no error; and nobody learns what others have.
@@ -285,7 +300,7 @@ impl Supervisor {
     async fn create(
         self: &Arc<Self>,
         caller: Caller,
-        made_of: CreateSandbox,
+        mut made_of: CreateSandbox,
         key: Option<String>,
     ) -> Result<Reply, Error> {
         check(&made_of)?;
@@ -306,10 +321,22 @@ impl Supervisor {
         }
         let state = (State::Creating, "created".to_owned());
         let id = random_id("sb_")?;
+        let own = made_of.workspace.is_empty();
+        if own {
+            made_of.workspace = workspaces::path(&self.settings.workspaces, &id)?;
+        }
         let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
         self.enter(caller, &sandbox)?;
-        let made = match self.bring_up(&sandbox, "created").await {
+        let place = if own { workspaces::make(&sandbox.made_of) } else { Ok(()) };
+        let brought = match place {
+            Ok(()) => self.bring_up(&sandbox, "created").await,
+            Err(e) => {
+                sandbox.happened(Event::Lost, &e.message);
+                Err(e)
+            }
+        };
+        let made = match brought {
             Ok(()) => self.keep(&sandbox).await,
             Err(e) => Err(e),
         };
@@ -479,6 +506,7 @@ impl Supervisor {
                 self.end(sandbox, live).await;
             }
             sandbox.happened(Event::Deleted, "requested");
+            workspaces::remove(&self.settings.workspaces, &sandbox.id).await;
         }
         lock(&self.sandboxes).remove(&sandbox.id);
         if let Some(key) = &sandbox.key {
@@ -573,11 +601,11 @@ fn check(made_of: &CreateSandbox) -> Result<(), Error> {
             )));
         }
     }
-    if !made_of.workspace.starts_with('/') {
-        return Err(
-            Error::invalid("workspace: not an absolute path").with("name the directory to work in")
-        );
+    if !made_of.workspace.starts_with('/') && !made_of.workspace.is_empty() {
+        return Err(Error::invalid("workspace: not an absolute path")
+            .with("name the directory to work in, or leave it out for one of the sandbox's own"));
     }
+    workspaces::check(&made_of.links)?;
     let long = |(k, v): (&String, &String)| k.len() > MOST_LABEL || v.len() > MOST_LABEL;
     if made_of.labels.len() > MOST_LABELS || made_of.labels.iter().any(long) {
         return Err(Error::invalid(format!(

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ringfence_api::Health;
 use ringfence_client::{Client, Error};
-use ringfence_daemon::{Options, Places};
+use ringfence_daemon::{Options, Places, agentkernel};
 use ringfence_sandbox::prepare::Request;
 
 use crate::exit::ExitCode;
@@ -20,6 +20,8 @@ use crate::output::{self, printable};
 
 /// The hidden verb of the process that makes jails.
 pub const SPAWNER: &str = "__spawner";
+/// The variable that agentkernel's own server takes its key from.
+const KEY: &str = "AGENTKERNEL_API_KEY";
 /// How long a daemon may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,11 +38,23 @@ fn listen() -> Arg {
         .help("Listen on loopback too, for callers with the token; repeatable")
 }
 
+fn dialect() -> Arg {
+    Arg::new("agentkernel")
+        .long("agentkernel")
+        .value_name("ADDRESS:PORT")
+        .num_args(0..=1)
+        .default_missing_value(agentkernel::ADDRESS)
+        .value_parser(clap::value_parser!(SocketAddr))
+        .help("Serve agentkernel's clients too, at 127.0.0.1:18888 or where said")
+}
+
 pub fn command() -> Command {
+    let start = Command::new("start").about("Start it in the background");
     Command::new("daemon")
         .about("Serve sandboxes that stay, to this user's programs")
         .arg(listen())
-        .subcommand(Command::new("start").about("Start it in the background").arg(listen()))
+        .arg(dialect())
+        .subcommand(start.arg(listen()).arg(dialect()))
         .subcommand(Command::new("status").about("Say whether it runs").arg(json()))
         .subcommand(Command::new("stop").about("End it, and every sandbox that it keeps"))
         .after_help(
@@ -87,9 +101,12 @@ fn addresses(m: &ArgMatches) -> Vec<SocketAddr> {
 }
 
 fn foreground(m: &ArgMatches) -> ExitCode {
+    let key = std::env::var(KEY).ok().filter(|key| !key.is_empty());
+    let address = m.get_one::<SocketAddr>("agentkernel").copied();
     let options = Options {
         places: places(),
         listen: addresses(m),
+        agentkernel: address.map(|address| agentkernel::Options { address, key }),
         spawner: (myself(), vec![SPAWNER.into()]),
     };
     match ringfence_daemon::run(&options) {
@@ -115,6 +132,9 @@ fn start(m: &ArgMatches) -> ExitCode {
     daemon.arg0("ringfence").arg("daemon").current_dir("/");
     for address in addresses(m) {
         daemon.arg("--listen").arg(address.to_string());
+    }
+    if let Some(address) = m.get_one::<SocketAddr>("agentkernel") {
+        daemon.arg("--agentkernel").arg(address.to_string());
     }
     let (log, path) = match places().log() {
         Ok(opened) => opened,

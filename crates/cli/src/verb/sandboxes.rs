@@ -178,6 +178,7 @@ fn create(m: &ArgMatches) -> Result<ExitCode, String> {
         persistent: m.get_flag("persistent"),
         ttl_seconds: seconds(m, "ttl")?,
         idle_stop_seconds: seconds(m, "idle")?,
+        ..CreateSandbox::default()
     };
     let made: Sandbox =
         connect()?.call(POST, "/v1/sandboxes", Some(&request)).map_err(|e| e.to_string())?;
