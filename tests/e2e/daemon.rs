@@ -4,7 +4,9 @@
 mod agentkernel;
 mod attacks;
 mod clients;
+mod codebases;
 mod exec;
 mod files;
 mod life;
+mod sessions;
 mod world;

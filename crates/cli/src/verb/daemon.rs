@@ -54,6 +54,12 @@ pub fn command() -> Command {
         .about("Serve sandboxes that stay, to this user's programs")
         .arg(listen())
         .arg(dialect())
+        .arg(
+            Arg::new("private")
+                .long("private")
+                .action(ArgAction::SetTrue)
+                .help("Serve one program alone: a socket of its own, until standard input ends"),
+        )
         .subcommand(start.arg(listen()).arg(dialect()))
         .subcommand(Command::new("status").about("Say whether it runs").arg(json()))
         .subcommand(Command::new("stop").about("End it, and every sandbox that it keeps"))
@@ -103,13 +109,23 @@ fn addresses(m: &ArgMatches) -> Vec<SocketAddr> {
 fn foreground(m: &ArgMatches) -> ExitCode {
     let key = std::env::var(KEY).ok().filter(|key| !key.is_empty());
     let address = m.get_one::<SocketAddr>("agentkernel").copied();
+    let private = m.get_flag("private");
+    let made = match private.then(Places::of_one_program).transpose() {
+        Ok(made) => made,
+        Err(e) => return output::fail(e),
+    };
     let options = Options {
-        places: places(),
+        places: made.clone().unwrap_or_else(places),
+        private,
         listen: addresses(m),
         agentkernel: address.map(|address| agentkernel::Options { address, key }),
         spawner: (myself(), vec![SPAWNER.into()]),
     };
-    match ringfence_daemon::run(&options) {
+    let result = ringfence_daemon::run(&options);
+    if let Some(made) = made {
+        made.remove();
+    }
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => output::fail(e),
     }

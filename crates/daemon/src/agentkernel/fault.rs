@@ -41,7 +41,7 @@ impl From<Error> for Fault {
             Kind::Limit => StatusCode::TOO_MANY_REQUESTS,
             Kind::Refused => StatusCode::FORBIDDEN,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::Internal | Kind::Alone => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, e.message)
     }
