@@ -4,6 +4,7 @@
 #![cfg(target_os = "linux")]
 
 mod access;
+pub mod agentfense;
 pub mod agentkernel;
 mod native;
 mod neighbour;
@@ -51,6 +52,8 @@ pub struct Options {
     pub listen: Vec<SocketAddr>,
     /// The interface of agentkernel, where it is asked for.
     pub agentkernel: Option<agentkernel::Options>,
+    /// That of AgentFense.
+    pub agentfense: Option<agentfense::Options>,
     /// The program and arguments that are the spawner; one more is added, for [`spawner`].
     pub spawner: (PathBuf, Vec<String>),
 }
@@ -72,6 +75,10 @@ pub fn run(options: &Options) -> Result<(), Failed> {
     }
     if let Some(dialect) = &options.agentkernel {
         loopback("--agentkernel", dialect.address)?;
+    }
+    if let Some(dialect) = &options.agentfense {
+        loopback("--agentfense", dialect.grpc)?;
+        loopback("--agentfense", dialect.rest)?;
     }
     let _lock = options.places.prepare()?;
     let open_files = ringfence_supervisor::spawner::more_files();
@@ -109,6 +116,13 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
         Some(dialect) => Some((bind("--agentkernel", dialect.address).await?, dialect)),
         None => None,
     };
+    let fense = match &options.agentfense {
+        Some(dialect) => Some((
+            bind("--agentfense", dialect.grpc).await?,
+            bind("--agentfense", dialect.rest).await?,
+        )),
+        None => None,
+    };
     let settings = Settings {
         store: places.state.join("state.db"),
         layers: places.layers(),
@@ -123,6 +137,10 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     if let Some((listener, dialect)) = kernel {
         let router = agentkernel::router(supervisor.clone(), dialect.key.clone());
         tokio::spawn(serve_router(listener, router));
+    }
+    if let Some((grpc, rest)) = fense {
+        tokio::spawn(serve_router(grpc, agentfense::grpc(supervisor.clone())));
+        tokio::spawn(serve_router(rest, agentfense::rest(supervisor.clone())));
     }
     let router = native::router(app);
     for listener in tcp {

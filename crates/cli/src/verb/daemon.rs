@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ringfence_api::Health;
 use ringfence_client::{Client, Error};
-use ringfence_daemon::{Options, Places, agentkernel};
+use ringfence_daemon::{Options, Places, agentfense, agentkernel};
 use ringfence_sandbox::prepare::Request;
 
 use crate::exit::ExitCode;
@@ -38,7 +38,18 @@ fn listen() -> Arg {
         .help("Listen on loopback too, for callers with the token; repeatable")
 }
 
-fn dialect() -> Arg {
+fn dialects() -> [Arg; 2] {
+    let fense = Arg::new("agentfense")
+        .long("agentfense")
+        .value_name("ADDRESS:PORT")
+        .num_args(0..=2)
+        .default_missing_values([agentfense::GRPC, agentfense::REST])
+        .value_parser(clap::value_parser!(SocketAddr))
+        .help("Serve AgentFense's clients too, gRPC at 127.0.0.1:9000 and REST at 127.0.0.1:8080");
+    [kernel(), fense]
+}
+
+fn kernel() -> Arg {
     Arg::new("agentkernel")
         .long("agentkernel")
         .value_name("ADDRESS:PORT")
@@ -53,14 +64,14 @@ pub fn command() -> Command {
     Command::new("daemon")
         .about("Serve sandboxes that stay, to this user's programs")
         .arg(listen())
-        .arg(dialect())
+        .args(dialects())
         .arg(
             Arg::new("private")
                 .long("private")
                 .action(ArgAction::SetTrue)
                 .help("Serve one program alone: a socket of its own, until standard input ends"),
         )
-        .subcommand(start.arg(listen()).arg(dialect()))
+        .subcommand(start.arg(listen()).args(dialects()))
         .subcommand(Command::new("status").about("Say whether it runs").arg(json()))
         .subcommand(Command::new("stop").about("End it, and every sandbox that it keeps"))
         .after_help(
@@ -106,6 +117,16 @@ fn addresses(m: &ArgMatches) -> Vec<SocketAddr> {
     m.get_many::<SocketAddr>("listen").into_iter().flatten().copied().collect()
 }
 
+/// Both addresses of AgentFense's interface, where it is asked for.
+fn pair(m: &ArgMatches) -> Result<Option<agentfense::Options>, &'static str> {
+    let mut all = m.get_many::<SocketAddr>("agentfense").into_iter().flatten().copied();
+    match (all.next(), all.next()) {
+        (None, _) => Ok(None),
+        (Some(grpc), Some(rest)) => Ok(Some(agentfense::Options { grpc, rest })),
+        (Some(_), None) => Err("--agentfense: two addresses, of gRPC and of REST, or none"),
+    }
+}
+
 fn foreground(m: &ArgMatches) -> ExitCode {
     let key = std::env::var(KEY).ok().filter(|key| !key.is_empty());
     let address = m.get_one::<SocketAddr>("agentkernel").copied();
@@ -114,10 +135,15 @@ fn foreground(m: &ArgMatches) -> ExitCode {
         Ok(made) => made,
         Err(e) => return output::fail(e),
     };
+    let fense = match pair(m) {
+        Ok(fense) => fense,
+        Err(e) => return output::fail(e),
+    };
     let options = Options {
         places: made.clone().unwrap_or_else(places),
         private,
         listen: addresses(m),
+        agentfense: fense,
         agentkernel: address.map(|address| agentkernel::Options { address, key }),
         spawner: (myself(), vec![SPAWNER.into()]),
     };
@@ -151,6 +177,9 @@ fn start(m: &ArgMatches) -> ExitCode {
     }
     if let Some(address) = m.get_one::<SocketAddr>("agentkernel") {
         daemon.arg("--agentkernel").arg(address.to_string());
+    }
+    if let Some(addresses) = m.get_many::<SocketAddr>("agentfense") {
+        daemon.arg("--agentfense").args(addresses.map(ToString::to_string));
     }
     let (log, path) = match places().log() {
         Ok(opened) => opened,
