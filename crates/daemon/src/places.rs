@@ -37,12 +37,13 @@ impl Places {
             .mode(0o700)
             .create(&made)
             .map_err(failed(made.display().to_string()))?;
-        Ok(Self { runtime: made.clone(), state: made })
+        // Beside the state lie its layers and codebases.
+        Ok(Self { state: made.join("daemon"), runtime: made })
     }
 
     /// What [`of_one_program`](Self::of_one_program) made.
     pub fn remove(&self) {
-        let _ = std::fs::remove_dir_all(&self.state);
+        let _ = std::fs::remove_dir_all(&self.runtime);
     }
 
     pub fn socket(&self) -> PathBuf {
