@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::codebases::{Codebase, Codebases, CreateCodebase};
 use crate::{
-    CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, FileInfo,
-    Health, Kill, Listing, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions,
+    CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, Extend,
+    FileInfo, Health, Kill, Listing, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -53,6 +53,7 @@ const ROUTES: &[Route] = &[
     Route { method: "post", path: "/v1/sandboxes/{id}/start", id: "startSandbox", says: "Make it again after a stop, or let it go on after a freeze", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/stop", id: "stopSandbox", says: "End every process in it", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/freeze", id: "freezeSandbox", says: "Stop every process in it where it stands", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/extend", id: "extendSandbox", says: "Let it live longer", query: &[], asks: Body::Json(of::<Extend>), status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/exec", id: "exec", says: "Run a command to its end, or in the background", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Json(of::<ExecResult>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/exec/stream", id: "execStream", says: "Run a command and stream its output", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs", id: "listExecs", says: "Commands that run, and the last that ended", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Execs>) },

@@ -57,6 +57,11 @@ impl Places {
         self.runtime.join("daemon.sock")
     }
 
+    /// Of the workspaces that are a sandbox's own: beside the state, which no sandbox may see.
+    pub(crate) fn workspaces(&self) -> PathBuf {
+        self.state.with_file_name("workspaces")
+    }
+
     /// Of layers and codebases: the daemon's state lies in it.
     pub(crate) fn layers(&self) -> PathBuf {
         self.state.parent().unwrap_or(&self.state).to_owned()

@@ -29,9 +29,10 @@ pub mod spawner;
 mod store;
 mod supervisor;
 mod tended;
+mod workspaces;
 
 pub use error::{Error, Kind};
-pub use exec::{Chunk, Exec, Stream};
+pub use exec::{Chunk, Exec, Following, Stream};
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

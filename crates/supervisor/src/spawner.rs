@@ -16,7 +16,7 @@ use ringfence_policy::{
     resolve_layers,
 };
 use ringfence_sandbox::lower::{Command, Resident};
-use ringfence_sandbox::plan::Plan;
+use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -267,7 +267,8 @@ fn make(
     if let Some(tended) = tended {
         tended.ask(&mut policy, &mut request)?;
     }
-    let plan = prepare(&policy, &request).map_err(refused)?;
+    let mut plan = prepare(&policy, &request).map_err(refused)?;
+    link(&mut plan, made_of);
     if tended.is_none_or(|t| !t.alone) && plan.has_view() {
         // What serves it is a thread that may wait, and its end has to be this sandbox's alone.
         return Err(Error::new(Kind::Alone, "needs a spawner of its own"));
@@ -296,6 +297,18 @@ fn make(
     // channel open after it.
     drop(command);
     Ok((running, made, ours))
+}
+
+/// The names at the root that lead into the workspace. What has its place there already stays.
+fn link(plan: &mut Plan, made_of: &CreateSandbox) {
+    for (name, target) in &made_of.links {
+        let path = PathBuf::from(name);
+        if plan.steps.iter().any(|s| s.path.starts_with(&path)) {
+            continue;
+        }
+        let action = Action::Link { target: plan.workspace.join(target) };
+        plan.steps.push(Step { path, action, why: "the request".into(), layered: false });
+    }
 }
 
 fn words(p: &ringfence_sandbox::status::Protection) -> String {

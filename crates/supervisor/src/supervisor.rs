@@ -24,7 +24,7 @@ use crate::session::{self, Session};
 use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
-use crate::{files, lock, now_ms, random_id};
+use crate::{files, lock, now_ms, random_id, workspaces};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -60,6 +60,11 @@ pub enum Command {
     Start(String),
     Stop(String),
     Freeze(String),
+    /// It ends later.
+    Extend {
+        sandbox: String,
+        seconds: u64,
+    },
     Delete(String),
     /// `whole`: the answer will be all of its output.
     Exec {
@@ -137,6 +142,8 @@ pub struct Settings {
     pub spawner: (PathBuf, Vec<String>),
     /// Directories that no sandbox may see, whatever its policy.
     pub hidden: Vec<String>,
+    /// Where the workspaces are that are a sandbox's own.
+    pub workspaces: PathBuf,
 }
 
 /// A sandbox whose end the spawner will tell, and who waits for it.
@@ -196,6 +203,8 @@ impl Supervisor {
                 again.push(sandbox);
             }
         }
+        let known = lock(&supervisor.sandboxes).keys().cloned().collect();
+        workspaces::sweep(&supervisor.settings.workspaces, &known);
         let (sweeper, known) = (supervisor.own.clone(), supervisor.clone());
         tokio::task::spawn_blocking(move || {
             sweeper.sweep(|layer| lock(&known.sandboxes).contains_key(layer));
@@ -229,6 +238,12 @@ impl Supervisor {
             Command::Start(id) => self.begin(&self.find(caller, &id)?).await,
             Command::Stop(id) => self.stop(&self.find(caller, &id)?, "requested").await,
             Command::Freeze(id) => freeze(&self.find(caller, &id)?).await,
+            Command::Extend { sandbox, seconds } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                sandbox.extend(seconds);
+                self.keep(&sandbox).await?;
+                Ok(described(&sandbox))
+            }
             Command::Delete(id) => match self.find(caller, &id) {
                 Ok(sandbox) => self.delete(&sandbox).await,
                 // Again is no error; and nobody learns what others have.
@@ -383,12 +398,21 @@ impl Supervisor {
         let first = if made_of.stopped { State::Stopped } else { State::Creating };
         let state = (first, "created".to_owned());
         let id = random_id("sb_")?;
+        let own = made_of.workspace.is_empty() && made_of.codebase.is_none();
+        if own {
+            made_of.workspace = workspaces::path(&self.settings.workspaces, &id)?;
+        }
         let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
         self.enter(caller, &sandbox)?;
-        let brought = match first {
-            State::Creating => self.bring_up(&sandbox, "created").await,
-            _ => Ok(()),
+        let place = if own { workspaces::make(&sandbox.made_of) } else { Ok(()) };
+        let brought = match (place, first) {
+            (Ok(()), State::Creating) => self.bring_up(&sandbox, "created").await,
+            (Ok(()), _) => Ok(()),
+            (Err(e), _) => {
+                sandbox.happened(Event::Lost, &e.message);
+                Err(e)
+            }
         };
         let made = match brought {
             Ok(()) => self.keep(&sandbox).await,
@@ -616,6 +640,7 @@ impl Supervisor {
                 self.end(sandbox, live).await;
             }
             sandbox.happened(Event::Deleted, "requested");
+            workspaces::remove(&self.settings.workspaces, &sandbox.id).await;
         }
         lock(&self.sandboxes).remove(&sandbox.id);
         if let Some(layer) = tended::layer_of(&sandbox.made_of, &sandbox.id)
@@ -765,6 +790,7 @@ fn check(made_of: &CreateSandbox) -> Result<(), Error> {
         }
     }
     tended::check(made_of)?;
+    workspaces::check(&made_of.links)?;
     let long = |(k, v): (&String, &String)| k.len() > MOST_LABEL || v.len() > MOST_LABEL;
     if made_of.labels.len() > MOST_LABELS || made_of.labels.iter().any(long) {
         return Err(Error::invalid(format!(

@@ -77,6 +77,8 @@ pub(crate) fn check(made_of: &CreateSandbox) -> Result<(), Error> {
     match (&made_of.codebase, made_of.workspace.as_str()) {
         (Some(_), "") => {}
         (Some(_), _) => return Err(Error::invalid("workspace and codebase exclude each other")),
+        // A directory of its own.
+        (None, "") => {}
         (None, path) if !path.starts_with('/') => {
             return Err(Error::invalid("workspace: not an absolute path")
                 .with("name the directory to work in, or a codebase"));
