@@ -27,10 +27,12 @@ pub mod session;
 pub mod spawner;
 mod store;
 mod supervisor;
+mod terminal;
 
 pub use error::{Error, Kind};
 pub use exec::{Chunk, Exec, Stream};
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
+pub use terminal::Terminal;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
