@@ -2,6 +2,7 @@
 //! socket (curl, as the user), through kills, and under attack.
 
 mod attacks;
+mod codebases;
 mod exec;
 mod files;
 mod life;

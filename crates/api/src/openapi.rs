@@ -4,6 +4,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use crate::codebases::{Codebase, Codebases, CreateCodebase};
 use crate::{
     CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, FileInfo,
     FromTerminal, Health, Kill, Listing, Output, Sandbox, Sandboxes, Session, SessionExec,
@@ -39,6 +40,9 @@ struct Route {
 
 const PATH: (&str, bool, &str) = ("path", true, "as it is seen inside; relative to the workspace");
 
+const IN_CODEBASE: (&str, bool, &str) =
+    ("path", true, "relative to the codebase, or below /workspace");
+
 #[rustfmt::skip]
 const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/health", id: "health", says: "Whether the daemon is there", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Health>) },
@@ -69,6 +73,20 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/files/stat", id: "statFile", says: "What a name is; a link is not followed", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FileInfo>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/files/list", id: "listFiles", says: "The names in a directory", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Listing>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/files/directory", id: "makeDirectory", says: "Make a directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/codebases", id: "createCodebase", says: "Make a codebase, empty or of a directory", query: &[], asks: Body::Json(of::<CreateCodebase>), status: "201", answers: Body::Json(of::<Codebase>) },
+    Route { method: "get", path: "/v1/codebases", id: "listCodebases", says: "One's own codebases", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebases>) },
+    Route { method: "get", path: "/v1/codebases/{codebase}", id: "getCodebase", says: "A codebase, by id or name", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebase>) },
+    Route { method: "delete", path: "/v1/codebases/{codebase}", id: "deleteCodebase", says: "Remove a codebase that no sandbox is made from", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/codebases/{codebase}/seal", id: "sealCodebase", says: "Let nothing be changed in it any more", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebase>) },
+    Route { method: "get", path: "/v1/codebases/{codebase}/archive", id: "exportCodebase", says: "Its tree as a tar archive", query: &[("zstd", false, "true: compressed")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "put", path: "/v1/codebases/{codebase}/archive", id: "importCodebase", says: "Put a tar archive, also of zstd or gzip, over what is there", query: &[("path", false, "the directory to put it below"), ("create", false, "true: make the codebase of it"), ("owner", false, "with create: whose it is said to be"), ("sealed", false, "with create: true")], asks: Body::Bytes, status: "200", answers: Body::Json(of::<Codebase>) },
+    Route { method: "get", path: "/v1/codebases/{codebase}/files", id: "readCodebaseFile", says: "A file's bytes", query: &[IN_CODEBASE, ("offset", false, "first byte"), ("length", false, "at most this many")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "put", path: "/v1/codebases/{codebase}/files", id: "writeCodebaseFile", says: "Put a file in place as a whole; directories on the way are made", query: &[IN_CODEBASE, ("mode", false, "permissions in octal digits; default: as before, or 644")], asks: Body::Bytes, status: "200", answers: Body::Json(of::<FileInfo>) },
+    Route { method: "delete", path: "/v1/codebases/{codebase}/files", id: "removeCodebaseFile", says: "Remove a file or an empty directory", query: &[IN_CODEBASE, ("recursive", false, "true: a directory with all that is in it")], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/codebases/{codebase}/files/stat", id: "statCodebaseFile", says: "What a name is; a link is not followed", query: &[IN_CODEBASE], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FileInfo>) },
+    Route { method: "get", path: "/v1/codebases/{codebase}/files/list", id: "listCodebaseFiles", says: "The names in a directory", query: &[("path", false, "default: the codebase itself"), ("recursive", false, "true: all below it, by their paths")], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Listing>) },
+    Route { method: "post", path: "/v1/codebases/{codebase}/files/directory", id: "makeCodebaseDirectory", says: "Make a directory, and those on the way", query: &[IN_CODEBASE], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/codebases/{codebase}/files/move", id: "moveCodebaseFile", says: "Give a file or directory another name", query: &[IN_CODEBASE, ("to", true, "its path then")], asks: Body::Nothing, status: "204", answers: Body::Nothing },
 ];
 
 /// What text messages over a terminal's socket say, from either side.

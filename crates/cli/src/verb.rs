@@ -13,6 +13,7 @@ pub mod history;
 pub mod import;
 pub mod init;
 pub mod layers;
+pub mod made_from;
 pub mod policy;
 pub mod run;
 pub mod sandboxes;

@@ -242,11 +242,7 @@ impl Codebases {
             )));
         }
         self.unused(&codebase)?;
-        let index = crate::index::INDEX;
-        match rustix::fs::unlinkat(&codebase.dir, index, rustix::fs::AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(Error::os("renew", codebase.path.join(index))(errno)),
-        }
+        index::remove(codebase.dir.as_fd(), &codebase.path)?;
         rustix::fs::renameat_with(
             &draft.dir,
             TREE,
@@ -256,8 +252,8 @@ impl Codebases {
         )
         .map_err(Error::os("replace", codebase.tree()))?;
         self.database.changed(record)?;
-        rustix::fs::renameat(&draft.dir, index, &codebase.dir, index)
-            .map_err(Error::os("keep", codebase.path.join(index)))
+        rustix::fs::renameat(&draft.dir, index::INDEX, &codebase.dir, index::INDEX)
+            .map_err(Error::os("keep", codebase.path.join(index::INDEX)))
     }
 
     /// Removes a codebase, unless a sandbox uses it. Layers over it stay, and can be looked at no more.
@@ -317,26 +313,26 @@ impl Codebases {
             return Ok(names);
         }
         let _lock = self.lock()?;
+        let mut codebase = self.get(&codebase.record.id)?;
         if codebase.names()?.is_none() {
-            self.renew(&mut self.get(&codebase.record.id)?)?;
+            self.count(&mut codebase)?;
         }
         codebase
             .names()?
             .ok_or_else(|| Error::file(codebase.path.join(index::INDEX), "is not there"))
     }
 
-    /// Index and record after a change of the tree. Under the lock.
-    pub(crate) fn renew(&self, codebase: &mut Codebase) -> Result<(), Error> {
+    /// Index and counts of the tree as it is. Under the lock.
+    fn count(&self, codebase: &mut Codebase) -> Result<(), Error> {
         let tree = codebase.open_tree()?;
         let mut look = index::look(tree.as_fd(), false)?;
         let record = &mut codebase.record;
         (record.size, record.files) = (look.size, look.files);
         record.entries = look.names.len() as u64;
-        record.updated = Stamp::now();
-        record.version += 1;
         // The record first: what has an index is recorded.
         self.database.changed(record)?;
-        index::write(codebase.dir.as_fd(), &codebase.path, &mut look)
+        let version = codebase.record.version;
+        index::write(codebase.dir.as_fd(), &codebase.path, &mut look, version)
     }
 
     /// Removes files in the making that nobody makes any more. Under the lock.
@@ -369,10 +365,20 @@ impl Codebase {
             .map_err(Error::os("open", self.tree()))
     }
 
-    /// The index as it is; `None` where it has to be made anew.
+    /// The index, if it is that of the tree as it was recorded. Whoever goes by it looks afterwards, when
+    /// nobody can change the codebase, whether it is kept ([`Names::is_kept`]).
+    pub fn index(&self) -> Option<Names> {
+        self.names().ok().flatten()
+    }
+
+    /// `None` where it has to be made anew.
     fn names(&self) -> Result<Option<Names>, Error> {
         match Names::open(self.dir.as_fd(), index::INDEX) {
-            Ok(names) => Ok(names),
+            Ok(Some(names)) => {
+                let state = index::state(self.dir.as_fd(), &self.path, self.record.version)?;
+                Ok((names.state() == state).then_some(names))
+            }
+            Ok(None) => Ok(None),
             Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Ok(None),
             Err(e) => Err(Error::io("read", self.path.join(index::INDEX))(e)),
         }

@@ -15,6 +15,7 @@
 #![cfg(target_os = "linux")]
 
 mod channel;
+pub mod codebases;
 mod error;
 mod exec;
 mod files;
@@ -27,6 +28,7 @@ pub mod session;
 pub mod spawner;
 mod store;
 mod supervisor;
+mod tended;
 mod terminal;
 
 pub use error::{Error, Kind};

@@ -41,6 +41,7 @@ pub fn commands() -> [Command; 6] {
                     .short('w')
                     .value_parser(clap::value_parser!(OsString)),
             )
+            .args(super::made_from::flags())
             .arg(
                 value("profile", "NAME", "Built-in profile; repeat to layer")
                     .short('t')
@@ -68,7 +69,7 @@ pub fn commands() -> [Command; 6] {
             )
             .arg(json())
             .after_help(
-                "Prints its id.\n\nExamples:\n  ringfence create --name box\n  ringfence create -t read-only -w ~/src/project --ttl 1h\n  ringfence create --name ci --persistent --idle 30m --label team=web",
+                "Prints its id.\n\nExamples:\n  ringfence create --name box\n  ringfence create -t read-only -w ~/src/project --ttl 1h\n  ringfence create --name ci --persistent --idle 30m --label team=web\n  ringfence create --codebase app -t agent-safe --rule 'write:/out/**:10'",
             ),
         Command::new("start")
             .about("Make a stopped sandbox again, or let a frozen one go on")
@@ -172,14 +173,18 @@ fn seconds(m: &ArgMatches, flag: &str) -> Result<Option<u64>, String> {
 }
 
 fn create(m: &ArgMatches) -> Result<ExitCode, String> {
-    let given = m.get_one::<OsString>("workspace").map_or(".".into(), OsString::clone);
-    let workspace = std::fs::canonicalize(&given)
-        .map_err(|e| format!("{}: {}", printable(&given), e.kind()))?;
-    let workspace = workspace
-        .into_os_string()
-        .into_string()
-        .map_err(|path| format!("{}: the path is not utf-8", printable(&path)))?;
+    let codebase = text(m, "codebase").map(ToOwned::to_owned);
+    let workspace = match &codebase {
+        Some(_) if m.contains_id("workspace") => {
+            return Err("--codebase and --workspace exclude each other".into());
+        }
+        Some(_) => String::new(),
+        None => workspace(m)?,
+    };
     let request = CreateSandbox {
+        codebase,
+        layer: super::made_from::layer(m),
+        rules: super::made_from::rules(m)?,
         name: text(m, "name").map(ToOwned::to_owned),
         labels: pairs(m, "label")?,
         workspace,
@@ -189,6 +194,7 @@ fn create(m: &ArgMatches) -> Result<ExitCode, String> {
         persistent: m.get_flag("persistent"),
         ttl_seconds: seconds(m, "ttl")?,
         idle_stop_seconds: seconds(m, "idle")?,
+        ..CreateSandbox::default()
     };
     let made: Sandbox =
         connect()?.call(POST, "/v1/sandboxes", Some(&request)).map_err(|e| e.to_string())?;
@@ -196,6 +202,16 @@ fn create(m: &ArgMatches) -> Result<ExitCode, String> {
         output::say(format_args!("degraded: {}", printable(line)));
     }
     Ok(shown(m, &made, &made.id))
+}
+
+fn workspace(m: &ArgMatches) -> Result<String, String> {
+    let given = m.get_one::<OsString>("workspace").map_or(".".into(), OsString::clone);
+    let workspace = std::fs::canonicalize(&given)
+        .map_err(|e| format!("{}: {}", printable(&given), e.kind()))?;
+    workspace
+        .into_os_string()
+        .into_string()
+        .map_err(|path| format!("{}: the path is not utf-8", printable(&path)))
 }
 
 /// A policy file as the daemon takes it.

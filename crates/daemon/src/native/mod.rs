@@ -1,5 +1,6 @@
 //! ringfence's own REST interface, `/v1`.
 
+mod codebases;
 mod exec;
 mod files;
 mod sandboxes;
@@ -55,6 +56,17 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/files/stat", get(files::stat))
         .route("/v1/sandboxes/{id}/files/list", get(files::list))
         .route("/v1/sandboxes/{id}/files/directory", post(files::make_directory))
+        .route("/v1/codebases", post(codebases::create).get(codebases::list))
+        .route("/v1/codebases/{codebase}", get(codebases::get).delete(codebases::delete))
+        .route("/v1/codebases/{codebase}/seal", post(codebases::seal))
+        .route("/v1/codebases/{codebase}/archive", get(codebases::export).put(codebases::import))
+        .route("/v1/codebases/{codebase}/files", get(codebases::read))
+        .route("/v1/codebases/{codebase}/files", put(codebases::write))
+        .route("/v1/codebases/{codebase}/files", delete(codebases::remove))
+        .route("/v1/codebases/{codebase}/files/stat", get(codebases::stat))
+        .route("/v1/codebases/{codebase}/files/list", get(codebases::list_files))
+        .route("/v1/codebases/{codebase}/files/directory", post(codebases::make_directory))
+        .route("/v1/codebases/{codebase}/files/move", post(codebases::rename))
         .fallback(nowhere)
         .method_not_allowed_fallback(not_that)
         .layer(DefaultBodyLimit::max(MOST_BODY))
