@@ -9,4 +9,5 @@ mod exec;
 mod files;
 mod life;
 mod sessions;
+mod terminal;
 mod world;

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::codebases::{Codebase, Codebases, CreateCodebase};
 use crate::{
     CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, Extend,
-    FileInfo, Health, Kill, Listing, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions,
+    FileInfo, FromTerminal, Health, Kill, Listing, Output, Sandbox, Sandboxes, Session,
+    SessionExec, Sessions, ToTerminal,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -60,6 +61,7 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}", id: "getExec", says: "A command", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Exec>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/stream", id: "followExec", says: "Its output from an offset on, as it comes", query: &[("stdout_offset", false, "first byte of stdout"), ("stderr_offset", false, "first byte of stderr")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/execs/{exec}/kill", id: "killExec", says: "Send it and what it started a signal", query: &[], asks: Body::Json(of::<Kill>), status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/terminal", id: "attachTerminal", says: "A WebSocket to its terminal: binary messages are bytes both ways, text messages as described", query: &[("offset", false, "first byte of its output"), ("hangup", false, "send it SIGHUP when the connection ends first: true or false")], asks: Body::Nothing, status: "101", answers: Body::Json(terminal) },
     Route { method: "post", path: "/v1/sandboxes/{id}/sessions", id: "createSession", says: "Start a shell that keeps directory, variables and functions", query: &[], asks: Body::Json(of::<CreateSession>), status: "201", answers: Body::Json(of::<Session>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/sessions", id: "listSessions", says: "Its sessions, and the last that were closed", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sessions>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/sessions/{session}", id: "getSession", says: "A session", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Session>) },
@@ -87,6 +89,11 @@ const ROUTES: &[Route] = &[
     Route { method: "post", path: "/v1/codebases/{codebase}/files/directory", id: "makeCodebaseDirectory", says: "Make a directory, and those on the way", query: &[IN_CODEBASE], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "post", path: "/v1/codebases/{codebase}/files/move", id: "moveCodebaseFile", says: "Give a file or directory another name", query: &[IN_CODEBASE, ("to", true, "its path then")], asks: Body::Nothing, status: "204", answers: Body::Nothing },
 ];
+
+/// What text messages over a terminal's socket say, from either side.
+fn terminal(generator: &mut SchemaGenerator) -> Value {
+    json!({ "oneOf": [of::<ToTerminal>(generator), of::<FromTerminal>(generator)] })
+}
 
 /// The routes, for whoever serves them: method and path.
 pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {

@@ -1,7 +1,7 @@
 //! Owns the sandboxes.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::codebases::{self, Shelf};
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec};
 use crate::host::{self, End, Host};
-use crate::link::{self, Link, Program, Refused};
+use crate::link::{self, Link, Program, Refused, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
 use crate::sandbox::{Live, Sandbox};
@@ -24,6 +24,7 @@ use crate::session::{self, Session};
 use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
+use crate::terminal::{self, Terminal};
 use crate::{files, lock, now_ms, random_id, workspaces};
 
 /// Sandboxes that one owner may have.
@@ -862,30 +863,22 @@ async fn exec(
     whole: bool,
     remember: bool,
 ) -> Result<Arc<Exec>, Error> {
-    let argv = argv(request)?;
-    variables(&request.environment)?;
     let (live, permit) = sandbox.enter()?;
     let began = Instant::now();
     let made = &live.made;
-    let mut environment = made.environment.clone();
-    environment.extend(sandbox.made_of.environment.clone());
-    environment.extend(request.environment.clone());
-    let program = argv.first().map(String::as_str).unwrap_or_default();
-    let path = environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
-    let candidates: Vec<String> = candidates(program.as_ref(), path.as_ref())
-        .into_iter()
-        .filter_map(|path| path.into_os_string().into_string().ok())
-        .collect();
-    if candidates.is_empty() {
-        return Err(not_started(
-            program,
-            Refused { refusal: Refusal::Execute, errno: libc::ENOENT },
-        ));
+    let asked = Asked::of(sandbox, &live, request)?;
+    if let Some(size) = request.terminal {
+        let terminal = Terminal::open(&live.link, size).await?;
+        let id = random_id("ex_")?;
+        return terminal::start(
+            sandbox,
+            (live, permit),
+            &asked,
+            terminal,
+            (id, request.timeout_ms),
+        )
+        .await;
     }
-    let cwd = match &request.cwd {
-        Some(cwd) => files::absolute(cwd, &made.cwd)?,
-        None => made.cwd.clone(),
-    };
     let (stdout, out) = link::pipe()?;
     let (stderr, err) = link::pipe()?;
     let (stdin, input) = match input {
@@ -895,10 +888,8 @@ async fn exec(
         }
         None => (link::null()?, None),
     };
-    let pairs: Vec<String> = environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let asked = Program { cwd: &cwd, candidates: &candidates, argv: &argv, environment: &pairs };
     let fds = [stdin.as_fd(), out.as_fd(), err.as_fd()];
-    let started = live.link.exec(asked, fds).await?.map_err(|r| not_started(program, r))?;
+    let started = asked.start(&live.link, fds, false).await?;
     // The command has its own: the pipes end with it.
     drop((stdin, out, err));
     let id = random_id("ex_")?;
@@ -906,7 +897,7 @@ async fn exec(
     let birth = Birth {
         id: id.clone(),
         sandbox: sandbox.id.clone(),
-        argv,
+        argv: asked.argv,
         output: [stdout, stderr],
         input,
         timeout,
@@ -924,6 +915,65 @@ async fn exec(
         sandbox.remember(exec.clone());
     }
     Ok(exec)
+}
+
+/// What is to be executed, as init takes it.
+pub(crate) struct Asked {
+    pub argv: Vec<String>,
+    candidates: Vec<String>,
+    environment: Vec<String>,
+    cwd: String,
+}
+
+impl Asked {
+    pub(crate) fn of(sandbox: &Sandbox, live: &Live, request: &ExecRequest) -> Result<Self, Error> {
+        let argv = argv(request)?;
+        variables(&request.environment)?;
+        let mut environment = live.made.environment.clone();
+        environment.extend(sandbox.made_of.environment.clone());
+        environment.extend(request.environment.clone());
+        let program = argv.first().map(String::as_str).unwrap_or_default();
+        let path = environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
+        let candidates: Vec<String> = candidates(program.as_ref(), path.as_ref())
+            .into_iter()
+            .filter_map(|path| path.into_os_string().into_string().ok())
+            .collect();
+        if candidates.is_empty() {
+            let refused = Refused { refusal: Refusal::Execute, errno: libc::ENOENT };
+            return Err(not_started(program, refused));
+        }
+        let cwd = match &request.cwd {
+            Some(cwd) => files::absolute(cwd, &live.made.cwd)?,
+            None => live.made.cwd.clone(),
+        };
+        let environment = environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        Ok(Self { argv, candidates, environment, cwd })
+    }
+
+    /// Drops variables.
+    pub(crate) fn without(mut self, names: &[&str]) -> Self {
+        self.environment.retain(|pair| {
+            !names.contains(&pair.split_once('=').map_or(pair.as_str(), |(name, _)| name))
+        });
+        self
+    }
+
+    pub(crate) async fn start(
+        &self,
+        link: &Link,
+        fds: [BorrowedFd<'_>; 3],
+        terminal: bool,
+    ) -> Result<Started, Error> {
+        let program = self.argv.first().map(String::as_str).unwrap_or_default();
+        let asked = Program {
+            cwd: &self.cwd,
+            candidates: &self.candidates,
+            argv: &self.argv,
+            environment: &self.environment,
+            terminal,
+        };
+        link.exec(asked, fds).await?.map_err(|r| not_started(program, r))
+    }
 }
 
 fn argv(request: &ExecRequest) -> Result<Vec<String>, Error> {

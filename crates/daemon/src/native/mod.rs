@@ -5,6 +5,7 @@ mod exec;
 mod files;
 mod sandboxes;
 mod sessions;
+mod terminal;
 
 use std::sync::Arc;
 
@@ -45,6 +46,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/execs/{exec}", get(exec::get))
         .route("/v1/sandboxes/{id}/execs/{exec}/stream", get(exec::follow))
         .route("/v1/sandboxes/{id}/execs/{exec}/kill", post(exec::kill))
+        .route("/v1/sandboxes/{id}/execs/{exec}/terminal", get(terminal::attach))
         .route("/v1/sandboxes/{id}/sessions", post(sessions::create).get(sessions::list))
         .route("/v1/sandboxes/{id}/sessions/{session}", get(sessions::get).delete(sessions::delete))
         .route("/v1/sandboxes/{id}/sessions/{session}/exec", post(sessions::run))
