@@ -2,7 +2,9 @@
 //! socket (curl, as the user), through kills, and under attack.
 
 mod attacks;
+mod codebases;
 mod exec;
 mod files;
 mod life;
+mod sessions;
 mod world;

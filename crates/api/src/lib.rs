@@ -2,7 +2,11 @@
 //! types ([`openapi`]), so that it cannot say anything else.
 #![forbid(unsafe_code)]
 
+pub mod codebases;
 pub mod openapi;
+mod sessions;
+
+pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
 
 use std::collections::BTreeMap;
 
@@ -18,8 +22,22 @@ pub struct CreateSandbox {
     pub name: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// The directory to work in, absolute. What is written there is written to the real tree.
+    /// The directory to work in, absolute. Without a layer, what is written there is written to the real
+    /// tree. Empty with `codebase`.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub workspace: String,
+    /// The codebase to work in, by name or id, seen at `/workspace`. What is written goes to a layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub codebase: Option<String>,
+    /// True: what is written goes to a layer of the sandbox's own; or the name of a layer that stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer: Option<codebases::Layer>,
+    /// Rules of names in the workspace, over those of profiles and policy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<codebases::FileRule>,
+    /// It is not started.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
     /// Built-in profiles, lowest first; none: `workspace`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<String>,
@@ -94,7 +112,16 @@ pub struct Sandbox {
     /// Why it is in this state: `created`, `requested`, `idle`, `ttl`, `oom`, `killed`, `host-lost`,
     /// `restarted`, or what went wrong.
     pub reason: String,
+    /// As it is seen inside.
     pub workspace: String,
+    /// The id of the codebase that it works in.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub codebase: Option<String>,
+    /// The name of the layer that its changes go to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub layer: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub rules: Vec<codebases::FileRule>,
     pub profiles: Vec<String>,
     pub persistent: bool,
     /// Milliseconds since 1970.

@@ -4,9 +4,10 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use crate::codebases::{Codebase, Codebases, CreateCodebase};
 use crate::{
-    CreateSandbox, ErrorBody, Exec, ExecRequest, ExecResult, Execs, FileInfo, Health, Kill,
-    Listing, Output, Sandbox, Sandboxes,
+    CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, FileInfo,
+    Health, Kill, Listing, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -38,6 +39,9 @@ struct Route {
 
 const PATH: (&str, bool, &str) = ("path", true, "as it is seen inside; relative to the workspace");
 
+const IN_CODEBASE: (&str, bool, &str) =
+    ("path", true, "relative to the codebase, or below /workspace");
+
 #[rustfmt::skip]
 const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/health", id: "health", says: "Whether the daemon is there", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Health>) },
@@ -55,12 +59,32 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}", id: "getExec", says: "A command", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Exec>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/stream", id: "followExec", says: "Its output from an offset on, as it comes", query: &[("stdout_offset", false, "first byte of stdout"), ("stderr_offset", false, "first byte of stderr")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/execs/{exec}/kill", id: "killExec", says: "Send it and what it started a signal", query: &[], asks: Body::Json(of::<Kill>), status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/sessions", id: "createSession", says: "Start a shell that keeps directory, variables and functions", query: &[], asks: Body::Json(of::<CreateSession>), status: "201", answers: Body::Json(of::<Session>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/sessions", id: "listSessions", says: "Its sessions, and the last that were closed", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sessions>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/sessions/{session}", id: "getSession", says: "A session", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Session>) },
+    Route { method: "delete", path: "/v1/sandboxes/{id}/sessions/{session}", id: "deleteSession", says: "End the shell and what it started; again is no error", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/sessions/{session}/exec", id: "sessionExec", says: "Run a command in the shell, to its end", query: &[], asks: Body::Json(of::<SessionExec>), status: "200", answers: Body::Json(of::<ExecResult>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/sessions/{session}/exec/stream", id: "sessionExecStream", says: "Run a command in the shell and stream its output", query: &[], asks: Body::Json(of::<SessionExec>), status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/files", id: "readFile", says: "A file's bytes", query: &[PATH, ("offset", false, "first byte"), ("length", false, "at most this many")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
     Route { method: "put", path: "/v1/sandboxes/{id}/files", id: "writeFile", says: "Put a file in place as a whole", query: &[PATH], asks: Body::Bytes, status: "204", answers: Body::Nothing },
     Route { method: "delete", path: "/v1/sandboxes/{id}/files", id: "removeFile", says: "Remove a file or an empty directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "get", path: "/v1/sandboxes/{id}/files/stat", id: "statFile", says: "What a name is; a link is not followed", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FileInfo>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/files/list", id: "listFiles", says: "The names in a directory", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Listing>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/files/directory", id: "makeDirectory", says: "Make a directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/codebases", id: "createCodebase", says: "Make a codebase, empty or of a directory", query: &[], asks: Body::Json(of::<CreateCodebase>), status: "201", answers: Body::Json(of::<Codebase>) },
+    Route { method: "get", path: "/v1/codebases", id: "listCodebases", says: "One's own codebases", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebases>) },
+    Route { method: "get", path: "/v1/codebases/{codebase}", id: "getCodebase", says: "A codebase, by id or name", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebase>) },
+    Route { method: "delete", path: "/v1/codebases/{codebase}", id: "deleteCodebase", says: "Remove a codebase that no sandbox is made from", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/codebases/{codebase}/seal", id: "sealCodebase", says: "Let nothing be changed in it any more", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebase>) },
+    Route { method: "get", path: "/v1/codebases/{codebase}/archive", id: "exportCodebase", says: "Its tree as a tar archive", query: &[("zstd", false, "true: compressed")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "put", path: "/v1/codebases/{codebase}/archive", id: "importCodebase", says: "Put a tar archive, also of zstd or gzip, over what is there", query: &[("path", false, "the directory to put it below"), ("create", false, "true: make the codebase of it"), ("owner", false, "with create: whose it is said to be"), ("sealed", false, "with create: true")], asks: Body::Bytes, status: "200", answers: Body::Json(of::<Codebase>) },
+    Route { method: "get", path: "/v1/codebases/{codebase}/files", id: "readCodebaseFile", says: "A file's bytes", query: &[IN_CODEBASE, ("offset", false, "first byte"), ("length", false, "at most this many")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "put", path: "/v1/codebases/{codebase}/files", id: "writeCodebaseFile", says: "Put a file in place as a whole; directories on the way are made", query: &[IN_CODEBASE, ("mode", false, "permissions in octal digits; default: as before, or 644")], asks: Body::Bytes, status: "200", answers: Body::Json(of::<FileInfo>) },
+    Route { method: "delete", path: "/v1/codebases/{codebase}/files", id: "removeCodebaseFile", says: "Remove a file or an empty directory", query: &[IN_CODEBASE, ("recursive", false, "true: a directory with all that is in it")], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/codebases/{codebase}/files/stat", id: "statCodebaseFile", says: "What a name is; a link is not followed", query: &[IN_CODEBASE], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FileInfo>) },
+    Route { method: "get", path: "/v1/codebases/{codebase}/files/list", id: "listCodebaseFiles", says: "The names in a directory", query: &[("path", false, "default: the codebase itself"), ("recursive", false, "true: all below it, by their paths")], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Listing>) },
+    Route { method: "post", path: "/v1/codebases/{codebase}/files/directory", id: "makeCodebaseDirectory", says: "Make a directory, and those on the way", query: &[IN_CODEBASE], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/codebases/{codebase}/files/move", id: "moveCodebaseFile", says: "Give a file or directory another name", query: &[IN_CODEBASE, ("to", true, "its path then")], asks: Body::Nothing, status: "204", answers: Body::Nothing },
 ];
 
 /// The routes, for whoever serves them: method and path.

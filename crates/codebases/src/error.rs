@@ -27,6 +27,8 @@ pub enum Error {
          running sandbox; wait until it ended"
     )]
     InUse { codebase: String, layer: String, pid: u32 },
+    #[error("{} is not in the codebase", shown(.0))]
+    Missing(PathBuf),
     #[error("{}: {problem}", shown(path))]
     File { path: PathBuf, problem: String },
     #[error("{0}")]

@@ -1,6 +1,6 @@
 //! Single files of a codebase: listed, read, put. By descriptor, beneath the tree, through no link.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,9 +11,10 @@ use ringfence_layers::copy::{self, reopen};
 use ringfence_layers::names::Named;
 use ringfence_layers::random_id;
 use ringfence_sys::fd;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use crate::change::Used;
 use crate::store::PUT;
 use crate::{Codebase, Codebases, Error, Record, WORKSPACE, index};
 
@@ -67,7 +68,7 @@ impl Codebases {
         let reading = |e| Error::io("read", codebase.path.join(index::INDEX))(e);
         if !bytes.is_empty() {
             match names.get(bytes).map_err(reading)? {
-                None => return Err(Error::file(path, "is not in the codebase")),
+                None => return Err(Error::Missing(path)),
                 Some(entry) if !entry.is_dir() => return Ok(vec![entry]),
                 Some(_) => {}
             }
@@ -82,7 +83,23 @@ impl Codebases {
         name: &str,
         path: &OsStr,
         mode: Option<u32>,
+        content: impl Read,
+    ) -> Result<Record, Error> {
+        let record = self.put_as(name, path, mode, content, Used::Refused)?;
+        let codebase = self.opened(record)?;
+        self.names(&codebase)?;
+        Ok(self.get(&codebase.record.id)?.record)
+    }
+
+    /// The same, and what becomes of sandboxes that run on it is said by `used`. The index is made when
+    /// it is needed.
+    pub fn put_as(
+        &self,
+        name: &str,
+        path: &OsStr,
+        mode: Option<u32>,
         mut content: impl Read,
+        used: Used,
     ) -> Result<Record, Error> {
         let path = inside(path)?;
         let Some(file_name) = path.file_name() else {
@@ -99,7 +116,7 @@ impl Codebases {
         let file = rustix::fs::openat(&codebase.dir, &*draft, flags, Mode::RUSR | Mode::WUSR)
             .map_err(Error::os("make", &shown))?;
         let done = write(File::from(file), &mut content, mode, &shown)
-            .and_then(|()| self.place(&codebase.record.id, &draft, &path, file_name, mode));
+            .and_then(|()| self.place(&codebase.record.id, &draft, &path, file_name, mode, used));
         if done.is_err() {
             let _ = copy::remove_tree(codebase.dir.as_fd(), draft.as_ref());
         }
@@ -113,56 +130,38 @@ impl Codebases {
         path: &Path,
         name: &OsStr,
         mode: Option<u32>,
+        used: Used,
     ) -> Result<Record, Error> {
-        let _lock = self.lock()?;
-        let mut codebase = self.get(id)?;
-        if codebase.record.sealed {
-            return Err(Error::Sealed(codebase.record.name));
-        }
-        self.unused(&codebase)?;
-        Self::sweep_puts(&codebase)?;
-        let tree = codebase.open_tree()?;
-        // Everything that can be refused is looked at before the index goes.
         let parent = path.parent().unwrap_or(Path::new(""));
-        let existing = existing(&tree, parent)?;
-        if existing == parent {
-            let dir = open_directory(&tree, parent)?;
-            match fd::stat_name(&dir, name) {
-                Ok(stat) if fd::kind(&stat) == FileType::RegularFile => {
-                    if mode.is_none() {
-                        let like = Mode::from_raw_mode(stat.st_mode & 0o777);
-                        rustix::fs::chmodat(
-                            &codebase.dir,
-                            draft,
-                            like,
-                            rustix::fs::AtFlags::empty(),
-                        )
-                        .map_err(Error::os("set the mode of", path))?;
-                    }
+        self.alter(
+            id,
+            used,
+            |codebase, tree| {
+                if existing(tree, parent)? != parent {
+                    return Ok(());
                 }
-                Ok(stat) => return Err(Error::file(path, other_kind(fd::kind(&stat)))),
-                Err(Errno::NOENT) => {}
-                Err(errno) => return Err(Error::os("look at", path)(errno)),
-            }
-        }
-        // A tree without an index is looked at anew.
-        index::remove(codebase.dir.as_fd(), &codebase.path)?;
-        let mut at = existing;
-        for part in parent.components().skip(at.components().count()) {
-            let dir = open_directory(&tree, &at)?;
-            at.push(part);
-            rustix::fs::mkdirat(&dir, part.as_os_str(), Mode::from_raw_mode(0o755))
-                .map_err(Error::os("make", &at))?;
-        }
-        let dir = open_directory(&tree, parent)?;
-        rustix::fs::renameat(&codebase.dir, draft, &dir, name).map_err(Error::os("put", path))?;
-        rustix::fs::fsync(
-            reopen(&dir, OFlags::RDONLY | OFlags::DIRECTORY, false)
-                .map_err(Error::os("open", parent))?,
+                match fd::stat_name(open_directory(tree, parent)?, name) {
+                    Ok(stat) if fd::kind(&stat) == FileType::RegularFile => {
+                        if mode.is_none() {
+                            let like = Mode::from_raw_mode(stat.st_mode & 0o777);
+                            let flags = rustix::fs::AtFlags::empty();
+                            rustix::fs::chmodat(&codebase.dir, draft, like, flags)
+                                .map_err(Error::os("set the mode of", path))?;
+                        }
+                        Ok(())
+                    }
+                    Ok(stat) => Err(Error::file(path, other_kind(fd::kind(&stat)))),
+                    Err(Errno::NOENT) => Ok(()),
+                    Err(errno) => Err(Error::os("look at", path)(errno)),
+                }
+            },
+            |codebase, tree| {
+                let dir = make_directories(tree, parent)?;
+                rustix::fs::renameat(&codebase.dir, draft, &dir, name)
+                    .map_err(Error::os("put", path))?;
+                sync(&dir, parent)
+            },
         )
-        .map_err(Error::os("sync", parent))?;
-        self.renew(&mut codebase)?;
-        Ok(codebase.record)
     }
 
     /// Writes a file of a codebase to `out`; answers its size.
@@ -172,33 +171,75 @@ impl Codebases {
         path: &OsStr,
         mut out: impl Write,
     ) -> Result<u64, Error> {
-        let path = inside(path)?;
-        let tree = codebase.open_tree()?;
-        let place = match fd::open_beneath(tree.as_fd(), path.as_os_str().as_bytes(), fd::PLACE) {
-            Ok(place) => place,
-            Err(Errno::NOENT | Errno::NOTDIR) => {
-                return Err(Error::file(path, "is not in the codebase"));
-            }
-            Err(Errno::LOOP) => {
-                return Err(Error::file(path, "leads through a symbolic link"));
-            }
-            Err(errno) => return Err(Error::os("open", path)(errno)),
-        };
-        let stat = rustix::fs::fstat(&place).map_err(Error::os("look at", &path))?;
-        match fd::kind(&stat) {
-            FileType::RegularFile => {}
-            other => return Err(Error::file(path, other_kind(other))),
-        }
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let file = reopen(&place, flags, true).map_err(Error::os("open", &path))?;
-        let mut file = File::from(file);
+        let (mut file, _) = codebase.open_file(path)?;
         std::io::copy(&mut file, &mut out)
             .and_then(|n| out.flush().map(|()| n))
             .map_err(|source| Error::Stream { what: "write the file", source })
     }
 }
 
-fn other_kind(kind: FileType) -> &'static str {
+impl Codebase {
+    /// A regular file, and its size.
+    pub fn open_file(&self, path: &OsStr) -> Result<(File, u64), Error> {
+        let (path, place, stat) = self.look_at(path)?;
+        match fd::kind(&stat) {
+            FileType::RegularFile => {}
+            other => return Err(Error::file(path, other_kind(other))),
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let file = reopen(&place, flags, true).map_err(Error::os("open", &path))?;
+        Ok((File::from(file), stat.st_size as u64))
+    }
+
+    /// What lies at a path; a link itself, not where it leads. Through no link either.
+    pub fn stat(&self, path: &OsStr) -> Result<Stat, Error> {
+        self.look_at(path).map(|(_, _, stat)| stat)
+    }
+
+    /// What lies in a directory now, without the index, by name; at most `most`, and whether there is
+    /// more.
+    pub fn children(
+        &self,
+        path: &OsStr,
+        most: usize,
+    ) -> Result<(Vec<(OsString, Stat)>, bool), Error> {
+        let (path, place, stat) = self.look_at(path)?;
+        if fd::kind(&stat) != FileType::Directory {
+            return Err(Error::file(path, "is not a directory"));
+        }
+        let dir = reopen(&place, OFlags::RDONLY | OFlags::DIRECTORY, true)
+            .map_err(Error::os("open", &path))?;
+        let (names, more) = fd::list(dir.as_fd(), most).map_err(Error::os("list", &path))?;
+        let mut found = Vec::with_capacity(names.len());
+        for (name, _) in names {
+            match fd::stat_name(&place, &*name) {
+                Ok(stat) => found.push((name, stat)),
+                // Removed meanwhile.
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(Error::os("look at", path.join(&name))(errno)),
+            }
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok((found, more))
+    }
+
+    fn look_at(&self, path: &OsStr) -> Result<(PathBuf, OwnedFd, Stat), Error> {
+        let path = inside(path)?;
+        let tree = self.open_tree()?;
+        let place = match fd::open_beneath(tree.as_fd(), path.as_os_str().as_bytes(), fd::PLACE) {
+            Ok(place) => place,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(Error::Missing(path)),
+            Err(Errno::LOOP) => {
+                return Err(Error::file(path, "leads through a symbolic link"));
+            }
+            Err(errno) => return Err(Error::os("open", path)(errno)),
+        };
+        let stat = rustix::fs::fstat(&place).map_err(Error::os("look at", &path))?;
+        Ok((path, place, stat))
+    }
+}
+
+pub(crate) fn other_kind(kind: FileType) -> &'static str {
     match kind {
         FileType::Directory => "is a directory",
         FileType::Symlink => "is a symbolic link, and none is followed",
@@ -208,7 +249,7 @@ fn other_kind(kind: FileType) -> &'static str {
 }
 
 /// How far down `path` there are directories.
-fn existing(tree: &OwnedFd, path: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn existing(tree: &OwnedFd, path: &Path) -> Result<PathBuf, Error> {
     let mut at = PathBuf::new();
     for part in path.components() {
         let dir = open_directory(tree, &at)?;
@@ -222,10 +263,28 @@ fn existing(tree: &OwnedFd, path: &Path) -> Result<PathBuf, Error> {
     Ok(at)
 }
 
-fn open_directory(tree: &OwnedFd, path: &Path) -> Result<OwnedFd, Error> {
+pub(crate) fn open_directory(tree: &OwnedFd, path: &Path) -> Result<OwnedFd, Error> {
     let flags = fd::PLACE | OFlags::DIRECTORY;
     fd::open_beneath(tree.as_fd(), path.as_os_str().as_bytes(), flags)
         .map_err(Error::os("open", path))
+}
+
+/// The directory at `path`, made with what is missing on the way.
+pub(crate) fn make_directories(tree: &OwnedFd, path: &Path) -> Result<OwnedFd, Error> {
+    let mut at = existing(tree, path)?;
+    for part in path.components().skip(at.components().count()) {
+        let dir = open_directory(tree, &at)?;
+        at.push(part);
+        rustix::fs::mkdirat(&dir, part.as_os_str(), Mode::from_raw_mode(0o755))
+            .map_err(Error::os("make", &at))?;
+    }
+    open_directory(tree, path)
+}
+
+pub(crate) fn sync(place: &OwnedFd, path: &Path) -> Result<(), Error> {
+    let dir = reopen(place, OFlags::RDONLY | OFlags::DIRECTORY, false)
+        .map_err(Error::os("open", path))?;
+    rustix::fs::fsync(dir).map_err(Error::os("sync", path))
 }
 
 fn write(

@@ -5,6 +5,7 @@
 //! codebases.db               SQLite: names, owners, sizes, versions
 //! codebases/lock             short, while codebases come and go or files are put into one
 //! codebases/ID/tree          the files; nobody writes here but us, never a sandbox
+//! codebases/ID/.was-ID       a former tree, as long as a sandbox runs on it
 //! codebases/ID/names         the index of the tree; missing while a change is under way
 //! codebases/.new-ID          being made; its `lock` is held by whoever makes it
 //! codebases/.gone-ID         being removed
@@ -14,6 +15,7 @@
 //! left is removed at the next change.
 #![forbid(unsafe_code)]
 
+mod change;
 mod error;
 pub mod files;
 mod index;
@@ -23,6 +25,7 @@ mod record;
 pub mod remote;
 mod store;
 
+pub use change::Used;
 pub use error::Error;
 pub use make::{From, Made, Options, Progress};
 pub use record::Record;

@@ -315,22 +315,20 @@ impl Codebases {
         let _lock = self.lock()?;
         let mut codebase = self.get(&codebase.record.id)?;
         if codebase.names()?.is_none() {
-            self.renew(&mut codebase)?;
+            self.count(&mut codebase)?;
         }
         codebase
             .names()?
             .ok_or_else(|| Error::file(codebase.path.join(index::INDEX), "is not there"))
     }
 
-    /// Index and record after a change of the tree. Under the lock.
-    pub(crate) fn renew(&self, codebase: &mut Codebase) -> Result<(), Error> {
+    /// Index and counts of the tree as it is. Under the lock.
+    fn count(&self, codebase: &mut Codebase) -> Result<(), Error> {
         let tree = codebase.open_tree()?;
         let mut look = index::look(tree.as_fd(), false)?;
         let record = &mut codebase.record;
         (record.size, record.files) = (look.size, look.files);
         record.entries = look.names.len() as u64;
-        record.updated = Stamp::now();
-        record.version += 1;
         // The record first: what has an index is recorded.
         self.database.changed(record)?;
         let version = codebase.record.version;

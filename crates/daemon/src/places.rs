@@ -25,8 +25,34 @@ impl Places {
         Self { runtime: runtime.map_or_else(|| state.clone(), |p| p.join("ringfence")), state }
     }
 
+    /// A directory made for it alone, where this user's sockets are, else where temporary files are.
+    pub fn of_one_program() -> Result<Self, Failed> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        // The name of a socket has at most 107 bytes.
+        let fits = |p: &PathBuf| p.is_absolute() && p.as_os_str().len() < 70;
+        let base = runtime.filter(fits).unwrap_or_else(std::env::temp_dir);
+        let random = ringfence_supervisor::random().map_err(|e| Failed(e.to_string()))?;
+        let made = base.join(format!("ringfence-{}", random.get(..16).unwrap_or(&random)));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&made)
+            .map_err(failed(made.display().to_string()))?;
+        // Beside the state lie its layers and codebases.
+        Ok(Self { state: made.join("daemon"), runtime: made })
+    }
+
+    /// What [`of_one_program`](Self::of_one_program) made.
+    pub fn remove(&self) {
+        let _ = std::fs::remove_dir_all(&self.runtime);
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.runtime.join("daemon.sock")
+    }
+
+    /// Of layers and codebases: the daemon's state lies in it.
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.state.parent().unwrap_or(&self.state).to_owned()
     }
 
     /// What no sandbox may see.
@@ -99,7 +125,10 @@ fn token() -> Result<String, Failed> {
 fn private(directory: &Path) -> Result<(), Failed> {
     let shown = directory.display().to_string();
     if let Some(parent) = directory.parent() {
-        std::fs::create_dir_all(parent).map_err(failed(parent.display().to_string()))?;
+        // Layers and codebases are kept in it, and only where it is their owner's alone.
+        let mut builder = std::fs::DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(parent);
+        made.map_err(failed(parent.display().to_string()))?;
     }
     match std::fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(shown)(e)),

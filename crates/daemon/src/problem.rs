@@ -56,7 +56,7 @@ impl From<Error> for Problem {
             Kind::Limit => StatusCode::TOO_MANY_REQUESTS,
             Kind::Refused => StatusCode::FORBIDDEN,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::Alone | Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status, reason: e.kind.text(), message: e.message, remedy: e.remedy }
     }

@@ -19,6 +19,8 @@
 //!
 //! As all of this crate that runs after the clone: no allocation, no locks, no panics.
 
+mod own;
+
 use std::ffi::CStr;
 
 use ringfence_sys::notify::{self, Held, Status};
@@ -161,6 +163,7 @@ impl Place {
 
 /// An open that would have to wait.
 struct Parked {
+    listener: i32,
     id: u64,
     /// What to open, `O_PATH`; or already open for reading, and its first byte or end awaited.
     object: Fd,
@@ -172,6 +175,7 @@ struct Parked {
 }
 
 pub(crate) struct Broker<'a> {
+    /// Where the call that is being carried out came from. A sandbox that stays has one for each command.
     listener: i32,
     judge: &'a dyn Judge,
     /// Who decides once the rules were replaced.
@@ -181,6 +185,8 @@ pub(crate) struct Broker<'a> {
     root: Fd,
     parked: [Option<Parked>; MAX_PARKED],
     umask: u32,
+    /// As it was before any call was carried out.
+    first_umask: u32,
     masks: Masks,
 }
 
@@ -212,7 +218,7 @@ impl<'a> Broker<'a> {
             raw::openat(libc::AT_FDCWD, path, flags, 0).map(Fd)
         };
         notify::wake_in_place(listener);
-        notify::umask(0);
+        let first_umask = notify::replace_umask(0);
         Ok(Self {
             listener,
             judge,
@@ -221,6 +227,7 @@ impl<'a> Broker<'a> {
             root: open(c"/")?,
             parked: [const { None }; MAX_PARKED],
             umask: 0,
+            first_umask,
             masks: Masks { known: [(0, 0); 8], next: 0, not_before: 0, since: 0 },
         })
     }
@@ -233,6 +240,26 @@ impl<'a> Broker<'a> {
     /// Hears whether the rules were replaced.
     pub(crate) fn hear(&self) {
         self.asks.hear();
+    }
+
+    /// From now on calls come from there too.
+    pub(crate) fn adopt(listener: i32) {
+        notify::wake_in_place(listener);
+    }
+
+    /// Every process that it concerned has ended.
+    pub(crate) fn dismiss(&mut self, listener: i32) {
+        for slot in &mut self.parked {
+            if slot.as_ref().is_some_and(|parked| parked.listener == listener) {
+                *slot = None;
+            }
+        }
+    }
+
+    /// As [`Self::serve`], of one of several listeners.
+    pub(crate) fn serve_at(&mut self, listener: i32) {
+        self.listener = listener;
+        self.serve();
     }
 
     /// Answers the next held call. Only when there is one.
@@ -250,15 +277,15 @@ impl<'a> Broker<'a> {
     pub(crate) fn retry(&mut self) {
         for slot in &mut self.parked {
             let Some(parked) = slot else { continue };
-            let done = if notify::is_waiting(self.listener, parked.id) {
+            let done = if notify::is_waiting(parked.listener, parked.id) {
                 let path = fd_path(parked.object.0);
-                try_parked(self.listener, self.proc.0, parked, &path)
+                try_parked(parked.listener, self.proc.0, parked, &path)
             } else {
                 Some(Ok(()))
             };
             if let Some(result) = done {
                 if let Err(errno) = result {
-                    notify::answer(self.listener, parked.id, Err(errno));
+                    notify::answer(parked.listener, parked.id, Err(errno));
                 }
                 *slot = None;
             }
@@ -440,6 +467,7 @@ impl<'a> Broker<'a> {
             _ => object,
         };
         let mut parked = Parked {
+            listener: self.listener,
             id: held.id,
             object,
             reading: false,
@@ -645,6 +673,10 @@ impl<'a> Broker<'a> {
         }
         let source = self.settle(held, from.0, from.1, false)?;
         let target = self.settle(held, to.0, to.1, false)?;
+        self.rename_places(&source, &target, flags)
+    }
+
+    fn rename_places(&self, source: &Place, target: &Place, flags: u32) -> Res<Done> {
         if source.what != What::Name || target.what != What::Name {
             return Err(Errno(libc::EBUSY));
         }
@@ -659,7 +691,7 @@ impl<'a> Broker<'a> {
         if exchange && target.status.is_none() {
             return Err(Errno(libc::ENOENT));
         }
-        let (mut here, mut there) = (self.path(&source)?, self.path(&target)?);
+        let (mut here, mut there) = (self.path(source)?, self.path(target)?);
         for path in [&here, &there] {
             if self.says(path.get()) < Allowed::Write {
                 return Err(Errno(libc::EACCES));
@@ -676,10 +708,10 @@ impl<'a> Broker<'a> {
         if !same && (self.judge.covers(here.get()) || self.judge.covers(there.get())) {
             let mut left = MAX_MOVED;
             if status.kind == libc::S_IFDIR {
-                self.may_move(&source, &mut here, &mut there, &mut left)?;
+                self.may_move(source, &mut here, &mut there, &mut left)?;
             }
             if exchange && target.is(libc::S_IFDIR) {
-                self.may_move(&target, &mut there, &mut here, &mut left)?;
+                self.may_move(target, &mut there, &mut here, &mut left)?;
             }
         }
         let (from, to) = (source.parent.0, target.parent.0);

@@ -91,7 +91,9 @@ pub(crate) fn private(spec: &JailSpec, page: &Page, has_network: bool) -> Res {
     for (i, l) in spec.rlimits.iter().enumerate() {
         nth(Stage::Rlimit, i, lower_rlimit(l))?;
     }
-    harden(spec, &spec.seccomp)
+    // Init of a sandbox that stays carries out calls; its commands take the other filter themselves.
+    let init = spec.resident >= 0 && !spec.watch.is_empty();
+    harden(spec, if init { &spec.init_seccomp } else { &spec.seccomp })
 }
 
 /// No capabilities, no way to get any, the filter.

@@ -24,9 +24,11 @@ use std::ffi::CStr;
 use std::sync::atomic::Ordering;
 
 use ringfence_sys::raw::{self, Errno, Usage, resolve};
-use ringfence_sys::starter::{Counts, MOST_BYTES, Progress, Starter, Step};
+use ringfence_sys::starter::{Counts, MOST_BYTES, Progress, Starter, Step, Watched};
 use ringfence_sys::subreaper;
 
+use crate::asks::Asks;
+use crate::broker::Broker;
 use crate::child::{self, Fail, Res, at};
 use crate::init::{self, CHILDREN, CONTROL, HIGH, LOCK, SUPERVISOR};
 use crate::message;
@@ -54,6 +56,9 @@ pub mod kind {
     pub const REMOVE: u8 = 5;
     /// Rename the first path to the second.
     pub const RENAME: u8 = 6;
+    /// Send signal `value` to what command `of` started after the process with pid `extra` was; with
+    /// `extra` 0 to the command's own process alone.
+    pub const SIGNAL_SINCE: u8 = 7;
 
     /// The command runs; its pid inside in `value`.
     pub const STARTED: u8 = 65;
@@ -103,6 +108,8 @@ pub struct Head {
     pub extra: u32,
     pub counts: Counts,
     pub usage: Usage,
+    /// Another token, that of the command which is meant.
+    pub of: u64,
 }
 
 impl Head {
@@ -123,6 +130,7 @@ impl Head {
         put(24, &self.usage.user_us.to_le_bytes());
         put(32, &self.usage.system_us.to_le_bytes());
         put(40, &self.usage.peak_kib.to_le_bytes());
+        put(48, &self.of.to_le_bytes());
         out
     }
 
@@ -149,12 +157,19 @@ impl Head {
                 system_us: u64::from_le_bytes(part(bytes, 32)?),
                 peak_kib: u64::from_le_bytes(part(bytes, 40)?),
             },
+            of: u64::from_le_bytes(part(bytes, 48)?),
         })
     }
 }
 
 /// Where init keeps its end of the channel.
 const CHANNEL: i32 = 10;
+/// And of that for rules of names that are replaced, where there is one.
+const ASKS: i32 = 11;
+/// Commands whose calls are held that may be there at once, with what they left running.
+const MOST_LISTENERS: usize = 192;
+/// What is polled before listeners.
+const OTHERS: usize = 6;
 /// How long a start is waited for before something else is looked at. Usually it takes a tenth.
 const START_MS: u32 = 20;
 /// How often a start that took longer is looked at again.
@@ -187,16 +202,71 @@ enum Owed {
     Refused(u32, i32),
 }
 
-struct Resident {
-    starter: Starter,
+struct Resident<'a> {
+    starter: Starter<'a>,
     commands: [Command; MOST_COMMANDS],
+    names: Option<Names<'a>>,
+}
+
+/// Rules of names: see [`crate::broker`]. Each command comes with a listener of its own, which concerns
+/// everything that it starts.
+struct Names<'a> {
+    broker: Broker<'a>,
+    /// Where commands send their listeners.
+    arrivals: i32,
+    /// -1: free.
+    listeners: [i32; MOST_LISTENERS],
+}
+
+impl Names<'_> {
+    fn take_arrivals(&mut self) {
+        let mut byte = [0u8; 1];
+        while let Ok((n, fd)) = raw::recv_with_fd(self.arrivals, &mut byte, libc::MSG_DONTWAIT) {
+            let Some(fd) = fd else {
+                if n == 0 {
+                    return;
+                }
+                continue;
+            };
+            match self.listeners.iter_mut().find(|l| **l < 0) {
+                Some(free) => {
+                    *free = fd;
+                    Broker::adopt(fd);
+                }
+                // Without a listener the calls that it would have held fail.
+                None => raw::close(fd),
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.listeners.contains(&-1)
+    }
+
+    /// What came in at listeners, by the entries that were polled for them.
+    fn serve(&mut self, polled: &[libc::pollfd]) {
+        for (at, entry) in polled.iter().enumerate() {
+            if entry.fd < 0 || entry.revents == 0 {
+                continue;
+            }
+            if entry.revents & libc::POLLIN != 0 {
+                self.broker.serve_at(entry.fd);
+            } else if let Some(listener) = self.listeners.get_mut(at) {
+                // Every process that it concerns has ended.
+                self.broker.dismiss(entry.fd);
+                raw::close(entry.fd);
+                *listener = -1;
+            }
+        }
+        self.broker.retry();
+    }
 }
 
 /// Never returns: the rest of PID 1's life.
 pub(crate) fn run(birth: &Birth<'_>) -> ! {
-    let done = set_up(birth).and_then(|starter| {
-        let resident = Resident { starter, commands: [Command::default(); MOST_COMMANDS] };
-        resident.stay(birth)
+    let done = set_up(birth).and_then(|(starter, names)| {
+        let commands = [Command::default(); MOST_COMMANDS];
+        Resident { starter, commands, names }.stay(birth)
     });
     match done {
         Ok(()) => raw::exit(0),
@@ -205,13 +275,17 @@ pub(crate) fn run(birth: &Birth<'_>) -> ! {
 }
 
 /// All of it before the first command: nothing has been confined that could hinder it.
-fn set_up(birth: &Birth<'_>) -> Result<Starter, Fail> {
-    let Birth { spec, trees, page, has_network, .. } = *birth;
+fn set_up<'a>(birth: &Birth<'a>) -> Result<(Starter<'a>, Option<Names<'a>>), Fail> {
+    let Birth { spec, trees, page, has_network, judge, .. } = *birth;
     at(Stage::Session, raw::setsid())?;
     child::view(spec, trees)?;
     child::leave_host(spec)?;
-    let starter = at(Stage::Resident, Starter::new())?;
     place_descriptors(birth)?;
+    let pair =
+        if spec.watch.is_empty() { None } else { Some(at(Stage::Broker, raw::seqpacket_pair())?) };
+    let watched =
+        pair.map(|(_, socket)| Watched { filter: &spec.seccomp, watch: &spec.watch, socket });
+    let starter = at(Stage::Resident, Starter::new(watched))?;
     // Commands inherit it; init blocks everything anyway.
     raw::default_pipe_signal();
     at(Stage::Dumpable, raw::set_dumpable(false))?;
@@ -226,9 +300,18 @@ fn set_up(birth: &Birth<'_>) -> Result<Starter, Fail> {
         at(Stage::Rlimit, raw::setrlimit(libc::RLIMIT_NOFILE, soft, hard))?;
     }
     child::landlock(spec)?;
+    let names = match (pair, judge) {
+        (Some((arrivals, _)), Some(judge)) => {
+            let asks = Asks::new(if spec.asks >= 0 { ASKS } else { -1 });
+            let broker = at(Stage::Broker, Broker::new(-1, judge, asks))?;
+            Some(Names { broker, arrivals, listeners: [-1; MOST_LISTENERS] })
+        }
+        (Some(_), None) => return Err(Fail::new(Stage::Broker, Errno(libc::EINVAL))),
+        (None, _) => None,
+    };
     page.started.store(1, Ordering::Release);
     at(Stage::Resident, raw::send_now(CONTROL, &[message::READY, 0]))?;
-    Ok(starter)
+    Ok((starter, names))
 }
 
 /// Nothing of the supervisor's stays open here but what is named.
@@ -241,8 +324,9 @@ fn place_descriptors(birth: &Birth<'_>) -> Res {
         (children, CHILDREN),
         (spec.lock, LOCK),
         (spec.resident, CHANNEL),
+        (spec.asks, ASKS),
     ];
-    let mut high = [-1; 5];
+    let mut high = [-1; 6];
     for (slot, (fd, _)) in high.iter_mut().zip(keep) {
         if fd >= 0 {
             *slot = at(Stage::Descriptors, raw::dup_from(fd, HIGH))?;
@@ -262,25 +346,42 @@ fn place_descriptors(birth: &Birth<'_>) -> Res {
             raw::close(fd);
         }
     }
-    at(Stage::Descriptors, raw::close_from(CHANNEL as u32 + 1, false))
+    let first = if spec.asks >= 0 { ASKS + 1 } else { CHANNEL + 1 };
+    at(Stage::Descriptors, raw::close_from(first as u32, false))
 }
 
-impl Resident {
+impl Resident<'_> {
     /// Until whoever asks, or the supervisor, is gone or says so.
     fn stay(mut self, birth: &Birth<'_>) -> Res {
         let Birth { spec, page, .. } = *birth;
-        let mut fds = [
-            raw::pollin(CHILDREN),
-            raw::pollin(CHANNEL),
-            raw::pollin(SUPERVISOR),
-            raw::pollin(CONTROL),
-        ];
+        let mut fds = [raw::pollin(-1); OTHERS + MOST_LISTENERS];
+        let others = [CHILDREN, CHANNEL, SUPERVISOR, CONTROL];
+        for (entry, fd) in fds.iter_mut().zip(others) {
+            entry.fd = fd;
+        }
+        if let Some(names) = &self.names {
+            fds[4].fd = names.arrivals;
+            fds[5].fd = if spec.asks >= 0 { ASKS } else { -1 };
+        }
+        let mut polled = OTHERS;
         loop {
             let pending = self.settle();
             let room = self.tell() && can_answer();
             // Without room for answers nothing more is asked of us.
             fds[1].events = if room { libc::POLLIN } else { libc::POLLOUT };
-            at(Stage::Resident, raw::poll(&mut fds, if pending { AGAIN_MS } else { -1 }))?;
+            let mut patience = if pending { AGAIN_MS } else { -1 };
+            if let Some(names) = &self.names {
+                for (entry, fd) in fds.iter_mut().skip(OTHERS).zip(names.listeners) {
+                    (entry.fd, entry.revents) = (fd, 0);
+                }
+                polled =
+                    OTHERS + names.listeners.iter().rposition(|l| *l >= 0).map_or(0, |n| n + 1);
+                if names.broker.patience() >= 0 {
+                    patience = AGAIN_MS;
+                }
+            }
+            let asked = fds.get_mut(..polled).unwrap_or_default();
+            at(Stage::Resident, raw::poll(asked, patience))?;
             if fds[0].revents != 0 {
                 init::drain(CHILDREN);
                 self.reap();
@@ -288,6 +389,16 @@ impl Resident {
             let gone = libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
             if fds[2].revents != 0 || (fds[1].revents | fds[3].revents) & gone != 0 {
                 break;
+            }
+            if let Some(names) = &mut self.names {
+                if fds[5].revents & libc::POLLIN != 0 {
+                    names.broker.hear();
+                } else if fds[5].revents != 0 {
+                    fds[5].fd = -1;
+                }
+                names.serve(fds.get(OTHERS..polled).unwrap_or_default());
+                // After: an entry that was polled may have become free.
+                names.take_arrivals();
             }
             if fds[1].revents & libc::POLLIN != 0 && !self.obey() {
                 break;
@@ -394,7 +505,15 @@ impl Resident {
             match head.kind {
                 kind::EXEC => self.exec(place, len, &head, fds),
                 kind::SIGNAL => self.signal(&head),
-                _ => answer(&head, self.starter.bytes(place).get(HEAD..len).unwrap_or_default()),
+                kind::SIGNAL_SINCE => {
+                    self.signal_since(&head);
+                    done(&head, 0, -1);
+                }
+                _ => {
+                    let strings = self.starter.bytes(place).get(HEAD..len).unwrap_or_default();
+                    let broker = self.names.as_mut().map(|names| &mut names.broker);
+                    answer(&head, strings, broker);
+                }
             }
         }
         for fd in fds.into_iter().filter(|fd| *fd >= 0) {
@@ -417,6 +536,12 @@ impl Resident {
         let Some(free) = self.commands.iter().position(|c| !used(c)) else {
             return refuse(Refusal::Process, libc::EAGAIN);
         };
+        if let Some(names) = &mut self.names {
+            if !names.has_room() {
+                return refuse(Refusal::Process, libc::EAGAIN);
+            }
+            names.broker.begin_as_first();
+        }
         match self.starter.start(place, len, HEAD, head.counts, fds) {
             Err(errno @ Errno(libc::EINVAL | libc::E2BIG)) => refuse(Refusal::Request, errno.0),
             Err(errno) => refuse(Refusal::Process, errno.0),
@@ -447,6 +572,22 @@ impl Resident {
             subreaper::signal_tree(command.pid, head.value);
             let _ = raw::kill(-command.pid, head.value);
         }
+    }
+
+    /// For one line of a shell that goes on: what it started before stays.
+    fn signal_since(&self, head: &Head) {
+        let Some(shell) = self.commands.iter().find(|c| c.token == head.of && c.pid > 0) else {
+            return;
+        };
+        let since = head.extra as i32;
+        if since == 0 {
+            let _ = raw::kill(shell.pid, head.value);
+            return;
+        }
+        if head.value == libc::SIGKILL {
+            subreaper::signal_since(shell.pid, since, libc::SIGSTOP);
+        }
+        subreaper::signal_since(shell.pid, since, head.value);
     }
 
     /// A request came while every place is in use by a start that somebody stopped.
@@ -513,6 +654,7 @@ fn settled(command: &mut Command, progress: Progress) {
                 Step::Descriptors => Refusal::Descriptors,
                 Step::Directory => Refusal::Directory,
                 Step::Execute => Refusal::Execute,
+                Step::Filter => Refusal::Process,
             };
             Owed::Refused(refusal as u32, errno.0)
         }
@@ -539,8 +681,8 @@ fn done(asked: &Head, errno: i32, fd: i32) {
 
 /// What is asked of files. As any process of the sandbox may, and nothing more: init is under the same
 /// rules.
-fn answer(head: &Head, strings: &[u8]) {
-    let result = on_files(head, strings);
+fn answer(head: &Head, strings: &[u8], broker: Option<&mut Broker<'_>>) {
+    let result = on_files(head, strings, broker);
     match result {
         Ok(fd) => {
             done(head, 0, fd);
@@ -552,7 +694,7 @@ fn answer(head: &Head, strings: &[u8]) {
     }
 }
 
-fn on_files(head: &Head, strings: &[u8]) -> raw::Result<i32> {
+fn on_files(head: &Head, strings: &[u8], broker: Option<&mut Broker<'_>>) -> raw::Result<i32> {
     let invalid = Errno(libc::EINVAL);
     let first = CStr::from_bytes_until_nul(strings).map_err(|_| invalid)?;
     if first.to_bytes().first() != Some(&b'/') {
@@ -575,13 +717,25 @@ fn on_files(head: &Head, strings: &[u8]) -> raw::Result<i32> {
             let path_only = head.value & libc::O_PATH != 0;
             let flags = if path_only { libc::O_CLOEXEC } else { always } | (head.value & FLAGS);
             let mode = if flags & libc::O_CREAT != 0 { head.extra & 0o777 } else { 0 };
+            let changes = flags & (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) != 0;
+            if let Some(broker) = broker.filter(|_| changes && !path_only) {
+                return broker.open_own(first, flags, mode);
+            }
             // `/proc/self/fd` would be init's.
             raw::openat2_once(here, first, flags, mode, resolve::NO_MAGICLINKS)
         }
-        kind::MAKE_DIRECTORY => raw::mkdirat(here, first, head.extra & 0o777).map(nothing),
+        kind::MAKE_DIRECTORY => match broker {
+            Some(broker) => broker.mkdir_own(first, head.extra & 0o777),
+            None => raw::mkdirat(here, first, head.extra & 0o777),
+        }
+        .map(nothing),
         kind::REMOVE => {
             let flags = if head.value != 0 { libc::AT_REMOVEDIR } else { 0 };
-            raw::unlinkat(here, first, flags).map(nothing)
+            match broker {
+                Some(broker) => broker.unlink_own(first, flags),
+                None => raw::unlinkat(here, first, flags),
+            }
+            .map(nothing)
         }
         kind::RENAME => {
             let rest = strings.get(first.to_bytes_with_nul().len()..).ok_or(invalid)?;
@@ -589,7 +743,11 @@ fn on_files(head: &Head, strings: &[u8]) -> raw::Result<i32> {
             if second.to_bytes().first() != Some(&b'/') {
                 return Err(invalid);
             }
-            raw::renameat(here, first, here, second).map(nothing)
+            match broker {
+                Some(broker) => broker.rename_own(first, second, 0),
+                None => raw::renameat(here, first, here, second),
+            }
+            .map(nothing)
         }
         _ => Err(Errno(libc::ENOSYS)),
     }
@@ -621,6 +779,7 @@ mod tests {
             extra: 9,
             counts: Counts { candidates: 1, arguments: 2, variables: 3 },
             usage: Usage { user_us: 4, system_us: 5, peak_kib: 6 },
+            of: 8,
         };
         assert_eq!(Head::decode(&head.encode()), Some(head));
         assert_eq!(Head::decode(&head.encode()[..HEAD - 1]), None);

@@ -81,10 +81,8 @@ pub fn spawn(
     if !spec.watch.is_empty() && (parent.judge.is_none() || spec.view.is_none()) {
         return Err(fail(Stage::Broker)(Errno(libc::EINVAL)));
     }
-    let resident_fits = spec.watch.is_empty()
-        && !spec.stdio.wants_pty()
-        && spec.view.is_some()
-        && spec.namespaces & ns::flags::PID != 0;
+    let resident_fits =
+        !spec.stdio.wants_pty() && spec.view.is_some() && spec.namespaces & ns::flags::PID != 0;
     if spec.resident >= 0 && !resident_fits {
         return Err(fail(Stage::Resident)(Errno(libc::EINVAL)));
     }

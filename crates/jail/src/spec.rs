@@ -336,7 +336,7 @@ pub struct JailSpec {
     /// Init's end of the channel of [`crate::asks`], with `watch`; -1 where the rules of names stay as they are.
     pub asks: i32,
     /// Init's end of the channel over which it is asked for commands, see [`crate::resident`]; -1 for the
-    /// one command of `exec`. Needs namespaces, and neither `watch` nor a terminal.
+    /// one command of `exec`. Needs namespaces, and no terminal.
     pub resident: i32,
     /// Soft limit of open files for a resident init's commands, where the supervisor raised its own; 0
     /// leaves it.

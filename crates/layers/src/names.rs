@@ -140,7 +140,7 @@ pub fn write(entries: &mut [Named], state: State, out: &mut impl Write) -> Resul
 
 /// Levels of a path.
 fn depth(path: &[u8]) -> u64 {
-    1 + path.iter().filter(|b| **b == b'/').count() as u64
+    path.split(|b| *b == b'/').count() as u64
 }
 
 /// The first bytes of a name; zeros, which no name has, where it is shorter.

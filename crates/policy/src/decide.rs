@@ -244,7 +244,7 @@ fn mark(glob: &Glob, above: &[&[u8]], marks: &mut BTreeSet<Mark>) -> Option<()> 
     }
     // All that follows is met below, and one name without which nothing matches is enough.
     let any = speaking.peek().is_some();
-    match speaking.filter_map(Mark::of).last() {
+    match speaking.filter_map(Mark::of).next_back() {
         Some(one) => drop(marks.insert(one)),
         None if any => return None,
         None => {

@@ -503,6 +503,11 @@ fn ssh_agent(survey: &mut Survey, status: &mut Status) -> Result<Option<Granted>
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 impl Plan {
+    /// The workspace is served by path, by threads of whoever starts it.
+    pub fn has_view(&self) -> bool {
+        self.view.is_some()
+    }
+
     /// Lowers a policy. Everything is decided here; a plan that exists can be carried out.
     pub fn new(policy: &Policy, mut survey: Survey) -> Result<Self, PlanError> {
         let rung = survey.rung;

@@ -19,6 +19,8 @@ pub enum Kind {
     TooLarge,
     /// The sandbox or the spawner went away meanwhile.
     Lost,
+    /// Between the spawner and the daemon: this sandbox needs a spawner of its own.
+    Alone,
     /// Our own failure.
     Internal,
 }
@@ -34,6 +36,7 @@ impl Kind {
             Self::Refused => "refused",
             Self::TooLarge => "too-large",
             Self::Lost => "lost",
+            Self::Alone => "alone",
             Self::Internal => "internal",
         }
     }
@@ -44,6 +47,7 @@ impl Kind {
             "invalid" => Self::Invalid,
             "refused" => Self::Refused,
             "limit" => Self::Limit,
+            "alone" => Self::Alone,
             _ => Self::Internal,
         }
     }

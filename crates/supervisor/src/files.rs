@@ -121,7 +121,7 @@ pub(crate) async fn read(
     if wanted <= AT_ONCE { read() } else { blocking(read).await }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     what: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(what)
@@ -174,7 +174,7 @@ pub(crate) async fn write(link: &Link, path: &str, bytes: Vec<u8>) -> Result<(),
     renamed
 }
 
-fn info(name: String, stat: &rustix::fs::Stat) -> FileInfo {
+pub(crate) fn info(name: String, stat: &rustix::fs::Stat) -> FileInfo {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => "file",
         FileType::Directory => "directory",

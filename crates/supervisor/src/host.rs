@@ -15,6 +15,7 @@ use crate::channel::Channel;
 use crate::error::{Error, Kind};
 use crate::lock;
 use crate::spawner::{MOST, Made, Order, Word};
+use crate::tended::Tended;
 
 type Answer = oneshot::Sender<Result<(Made, OwnedFd), Error>>;
 
@@ -35,6 +36,8 @@ pub(crate) struct Host {
     /// `None` once the spawner is gone.
     waiting: Mutex<Option<HashMap<u64, Answer>>>,
     hidden: Vec<String>,
+    /// The one sandbox that it is for, whose end is told also where it could not.
+    alone: Option<u64>,
 }
 
 /// A number that no sandbox of any spawner had.
@@ -50,6 +53,7 @@ impl Host {
         program: &std::path::Path,
         arguments: &[String],
         hidden: Vec<String>,
+        alone: Option<u64>,
         ends: mpsc::UnboundedSender<End>,
     ) -> io::Result<Arc<Self>> {
         let (ours, theirs) =
@@ -64,6 +68,7 @@ impl Host {
             child: Mutex::new(child),
             waiting: Mutex::new(Some(HashMap::new())),
             hidden,
+            alone,
         });
         tokio::spawn(listen(host.clone(), ends));
         Ok(host)
@@ -78,12 +83,14 @@ impl Host {
         &self,
         number: u64,
         made_of: &CreateSandbox,
+        tended: Option<&Tended>,
     ) -> Result<(Made, OwnedFd), Error> {
         let gone = || Error::new(Kind::Lost, "the spawner ended").with("try again");
         let (answer, wait) = oneshot::channel();
         lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(number, answer);
         let hidden = self.hidden.clone();
-        let order = Order::Make { number, made_of: Box::new(made_of.clone()), hidden };
+        let tended = tended.cloned().map(Box::new);
+        let order = Order::Make { number, made_of: Box::new(made_of.clone()), hidden, tended };
         if let Err(e) = self.order(&order).await {
             if let Some(waiting) = lock(&self.waiting).as_mut() {
                 waiting.remove(&number);
@@ -137,6 +144,10 @@ async fn listen(host: Arc<Host>, ends: mpsc::UnboundedSender<End>) {
     let child = host.clone();
     // It may still be ending its sandboxes.
     let _ = tokio::task::spawn_blocking(move || lock(&child.child).wait()).await;
+    if let Some(number) = host.alone {
+        // Nobody listens to it where the end was told.
+        let _ = ends.send(End { number, reason: "host-lost".into(), held: Vec::new() });
+    }
 }
 
 fn hear(host: &Host, word: Word, fds: Vec<OwnedFd>, ends: &mpsc::UnboundedSender<End>) {

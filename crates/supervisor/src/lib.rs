@@ -15,6 +15,7 @@
 #![cfg(target_os = "linux")]
 
 mod channel;
+pub mod codebases;
 mod error;
 mod exec;
 mod files;
@@ -23,9 +24,11 @@ mod link;
 mod log;
 pub mod machine;
 mod sandbox;
+pub mod session;
 pub mod spawner;
 mod store;
 mod supervisor;
+mod tended;
 
 pub use error::{Error, Kind};
 pub use exec::{Chunk, Exec, Stream};

@@ -9,11 +9,14 @@ use tokio::sync::watch;
 
 use crate::error::{Error, Kind};
 use crate::exec::Exec;
+use crate::host::Host;
 use crate::link::Link;
 use crate::lock;
 use crate::machine::{Admitted, Ask, Denied, Event, admit, next};
+use crate::session::Sessions;
 use crate::spawner::Made;
 use crate::store::Row;
+use crate::tended;
 
 /// Commands that have ended and are remembered.
 const REMEMBERED: usize = 32;
@@ -30,6 +33,7 @@ pub(crate) struct Sandbox {
     pub life: tokio::sync::Mutex<()>,
     /// Idempotency keys of commands: of what request, and the command.
     pub keys: tokio::sync::Mutex<HashMap<String, (String, Arc<Exec>)>>,
+    pub sessions: Sessions,
 }
 
 #[derive(Debug)]
@@ -48,6 +52,8 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub(crate) struct Live {
     pub number: u64,
+    /// The spawner of its own, if it has one.
+    pub host: Option<Arc<Host>>,
     pub link: Arc<Link>,
     pub made: Arc<Made>,
     /// Why it ended, once it has.
@@ -80,6 +86,7 @@ impl Sandbox {
             inner: Mutex::new(inner),
             life: tokio::sync::Mutex::default(),
             keys: tokio::sync::Mutex::default(),
+            sessions: Sessions::default(),
         })
     }
 
@@ -110,7 +117,13 @@ impl Sandbox {
             labels: self.made_of.labels.clone(),
             state: inner.state,
             reason: inner.reason.clone(),
-            workspace: self.made_of.workspace.clone(),
+            workspace: match self.made_of.codebase {
+                Some(_) => ringfence_codebases::WORKSPACE.to_owned(),
+                None => self.made_of.workspace.clone(),
+            },
+            codebase: self.made_of.codebase.clone(),
+            layer: tended::layer_of(&self.made_of, &self.id).map(ToOwned::to_owned),
+            rules: self.made_of.rules.clone(),
             profiles: self.made_of.profiles.clone(),
             persistent: self.made_of.persistent,
             created_ms: self.created_ms,

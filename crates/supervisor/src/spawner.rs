@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel;
 use crate::complain;
 use crate::error::{Error, Kind};
+use crate::tended::{self, Tended};
 
 /// The largest order or word. A socket takes 208 KiB by default.
 pub(crate) const MOST: usize = 192 << 10;
@@ -38,6 +39,7 @@ pub(crate) enum Order {
         made_of: Box<CreateSandbox>,
         /// Directories of the daemon's that no sandbox may see.
         hidden: Vec<String>,
+        tended: Option<Box<Tended>>,
     },
     /// Its init did not end by itself.
     Kill { number: u64 },
@@ -82,7 +84,7 @@ pub fn serve(orders: &OwnedFd, open_files: u64) -> u8 {
         complain(&format!("the spawner cannot enter /: {e}"));
         return 125;
     }
-    let mut spawner = Spawner { running: BTreeMap::new(), open_files };
+    let mut spawner = Spawner { running: BTreeMap::new(), open_files, alone: false };
     let served = spawner.run(orders.as_fd());
     spawner.end_all();
     match served {
@@ -107,6 +109,8 @@ pub fn more_files() -> u64 {
 struct Spawner {
     running: BTreeMap<u64, Running>,
     open_files: u64,
+    /// It is there for one sandbox, and ends with it.
+    alone: bool,
 }
 
 impl Spawner {
@@ -117,6 +121,9 @@ impl Spawner {
             for number in ended {
                 if let Some(running) = self.running.remove(&number) {
                     say(orders, &ended_word(number, running), None)?;
+                    if self.alone {
+                        return Ok(());
+                    }
                 }
             }
             if !ordered {
@@ -133,8 +140,9 @@ impl Spawner {
                         running.jailed.kill();
                     }
                 }
-                Order::Make { number, made_of, hidden } => {
-                    match make(&made_of, &hidden, self.open_files) {
+                Order::Make { number, made_of, hidden, tended } => {
+                    let alone = tended.as_ref().is_some_and(|t| t.alone);
+                    match make(&made_of, &hidden, tended.as_deref(), self.open_files) {
                         Ok((running, made, channel)) => {
                             self.running.insert(number, running);
                             say(orders, &Word::Made { number, made }, Some(&channel))?;
@@ -142,8 +150,12 @@ impl Spawner {
                         Err(Error { kind, message, .. }) => {
                             let kind = kind.text().to_owned();
                             say(orders, &Word::Refused { number, kind, message }, None)?;
+                            if alone {
+                                return Ok(());
+                            }
                         }
                     }
+                    self.alone |= alone;
                 }
             }
         }
@@ -203,6 +215,9 @@ pub(crate) fn policy_of(made_of: &CreateSandbox) -> Result<Policy, Error> {
         let fragment = Fragment::parse_as("the request", &text, Format::Jsonc).map_err(wrong)?;
         layers.push((fragment, None));
     }
+    if !made_of.rules.is_empty() {
+        layers.push((tended::rules(&made_of.rules), None));
+    }
     let policy = resolve_layers(layers, &NoFiles).and_then(Fragment::finish).map_err(wrong)?;
     if matches!(policy.network, Network::Filtered { .. }) {
         return Err(Error::invalid("network: the daemon's sandboxes reach no hosts")
@@ -240,15 +255,23 @@ fn refused(e: impl Into<RunError>) -> Error {
 fn make(
     made_of: &CreateSandbox,
     hidden: &[String],
+    tended: Option<&Tended>,
     open_files: u64,
 ) -> Result<(Running, Made, OwnedFd), Error> {
     let mut policy = policy_of(made_of)?;
     for directory in hidden {
         hide(&mut policy, directory)?;
     }
-    let request =
+    let mut request =
         Request { workspace: Some(PathBuf::from(&made_of.workspace)), ..Request::current() };
+    if let Some(tended) = tended {
+        tended.ask(&mut policy, &mut request)?;
+    }
     let plan = prepare(&policy, &request).map_err(refused)?;
+    if tended.is_none_or(|t| !t.alone) && plan.has_view() {
+        // What serves it is a thread that may wait, and its end has to be this sandbox's alone.
+        return Err(Error::new(Kind::Alone, "needs a spawner of its own"));
+    }
     let mut made = described(&plan, &policy);
     let internal = |e: io::Error| Error::internal(e.to_string());
     let (ours, theirs) =
@@ -264,6 +287,10 @@ fn make(
     };
     let running = run::start(plan, &policy, &command, None).map_err(|f| refused(f.error))?;
     made.degraded = running.status.degraded.iter().map(words).collect();
+    if running.has_view() {
+        // Its threads are ours; init keeps the limit that it was given.
+        ringfence_sandbox::view::room_for_files();
+    }
     let running = ready(running)?;
     // Init has its own copy now, and not earlier: it begins in our descriptor table. Ours would keep its
     // channel open after it.

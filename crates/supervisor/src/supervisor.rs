@@ -12,6 +12,7 @@ use ringfence_sandbox::resident::Refusal;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, watch};
 
+use crate::codebases::{self, Shelf};
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec};
 use crate::host::{self, End, Host};
@@ -19,8 +20,10 @@ use crate::link::{self, Link, Program, Refused};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
 use crate::sandbox::{Live, Sandbox};
+use crate::session::{self, Session};
 use crate::spawner;
 use crate::store::Store;
+use crate::tended::{self, Own, Tended};
 use crate::{files, lock, now_ms, random_id};
 
 /// Sandboxes that one owner may have.
@@ -34,6 +37,8 @@ const MOST_KEYS: usize = 1024;
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a sandbox may take to end before it is killed from outside, and after.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Times a sandbox is made again whose codebase was changed meanwhile.
+const TRIES: usize = 5;
 /// How often lives and idle times are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -101,6 +106,8 @@ pub enum Command {
         sandbox: String,
         path: String,
     },
+    Codebases(codebases::Ask),
+    InSession(session::Ask),
 }
 
 /// What comes of it.
@@ -114,6 +121,9 @@ pub enum Reply {
     Bytes(Vec<u8>),
     File(FileInfo),
     Listing(Listing),
+    Codebases(codebases::Answer),
+    Session(Box<ringfence_api::Session>),
+    Sessions(Vec<ringfence_api::Session>),
 }
 
 /// How a supervisor is set up.
@@ -121,6 +131,8 @@ pub enum Reply {
 pub struct Settings {
     /// The file of the store.
     pub store: PathBuf,
+    /// The directory of layers and codebases.
+    pub layers: PathBuf,
     /// What the spawner is: a program that calls [`spawner::serve`] with its standard input.
     pub spawner: (PathBuf, Vec<String>),
     /// Directories that no sandbox may see, whatever its policy.
@@ -141,6 +153,8 @@ pub struct Supervisor {
     ends: mpsc::UnboundedSender<End>,
     /// Sandboxes by owner and idempotency key, with what was asked.
     keys: tokio::sync::Mutex<HashMap<(u32, String), (String, String)>>,
+    shelf: Shelf,
+    own: Own,
 }
 
 impl Supervisor {
@@ -148,8 +162,12 @@ impl Supervisor {
     pub async fn start(settings: Settings) -> Result<Arc<Self>, Error> {
         let (store, rows) = Store::open(&settings.store)?;
         let (ends, heard) = mpsc::unbounded_channel();
-        let host = new_host(&settings, &ends)?;
+        let host = new_host(&settings, None, &ends)?;
+        let own = settings.store.with_file_name("layers");
+        let own = Own::new(own, settings.layers.clone())?;
         let supervisor = Arc::new(Self {
+            shelf: Shelf::new(settings.layers.clone()),
+            own,
             settings,
             store,
             sandboxes: Mutex::default(),
@@ -178,6 +196,10 @@ impl Supervisor {
                 again.push(sandbox);
             }
         }
+        let (sweeper, known) = (supervisor.own.clone(), supervisor.clone());
+        tokio::task::spawn_blocking(move || {
+            sweeper.sweep(|layer| lock(&known.sandboxes).contains_key(layer));
+        });
         tokio::spawn(Arc::clone(&supervisor).hear(heard));
         tokio::spawn(tick(Arc::downgrade(&supervisor)));
         let maker = supervisor.clone();
@@ -254,7 +276,57 @@ impl Supervisor {
                 let (live, path) = self.look(caller, &sandbox, &path)?;
                 files::remove(&live.link, &path).await.map(|()| Reply::Done)
             }
+            Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
+            Command::InSession(ask) => self.in_session(caller, ask).await,
         }
+    }
+
+    async fn in_session(&self, caller: Caller, ask: session::Ask) -> Result<Reply, Error> {
+        use session::Ask;
+        let one = |session: &Session| Reply::Session(Box::new(session.described()));
+        match ask {
+            Ask::Create { sandbox, request } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                Ok(one(&*session::create(&sandbox, &request).await?))
+            }
+            Ask::List { sandbox } => {
+                let sessions = self.find(caller, &sandbox)?.sessions.all();
+                Ok(Reply::Sessions(sessions.iter().map(|s| s.described()).collect()))
+            }
+            Ask::Get { sandbox, session } => {
+                Ok(one(&self.session(caller, sandbox.as_deref(), &session)?.1))
+            }
+            Ask::Delete { sandbox, session } => {
+                if let Ok((_, session)) = self.session(caller, sandbox.as_deref(), &session) {
+                    session.end("deleted").await;
+                }
+                Ok(Reply::Done)
+            }
+            Ask::Exec { sandbox, session, request, input, whole } => {
+                let (sandbox, session) = self.session(caller, sandbox.as_deref(), &session)?;
+                session::exec(&sandbox, &session, &request, input, whole).await.map(Reply::Exec)
+            }
+        }
+    }
+
+    /// A session of a caller's own sandboxes.
+    fn session(
+        &self,
+        caller: Caller,
+        sandbox: Option<&str>,
+        id: &str,
+    ) -> Result<(Arc<Sandbox>, Arc<Session>), Error> {
+        let all: Vec<Arc<Sandbox>> = match sandbox {
+            Some(name) => vec![self.find(caller, name)?],
+            None => lock(&self.sandboxes)
+                .values()
+                .filter(|s| s.owner == caller.owner)
+                .cloned()
+                .collect(),
+        };
+        all.into_iter()
+            .find_map(|sandbox| sandbox.sessions.find(id).map(|session| (sandbox, session)))
+            .ok_or_else(|| Error::new(Kind::NotFound, "no such session").with("list the sessions"))
     }
 
     /// A caller's own sandbox. That of another is not found, as one that is not there.
@@ -285,7 +357,7 @@ impl Supervisor {
     async fn create(
         self: &Arc<Self>,
         caller: Caller,
-        made_of: CreateSandbox,
+        mut made_of: CreateSandbox,
         key: Option<String>,
     ) -> Result<Reply, Error> {
         check(&made_of)?;
@@ -304,12 +376,21 @@ impl Supervisor {
                 return Ok(described(&sandbox));
             }
         }
-        let state = (State::Creating, "created".to_owned());
+        if let Some(name) = &made_of.codebase {
+            // By its id: a name may be given again.
+            made_of.codebase = Some(self.shelf.find(name, None).await?.id);
+        }
+        let first = if made_of.stopped { State::Stopped } else { State::Creating };
+        let state = (first, "created".to_owned());
         let id = random_id("sb_")?;
         let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
         self.enter(caller, &sandbox)?;
-        let made = match self.bring_up(&sandbox, "created").await {
+        let brought = match first {
+            State::Creating => self.bring_up(&sandbox, "created").await,
+            _ => Ok(()),
+        };
+        let made = match brought {
             Ok(()) => self.keep(&sandbox).await,
             Err(e) => Err(e),
         };
@@ -366,14 +447,58 @@ impl Supervisor {
     }
 
     async fn processes(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Live, Error> {
-        let host = self.host().await?;
+        let layer = tended::layer_of(&sandbox.made_of, &sandbox.id);
+        let Some(layer) = layer else {
+            return match self.made(sandbox, None).await {
+                Err(e) if e.kind == Kind::Alone => {
+                    self.made(sandbox, Some(&Tended::of(sandbox, None))).await
+                }
+                made => made,
+            };
+        };
+        if tended::is_own(&sandbox.made_of) {
+            self.own.remember(layer).await?;
+        }
+        let Some(codebase) = &sandbox.made_of.codebase else {
+            return self.made(sandbox, Some(&Tended::of(sandbox, None))).await;
+        };
+        for _ in 0..TRIES {
+            let before = self.shelf.find(codebase, Some(layer)).await?;
+            let made = self.made(sandbox, Some(&Tended::of(sandbox, Some(&before)))).await;
+            let after = self.shelf.find(codebase, None).await?;
+            if after.version == before.version {
+                return made;
+            }
+            // Rules of names were made of what is no longer so. From the moment that it is used the tree
+            // stays, so another try that sees no change is right.
+            if let Ok(live) = made {
+                self.end(sandbox, live).await;
+            }
+        }
+        Err(Error::new(Kind::Busy, "the codebase is being changed all the time").with("try again"))
+    }
+
+    /// One try.
+    async fn made(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        tended: Option<&Tended>,
+    ) -> Result<Live, Error> {
         let number = host::number();
+        let own = match tended {
+            Some(_) => Some(new_host(&self.settings, Some(number), &self.ends)?),
+            None => None,
+        };
+        let host = match &own {
+            Some(own) => own.clone(),
+            None => self.host().await?,
+        };
         let (told, ended) = watch::channel(None);
         lock(&self.numbers).insert(number, (Arc::downgrade(sandbox), told));
-        let made = host.make(number, &sandbox.made_of).await;
+        let made = host.make(number, &sandbox.made_of, tended).await;
         let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
         match link {
-            Ok((made, link)) => Ok(Live { number, link, made: Arc::new(made), ended }),
+            Ok((made, link)) => Ok(Live { number, host: own, link, made: Arc::new(made), ended }),
             Err(e) => {
                 lock(&self.numbers).remove(&number);
                 Err(e)
@@ -386,10 +511,19 @@ impl Supervisor {
         let mut host = self.host.lock().await;
         if host.is_gone() {
             // Nobody will tell of the ends of its sandboxes: see `look_after`.
-            lock(&self.numbers).clear();
-            *host = new_host(&self.settings, &self.ends)?;
+            self.forget_shared();
+            *host = new_host(&self.settings, None, &self.ends)?;
         }
         Ok(host.clone())
+    }
+
+    /// The spawner of many is gone; those with one of their own go on.
+    fn forget_shared(&self) {
+        lock(&self.numbers).retain(|_, (sandbox, _)| {
+            // Being made: whoever makes it is told.
+            let stays = |s: Arc<Sandbox>| s.live().is_none_or(|live| live.host.is_some());
+            sandbox.upgrade().is_some_and(stays)
+        });
     }
 
     /// What the spawner says of ends.
@@ -460,7 +594,10 @@ impl Supervisor {
         live.link.shut();
         let ended = live.ended.wait_for(Option::is_some);
         if tokio::time::timeout(PATIENCE, ended).await.is_err() {
-            let host = self.host.lock().await.clone();
+            let host = match &live.host {
+                Some(own) => own.clone(),
+                None => self.host.lock().await.clone(),
+            };
             host.kill(live.number).await;
             let ended = live.ended.wait_for(Option::is_some);
             let _ = tokio::time::timeout(PATIENCE, ended).await;
@@ -481,6 +618,13 @@ impl Supervisor {
             sandbox.happened(Event::Deleted, "requested");
         }
         lock(&self.sandboxes).remove(&sandbox.id);
+        if let Some(layer) = tended::layer_of(&sandbox.made_of, &sandbox.id)
+            && tended::is_own(&sandbox.made_of)
+            && let Err(e) = self.own.forget(layer).await
+        {
+            // The next start of the daemon tries again.
+            crate::complain(&format!("layer {layer}: {e}"));
+        }
         if let Some(key) = &sandbox.key {
             // Held by the creation that failed: it has not entered its key yet.
             let Ok(mut keys) = self.keys.try_lock() else { return Ok(Reply::Done) };
@@ -509,8 +653,50 @@ impl Supervisor {
             }
         }
         if self.host.lock().await.is_gone() {
-            lock(&self.numbers).clear();
+            self.forget_shared();
         }
+    }
+
+    /// Codebases are all of the daemon's user.
+    async fn codebases(
+        &self,
+        caller: Caller,
+        ask: codebases::Ask,
+    ) -> Result<codebases::Answer, Error> {
+        use codebases::{Answer, Ask};
+        if caller.owner != rustix::process::geteuid().as_raw() {
+            return match ask {
+                Ask::List => Ok(Answer::Codebases(Vec::new())),
+                _ => Err(Error::new(Kind::NotFound, "no such codebase")),
+            };
+        }
+        if let Ask::Delete(name) = &ask
+            && let Ok(found) = self.shelf.find(name, None).await
+            && let Some(sandbox) = self.made_from(&found.id).first()
+        {
+            let message = format!("codebase {} is what sandbox {sandbox} is made from", found.name);
+            return Err(Error::new(Kind::Conflict, message).with("delete that sandbox first"));
+        }
+        let mut answer = self.shelf.run(ask).await?;
+        match &mut answer {
+            Answer::Codebase(one) => one.sandboxes = self.made_from(&one.id),
+            Answer::Codebases(all) => {
+                for one in all {
+                    one.sandboxes = self.made_from(&one.id);
+                }
+            }
+            _ => {}
+        }
+        Ok(answer)
+    }
+
+    /// Ids of the sandboxes that are made from a codebase.
+    fn made_from(&self, codebase: &str) -> Vec<String> {
+        let all = lock(&self.sandboxes);
+        let from = all.values().filter(|s| s.made_of.codebase.as_deref() == Some(codebase));
+        let mut ids: Vec<String> = from.map(|s| s.id.clone()).collect();
+        ids.sort();
+        ids
     }
 
     /// Ends every sandbox; persistent ones come back with the next start.
@@ -529,9 +715,14 @@ impl Supervisor {
     }
 }
 
-fn new_host(settings: &Settings, ends: &mpsc::UnboundedSender<End>) -> Result<Arc<Host>, Error> {
+/// A spawner: of many sandboxes, or of the one with that number.
+fn new_host(
+    settings: &Settings,
+    alone: Option<u64>,
+    ends: &mpsc::UnboundedSender<End>,
+) -> Result<Arc<Host>, Error> {
     let (program, arguments) = &settings.spawner;
-    Host::start(program, arguments, settings.hidden.clone(), ends.clone())
+    Host::start(program, arguments, settings.hidden.clone(), alone, ends.clone())
         .map_err(|e| Error::internal(format!("cannot start the spawner: {e}")))
 }
 
@@ -573,11 +764,7 @@ fn check(made_of: &CreateSandbox) -> Result<(), Error> {
             )));
         }
     }
-    if !made_of.workspace.starts_with('/') {
-        return Err(
-            Error::invalid("workspace: not an absolute path").with("name the directory to work in")
-        );
-    }
+    tended::check(made_of)?;
     let long = |(k, v): (&String, &String)| k.len() > MOST_LABEL || v.len() > MOST_LABEL;
     if made_of.labels.len() > MOST_LABELS || made_of.labels.iter().any(long) {
         return Err(Error::invalid(format!(
@@ -588,7 +775,7 @@ fn check(made_of: &CreateSandbox) -> Result<(), Error> {
     spawner::policy_of(made_of).map(drop)
 }
 
-fn variables(all: &std::collections::BTreeMap<String, String>) -> Result<(), Error> {
+pub(crate) fn variables(all: &std::collections::BTreeMap<String, String>) -> Result<(), Error> {
     for (name, value) in all {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return Err(Error::invalid(format!("environment: {name:?} cannot be set")));
@@ -726,7 +913,7 @@ fn argv(request: &ExecRequest) -> Result<Vec<String>, Error> {
     }
 }
 
-fn not_started(program: &str, Refused { refusal, errno }: Refused) -> Error {
+pub(crate) fn not_started(program: &str, Refused { refusal, errno }: Refused) -> Error {
     let text = ringfence_sys::raw::Errno(errno).to_string();
     match refusal {
         Refusal::Execute if errno == libc::ENOENT => {

@@ -244,6 +244,11 @@ pub fn umask(mask: u32) {
     let _ = call!(libc::SYS_umask, mask);
 }
 
+/// The same; what it was.
+pub fn replace_umask(mask: u32) -> u32 {
+    call!(libc::SYS_umask, mask).unwrap_or(0o022) as u32
+}
+
 /// `address` as a `sockaddr` of any family.
 pub fn bind(socket: i32, address: &[u8]) -> Result<()> {
     call!(libc::SYS_bind, socket, address.as_ptr(), address.len()).map(|_| ())

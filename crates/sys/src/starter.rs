@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use crate::bare;
 use crate::raw::{self, Errno, Result};
+use crate::seccomp::SockFilter;
 
 /// Starts that may be under way at once.
 pub const PLACES: usize = 8;
@@ -41,6 +42,19 @@ pub enum Step {
     Descriptors = 1,
     Directory = 2,
     Execute = 3,
+    /// The filters of [`Watched`].
+    Filter = 4,
+}
+
+/// What each new process is put under before it executes, besides what it inherits.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched<'a> {
+    /// A filter of system calls; may be empty.
+    pub filter: &'a [SockFilter],
+    /// A filter that holds calls ([`crate::notify`]).
+    pub watch: &'a [SockFilter],
+    /// Where the listener of that one is sent, with one byte: the other end is the caller's.
+    pub socket: i32,
 }
 
 /// How far a start has come.
@@ -59,6 +73,9 @@ struct Place {
     pointers: [*const libc::c_char; MOST_STRINGS],
     counts: Counts,
     fds: [i32; 3],
+    /// Of [`Watched`]: the filters, and the socket; without, no instructions.
+    filters: [libc::sock_fprog; 2],
+    socket: i32,
     /// Not zero while the new process may use this place. Cleared by the kernel.
     used: AtomicU32,
     step: AtomicI32,
@@ -67,12 +84,17 @@ struct Place {
 
 /// The places. Zeroed memory that is only there once it is used.
 #[derive(Debug)]
-pub struct Starter {
+pub struct Starter<'a> {
     places: NonNull<Place>,
+    watched: Option<Watched<'a>>,
 }
 
-impl Starter {
-    pub fn new() -> Result<Self> {
+impl<'a> Starter<'a> {
+    pub fn new(watched: Option<Watched<'a>>) -> Result<Self> {
+        let fits = |f: &[SockFilter]| f.len() <= crate::seccomp::MAX_INSTRUCTIONS;
+        if watched.is_some_and(|w| w.watch.is_empty() || !fits(w.watch) || !fits(w.filter)) {
+            return Err(Errno(libc::EINVAL));
+        }
         // SAFETY: a fresh anonymous mapping, no address asked for.
         let memory = unsafe {
             libc::mmap(
@@ -88,7 +110,7 @@ impl Starter {
             return Err(Errno::last());
         }
         NonNull::new(memory.cast::<Place>())
-            .map(|places| Self { places })
+            .map(|places| Self { places, watched })
             .ok_or(Errno(libc::ENOMEM))
     }
 
@@ -129,6 +151,15 @@ impl Starter {
         point(strings, counts, &mut p.pointers)?;
         p.counts = counts;
         p.fds = fds;
+        let (filter, watch, socket) = match self.watched {
+            Some(Watched { filter, watch, socket }) => (filter, watch, socket),
+            None => (&[][..], &[][..], -1),
+        };
+        p.filters = [filter, watch].map(|program| libc::sock_fprog {
+            len: program.len() as u16,
+            filter: program.as_ptr().cast_mut().cast(),
+        });
+        p.socket = socket;
         p.step.store(0, Ordering::Relaxed);
         p.errno.store(0, Ordering::Relaxed);
         p.used.store(1, Ordering::Release);
@@ -181,6 +212,7 @@ impl Starter {
             0 => Progress::Executed,
             1 => Progress::Failed(Step::Descriptors, errno),
             2 => Progress::Failed(Step::Directory, errno),
+            4 => Progress::Failed(Step::Filter, errno),
             _ => Progress::Failed(Step::Execute, errno),
         }
     }
@@ -240,6 +272,10 @@ extern "C" fn start(place: *mut libc::c_void) -> libc::c_int {
                 fail(Step::Descriptors, r);
             }
         }
+        let r = watch(place);
+        if r < 0 {
+            fail(Step::Filter, r);
+        }
         let r = call(libc::SYS_close_range, [3, u32::MAX as usize, 0, 0]);
         if r < 0 {
             fail(Step::Descriptors, r);
@@ -270,6 +306,65 @@ extern "C" fn start(place: *mut libc::c_void) -> libc::c_int {
             }
         }
         fail(Step::Execute, worst)
+    }
+}
+
+/// Puts this process under the filters of its place and sends the listener away.
+///
+/// # Safety
+/// A message that carries one descriptor.
+#[repr(C)]
+struct Control {
+    head: libc::cmsghdr,
+    fd: libc::c_int,
+    _rest: libc::c_int,
+}
+
+/// The place is this process's; its filters and socket are those of a [`Watched`] that lives.
+unsafe fn watch(place: *const Place) -> i32 {
+    const SPEC_ALLOW: usize = 1 << 2;
+    const NEW_LISTENER: usize = 1 << 3;
+    const WAIT_KILLABLE: usize = 1 << 5;
+    // SAFETY: as promised by the caller; the messages live on this stack during the call.
+    unsafe {
+        let load = |program: *const libc::sock_fprog, flags: usize| -> i32 {
+            let mode = libc::SECCOMP_SET_MODE_FILTER as usize;
+            bare::syscall(libc::SYS_seccomp, [mode, flags, program as usize, 0]) as i32
+        };
+        let first = &raw const (*place).filters[0];
+        let second = &raw const (*place).filters[1];
+        if (*second).len == 0 {
+            return 0;
+        }
+        if (*first).len > 0 {
+            let r = load(first, SPEC_ALLOW);
+            if r < 0 {
+                return r;
+            }
+        }
+        let mut listener = load(second, SPEC_ALLOW | NEW_LISTENER | WAIT_KILLABLE);
+        if listener == -libc::EINVAL {
+            listener = load(second, SPEC_ALLOW | NEW_LISTENER);
+        }
+        if listener < 0 {
+            return listener;
+        }
+        let mut control: Control = std::mem::zeroed();
+        let head = std::mem::size_of::<libc::cmsghdr>();
+        control.head.cmsg_len = (head + std::mem::size_of::<libc::c_int>()) as _;
+        control.head.cmsg_level = libc::SOL_SOCKET;
+        control.head.cmsg_type = libc::SCM_RIGHTS;
+        control.fd = listener;
+        let mut byte = 1u8;
+        let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = std::mem::size_of::<Control>() as _;
+        let at = (&raw const message) as usize;
+        let flags = libc::MSG_NOSIGNAL as usize;
+        bare::syscall(libc::SYS_sendmsg, [(*place).socket as usize, at, flags, 0]) as i32
     }
 }
 
@@ -311,7 +406,7 @@ unsafe fn by_shell(
 mod tests {
     use super::*;
 
-    fn fill(starter: &mut Starter, strings: &[&str]) -> usize {
+    fn fill(starter: &mut Starter<'_>, strings: &[&str]) -> usize {
         let mut len = 0;
         for s in strings {
             let bytes = starter.bytes(0);
@@ -323,7 +418,7 @@ mod tests {
     }
 
     fn run(strings: &[&str], counts: Counts) -> Result<(Progress, i32)> {
-        let mut starter = Starter::new().unwrap();
+        let mut starter = Starter::new(None).unwrap();
         let len = fill(&mut starter, strings);
         let fds = [0, 1, 2].map(|fd| raw::dup_from(fd, 10).unwrap());
         let pid = starter.start(0, len, 0, counts, fds);

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ringfence_api::{CreateSandbox, ExecRequest, Output, Sandbox, Sandboxes, Text};
-use ringfence_client::{Client, DELETE, Event, GET, NOTHING, POST, segment};
+use ringfence_client::{DELETE, Event, GET, NOTHING, POST, segment};
 use ringfence_policy::{Fragment, Millis};
 
 use super::daemon::connect;
@@ -19,15 +19,15 @@ use crate::output::{self, printable};
 /// The most that is read from standard input for a command.
 const MOST_INPUT: u64 = 32 << 20;
 
-fn json() -> Arg {
+pub(super) fn json() -> Arg {
     Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")
 }
 
-fn sandbox() -> Arg {
+pub(super) fn sandbox() -> Arg {
     Arg::new("sandbox").value_name("SANDBOX").required(true).help("Its name or id")
 }
 
-fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+pub(super) fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help)
 }
 
@@ -41,6 +41,7 @@ pub fn commands() -> [Command; 6] {
                     .short('w')
                     .value_parser(clap::value_parser!(OsString)),
             )
+            .args(super::made_from::flags())
             .arg(
                 value("profile", "NAME", "Built-in profile; repeat to layer")
                     .short('t')
@@ -68,7 +69,7 @@ pub fn commands() -> [Command; 6] {
             )
             .arg(json())
             .after_help(
-                "Prints its id.\n\nExamples:\n  ringfence create --name box\n  ringfence create -t read-only -w ~/src/project --ttl 1h\n  ringfence create --name ci --persistent --idle 30m --label team=web",
+                "Prints its id.\n\nExamples:\n  ringfence create --name box\n  ringfence create -t read-only -w ~/src/project --ttl 1h\n  ringfence create --name ci --persistent --idle 30m --label team=web\n  ringfence create --codebase app -t agent-safe --rule 'write:/out/**:10'",
             ),
         Command::new("start")
             .about("Make a stopped sandbox again, or let a frozen one go on")
@@ -134,12 +135,15 @@ pub fn main(args: &[OsString]) -> ExitCode {
     done.unwrap_or_else(output::fail)
 }
 
-fn text<'a>(m: &'a ArgMatches, name: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(m: &'a ArgMatches, name: &str) -> Option<&'a str> {
     m.get_one::<String>(name).map(String::as_str)
 }
 
 /// `KEY=VALUE`, each.
-fn pairs<M: FromIterator<(String, String)>>(m: &ArgMatches, flag: &str) -> Result<M, String> {
+pub(super) fn pairs<M: FromIterator<(String, String)>>(
+    m: &ArgMatches,
+    flag: &str,
+) -> Result<M, String> {
     m.get_many::<String>(flag)
         .into_iter()
         .flatten()
@@ -150,7 +154,7 @@ fn pairs<M: FromIterator<(String, String)>>(m: &ArgMatches, flag: &str) -> Resul
         .collect()
 }
 
-fn time(m: &ArgMatches, flag: &str) -> Result<Option<u64>, String> {
+pub(super) fn time(m: &ArgMatches, flag: &str) -> Result<Option<u64>, String> {
     let Some(given) = text(m, flag) else { return Ok(None) };
     let ms = Millis::parse(given).map_err(|e| format!("--{flag}: {e}"))?;
     Ok(ms.0)
@@ -161,14 +165,18 @@ fn seconds(m: &ArgMatches, flag: &str) -> Result<Option<u64>, String> {
 }
 
 fn create(m: &ArgMatches) -> Result<ExitCode, String> {
-    let given = m.get_one::<OsString>("workspace").map_or(".".into(), OsString::clone);
-    let workspace = std::fs::canonicalize(&given)
-        .map_err(|e| format!("{}: {}", printable(&given), e.kind()))?;
-    let workspace = workspace
-        .into_os_string()
-        .into_string()
-        .map_err(|path| format!("{}: the path is not utf-8", printable(&path)))?;
+    let codebase = text(m, "codebase").map(ToOwned::to_owned);
+    let workspace = match &codebase {
+        Some(_) if m.contains_id("workspace") => {
+            return Err("--codebase and --workspace exclude each other".into());
+        }
+        Some(_) => String::new(),
+        None => workspace(m)?,
+    };
     let request = CreateSandbox {
+        codebase,
+        layer: super::made_from::layer(m),
+        rules: super::made_from::rules(m)?,
         name: text(m, "name").map(ToOwned::to_owned),
         labels: pairs(m, "label")?,
         workspace,
@@ -178,6 +186,7 @@ fn create(m: &ArgMatches) -> Result<ExitCode, String> {
         persistent: m.get_flag("persistent"),
         ttl_seconds: seconds(m, "ttl")?,
         idle_stop_seconds: seconds(m, "idle")?,
+        ..CreateSandbox::default()
     };
     let made: Sandbox =
         connect()?.call(POST, "/v1/sandboxes", Some(&request)).map_err(|e| e.to_string())?;
@@ -185,6 +194,16 @@ fn create(m: &ArgMatches) -> Result<ExitCode, String> {
         output::say(format_args!("degraded: {}", printable(line)));
     }
     Ok(shown(m, &made, &made.id))
+}
+
+fn workspace(m: &ArgMatches) -> Result<String, String> {
+    let given = m.get_one::<OsString>("workspace").map_or(".".into(), OsString::clone);
+    let workspace = std::fs::canonicalize(&given)
+        .map_err(|e| format!("{}: {}", printable(&given), e.kind()))?;
+    workspace
+        .into_os_string()
+        .into_string()
+        .map_err(|path| format!("{}: the path is not utf-8", printable(&path)))
 }
 
 /// A policy file as the daemon takes it.
@@ -207,7 +226,7 @@ fn shown(m: &ArgMatches, sandbox: &Sandbox, word: &str) -> ExitCode {
     }
 }
 
-fn place(m: &ArgMatches) -> String {
+pub(super) fn place(m: &ArgMatches) -> String {
     format!("/v1/sandboxes/{}", segment(text(m, "sandbox").unwrap_or_default()))
 }
 
@@ -244,7 +263,7 @@ fn list(m: &ArgMatches) -> Result<ExitCode, String> {
     Ok(output::print(&out))
 }
 
-fn input() -> Result<Option<String>, String> {
+pub(super) fn input() -> Result<Option<String>, String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
         return Ok(None);
@@ -281,10 +300,10 @@ fn exec(m: &ArgMatches) -> Result<ExitCode, String> {
         let code = result.exec.ended.as_ref().map_or(crate::exit::FAILED, code);
         return Ok(if printed == ExitCode::SUCCESS { ExitCode::from(code) } else { printed });
     }
-    stream(&mut client, name, &request)
+    streamed(|each| client.exec_stream(name, &request, each))
 }
 
-fn code(ended: &ringfence_api::Ended) -> u8 {
+pub(super) fn code(ended: &ringfence_api::Ended) -> u8 {
     match (ended.exit_code, ended.signal) {
         (Some(code), _) => code as u8,
         (None, Some(signal)) => (128 + signal) as u8,
@@ -292,21 +311,23 @@ fn code(ended: &ringfence_api::Ended) -> u8 {
     }
 }
 
-fn stream(client: &mut Client, name: &str, request: &ExecRequest) -> Result<ExitCode, String> {
+/// What comes of a command goes where this program's output goes.
+pub(super) fn streamed(
+    run: impl FnOnce(&mut dyn FnMut(Event)) -> Result<(), ringfence_client::Error>,
+) -> Result<ExitCode, String> {
     let mut end = None;
     let mut wrong = None;
-    client
-        .exec_stream(name, request, |event| match event {
-            Event::Stdout(output) => {
-                keep(&mut wrong, write(&output, &mut std::io::stdout().lock()));
-            }
-            Event::Stderr(output) => {
-                keep(&mut wrong, write(&output, &mut std::io::stderr().lock()));
-            }
-            Event::Ended(exec) => end = exec.ended,
-            Event::Started(_) => {}
-        })
-        .map_err(|e| e.to_string())?;
+    run(&mut |event| match event {
+        Event::Stdout(output) => {
+            keep(&mut wrong, write(&output, &mut std::io::stdout().lock()));
+        }
+        Event::Stderr(output) => {
+            keep(&mut wrong, write(&output, &mut std::io::stderr().lock()));
+        }
+        Event::Ended(exec) => end = exec.ended,
+        Event::Started(_) => {}
+    })
+    .map_err(|e| e.to_string())?;
     if let Some(wrong) = wrong {
         return Err(wrong);
     }

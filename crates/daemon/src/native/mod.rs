@@ -1,8 +1,10 @@
 //! ringfence's own REST interface, `/v1`.
 
+mod codebases;
 mod exec;
 mod files;
 mod sandboxes;
+mod sessions;
 
 use std::sync::Arc;
 
@@ -42,12 +44,27 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/execs/{exec}", get(exec::get))
         .route("/v1/sandboxes/{id}/execs/{exec}/stream", get(exec::follow))
         .route("/v1/sandboxes/{id}/execs/{exec}/kill", post(exec::kill))
+        .route("/v1/sandboxes/{id}/sessions", post(sessions::create).get(sessions::list))
+        .route("/v1/sandboxes/{id}/sessions/{session}", get(sessions::get).delete(sessions::delete))
+        .route("/v1/sandboxes/{id}/sessions/{session}/exec", post(sessions::run))
+        .route("/v1/sandboxes/{id}/sessions/{session}/exec/stream", post(sessions::stream))
         .route("/v1/sandboxes/{id}/files", get(files::read))
         .route("/v1/sandboxes/{id}/files", put(files::write))
         .route("/v1/sandboxes/{id}/files", delete(files::remove))
         .route("/v1/sandboxes/{id}/files/stat", get(files::stat))
         .route("/v1/sandboxes/{id}/files/list", get(files::list))
         .route("/v1/sandboxes/{id}/files/directory", post(files::make_directory))
+        .route("/v1/codebases", post(codebases::create).get(codebases::list))
+        .route("/v1/codebases/{codebase}", get(codebases::get).delete(codebases::delete))
+        .route("/v1/codebases/{codebase}/seal", post(codebases::seal))
+        .route("/v1/codebases/{codebase}/archive", get(codebases::export).put(codebases::import))
+        .route("/v1/codebases/{codebase}/files", get(codebases::read))
+        .route("/v1/codebases/{codebase}/files", put(codebases::write))
+        .route("/v1/codebases/{codebase}/files", delete(codebases::remove))
+        .route("/v1/codebases/{codebase}/files/stat", get(codebases::stat))
+        .route("/v1/codebases/{codebase}/files/list", get(codebases::list_files))
+        .route("/v1/codebases/{codebase}/files/directory", post(codebases::make_directory))
+        .route("/v1/codebases/{codebase}/files/move", post(codebases::rename))
         .fallback(nowhere)
         .method_not_allowed_fallback(not_that)
         .layer(DefaultBodyLimit::max(MOST_BODY))
