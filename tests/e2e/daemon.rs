@@ -6,4 +6,5 @@ mod codebases;
 mod exec;
 mod files;
 mod life;
+mod names;
 mod world;

@@ -243,7 +243,7 @@ impl<'a> Broker<'a> {
     }
 
     /// From now on calls come from there too.
-    pub(crate) fn adopt(&mut self, listener: i32) {
+    pub(crate) fn adopt(listener: i32) {
         notify::wake_in_place(listener);
     }
 

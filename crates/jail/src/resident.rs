@@ -224,7 +224,7 @@ impl Names<'_> {
             match self.listeners.iter_mut().find(|l| **l < 0) {
                 Some(free) => {
                     *free = fd;
-                    self.broker.adopt(fd);
+                    Broker::adopt(fd);
                 }
                 // Without a listener the calls that it would have held fail.
                 None => raw::close(fd),
@@ -274,10 +274,8 @@ fn set_up<'a>(birth: &Birth<'a>) -> Result<(Starter<'a>, Option<Names<'a>>), Fai
     child::view(spec, trees)?;
     child::leave_host(spec)?;
     place_descriptors(birth)?;
-    let pair = match spec.watch.is_empty() {
-        true => None,
-        false => Some(at(Stage::Broker, raw::seqpacket_pair())?),
-    };
+    let pair =
+        if spec.watch.is_empty() { None } else { Some(at(Stage::Broker, raw::seqpacket_pair())?) };
     let watched =
         pair.map(|(_, socket)| Watched { filter: &spec.seccomp, watch: &spec.watch, socket });
     let starter = at(Stage::Resident, Starter::new(watched))?;

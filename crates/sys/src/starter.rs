@@ -309,6 +309,14 @@ extern "C" fn start(place: *mut libc::c_void) -> libc::c_int {
     }
 }
 
+/// A control message with one descriptor.
+#[repr(C)]
+struct Control {
+    head: libc::cmsghdr,
+    fd: libc::c_int,
+    rest: libc::c_int,
+}
+
 /// Puts this process under the filters of its place and sends the listener away.
 ///
 /// # Safety
@@ -340,12 +348,6 @@ unsafe fn watch(place: *const Place) -> i32 {
         }
         if listener < 0 {
             return listener;
-        }
-        #[repr(C)]
-        struct Control {
-            head: libc::cmsghdr,
-            fd: libc::c_int,
-            _rest: libc::c_int,
         }
         let mut control: Control = std::mem::zeroed();
         let head = std::mem::size_of::<libc::cmsghdr>();
