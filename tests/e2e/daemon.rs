@@ -5,6 +5,8 @@ mod attacks;
 mod codebases;
 mod exec;
 mod files;
+mod layers;
 mod life;
 mod names;
+mod sessions;
 mod world;

@@ -5,6 +5,9 @@
 pub mod codebases;
 pub mod layers;
 pub mod openapi;
+mod sessions;
+
+pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
 
 use std::collections::BTreeMap;
 

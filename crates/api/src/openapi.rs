@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::codebases::{Codebase, Codebases, CreateCodebase};
 use crate::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
 use crate::{
-    CreateSandbox, ErrorBody, Exec, ExecRequest, ExecResult, Execs, FileInfo, Health, Kill,
-    Listing, Output, Sandbox, Sandboxes,
+    CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, FileInfo,
+    Health, Kill, Listing, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -63,6 +63,12 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}", id: "getExec", says: "A command", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Exec>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/stream", id: "followExec", says: "Its output from an offset on, as it comes", query: &[("stdout_offset", false, "first byte of stdout"), ("stderr_offset", false, "first byte of stderr")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/execs/{exec}/kill", id: "killExec", says: "Send it and what it started a signal", query: &[], asks: Body::Json(of::<Kill>), status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/sessions", id: "createSession", says: "Start a shell that keeps directory, variables and functions", query: &[], asks: Body::Json(of::<CreateSession>), status: "201", answers: Body::Json(of::<Session>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/sessions", id: "listSessions", says: "Its sessions, and the last that were closed", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sessions>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/sessions/{session}", id: "getSession", says: "A session", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Session>) },
+    Route { method: "delete", path: "/v1/sandboxes/{id}/sessions/{session}", id: "deleteSession", says: "End the shell and what it started; again is no error", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/sessions/{session}/exec", id: "sessionExec", says: "Run a command in the shell, to its end", query: &[], asks: Body::Json(of::<SessionExec>), status: "200", answers: Body::Json(of::<ExecResult>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/sessions/{session}/exec/stream", id: "sessionExecStream", says: "Run a command in the shell and stream its output", query: &[], asks: Body::Json(of::<SessionExec>), status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/files", id: "readFile", says: "A file's bytes", query: &[PATH, ("offset", false, "first byte"), ("length", false, "at most this many")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
     Route { method: "put", path: "/v1/sandboxes/{id}/files", id: "writeFile", says: "Put a file in place as a whole", query: &[PATH], asks: Body::Bytes, status: "204", answers: Body::Nothing },
     Route { method: "delete", path: "/v1/sandboxes/{id}/files", id: "removeFile", says: "Remove a file or an empty directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },

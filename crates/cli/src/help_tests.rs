@@ -46,6 +46,8 @@ fn help_of_the_verbs() {
         &["create"],
         &["exec"],
         &["list"],
+        &["session"],
+        &["session", "exec"],
         &["init"],
         &["trust"],
         &["layers"],

@@ -17,4 +17,5 @@ pub mod policy;
 pub mod run;
 pub mod sandboxes;
 pub mod selftest;
+pub mod sessions;
 pub mod trust;

@@ -113,13 +113,22 @@ impl Client {
         &mut self,
         sandbox: &str,
         request: &ExecRequest,
-        mut each: impl FnMut(Event),
+        each: &mut dyn FnMut(Event),
     ) -> Result<(), Error> {
-        let path = format!("/v1/sandboxes/{}/exec/stream", segment(sandbox));
+        self.stream(&format!("/v1/sandboxes/{}/exec/stream", segment(sandbox)), request, each)
+    }
+
+    /// Posts a request that is answered by the events of a command.
+    pub fn stream(
+        &mut self,
+        path: &str,
+        request: &impl Serialize,
+        each: &mut dyn FnMut(Event),
+    ) -> Result<(), Error> {
         let body = serde_json::to_vec(request).map_err(lost)?;
         let sender = &mut self.sender;
         self.runtime.block_on(async {
-            let response = send(sender, Method::POST, &path, Some(body)).await?;
+            let response = send(sender, Method::POST, path, Some(body)).await?;
             let status = response.status();
             let mut body = response.into_body();
             if !status.is_success() {

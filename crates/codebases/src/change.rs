@@ -253,10 +253,7 @@ impl Codebases {
         check(&codebase, &tree)?;
         self.sweep_former(&codebase)?;
         // A tree without an index is looked at anew.
-        match rustix::fs::unlinkat(&codebase.dir, index::INDEX, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(Error::os("renew", codebase.path.join(index::INDEX))(errno)),
-        }
+        index::remove(codebase.dir.as_fd(), &codebase.path)?;
         if in_use.is_some() {
             part(&codebase, &tree)?;
             tree = codebase.open_tree()?;

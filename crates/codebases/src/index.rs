@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use ringfence_layers::copy::{attribute, attribute_names, reopen, through_proc};
 use ringfence_layers::merge::OVERLAY;
-use ringfence_layers::names::{self, Named};
+use ringfence_layers::names::{self, Named, State};
 use ringfence_sys::fd;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::Error;
+use crate::store::TREE;
 
 /// The file beside the tree.
 pub(crate) const INDEX: &str = "names";
@@ -121,15 +123,39 @@ fn plain(directory: &OwnedFd, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// What the index of a version says that it is of. By the directory itself a tree is known that was put
+/// there in another way.
+pub(crate) fn state(codebase: BorrowedFd<'_>, path: &Path, version: u64) -> Result<State, Error> {
+    let stat = fd::stat_name(codebase, TREE).map_err(Error::os("look at", path.join(TREE)))?;
+    let [(seconds, nanoseconds), _] = fd::times(&stat);
+    Ok([version, fd::id(&stat).1, seconds as u64, nanoseconds.into()])
+}
+
+/// Takes the index away before the tree is changed, also for whoever looks after a crash of the host.
+pub(crate) fn remove(codebase: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+    match rustix::fs::unlinkat(codebase, INDEX, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(Error::os("renew", path.join(INDEX))(errno)),
+    }
+    rustix::fs::fsync(codebase).map_err(Error::os("sync", path))
+}
+
 /// Puts the index of `look` into the directory of the codebase, as a whole.
-pub(crate) fn write(codebase: BorrowedFd<'_>, path: &Path, look: &mut Look) -> Result<(), Error> {
+pub(crate) fn write(
+    codebase: BorrowedFd<'_>,
+    path: &Path,
+    look: &mut Look,
+    version: u64,
+) -> Result<(), Error> {
+    let state = state(codebase, path, version)?;
     let draft = format!("{DRAFT}{}", std::process::id());
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(codebase, &*draft, flags, Mode::RUSR | Mode::WUSR)
         .map_err(Error::os("make", path.join(&draft)))?;
     let mut file = std::fs::File::from(file);
-    names::write(&mut look.names, &mut file).map_err(Error::io("write", path.join(&draft)))?;
+    names::write(&mut look.names, state, &mut file)
+        .map_err(Error::io("write", path.join(&draft)))?;
     file.sync_data().map_err(Error::io("sync", path.join(&draft)))?;
     rustix::fs::renameat(codebase, &*draft, codebase, INDEX)
         .map_err(Error::os("keep", path.join(INDEX)))

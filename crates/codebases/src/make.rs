@@ -104,7 +104,7 @@ impl Codebases {
             From::Archive(path) => unpack(&tree, Box::new(open_named(path)?), progress)?,
             From::Stream(stream) => unpack(&tree, stream, progress)?,
         }
-        let record = indexed(&draft, &tree, name, options)?;
+        let record = indexed(&draft, &tree, name, (options, 1))?;
         self.keep(draft, &record)?;
         Ok(Made { record, skipped })
     }
@@ -133,10 +133,10 @@ pub(crate) fn indexed(
     draft: &Draft<'_>,
     tree: &OwnedFd,
     name: &str,
-    options: &Options,
+    (options, version): (&Options, u64),
 ) -> Result<Record, Error> {
     let mut look = index::look(tree.as_fd(), true)?;
-    index::write(draft.dir.as_fd(), &draft.path, &mut look)?;
+    index::write(draft.dir.as_fd(), &draft.path, &mut look, version)?;
     let now = Stamp::now();
     Ok(Record {
         id: draft.id.clone(),
@@ -148,7 +148,7 @@ pub(crate) fn indexed(
         files: look.files,
         entries: look.names.len() as u64,
         sealed: options.sealed,
-        version: 1,
+        version,
     })
 }
 

@@ -380,13 +380,13 @@ impl Codebases {
             .map_err(Error::os("open", draft.path.join(TREE)))?;
         let archive = Archive::new(&manifest, &fetched.dir);
         make::unpack(&tree, Box::new(archive), &mut |_| {})?;
-        let mut record = make::indexed(&draft, &tree, name, options)?;
+        let next = existing.as_ref().map_or(1, |old| old.version + 1);
+        let mut record = make::indexed(&draft, &tree, name, (options, next))?;
         if let Some(old) = existing {
             record = Record {
                 id: old.id,
                 owner: old.owner,
                 created: old.created,
-                version: old.version + 1,
                 sealed: old.sealed,
                 ..record
             };

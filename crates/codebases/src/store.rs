@@ -242,11 +242,7 @@ impl Codebases {
             )));
         }
         self.unused(&codebase)?;
-        let index = crate::index::INDEX;
-        match rustix::fs::unlinkat(&codebase.dir, index, rustix::fs::AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(Error::os("renew", codebase.path.join(index))(errno)),
-        }
+        index::remove(codebase.dir.as_fd(), &codebase.path)?;
         rustix::fs::renameat_with(
             &draft.dir,
             TREE,
@@ -256,8 +252,8 @@ impl Codebases {
         )
         .map_err(Error::os("replace", codebase.tree()))?;
         self.database.changed(record)?;
-        rustix::fs::renameat(&draft.dir, index, &codebase.dir, index)
-            .map_err(Error::os("keep", codebase.path.join(index)))
+        rustix::fs::renameat(&draft.dir, index::INDEX, &codebase.dir, index::INDEX)
+            .map_err(Error::os("keep", codebase.path.join(index::INDEX)))
     }
 
     /// Removes a codebase, unless a sandbox uses it. Layers over it stay, and can be looked at no more.
@@ -317,8 +313,9 @@ impl Codebases {
             return Ok(names);
         }
         let _lock = self.lock()?;
+        let mut codebase = self.get(&codebase.record.id)?;
         if codebase.names()?.is_none() {
-            self.count(&mut self.get(&codebase.record.id)?)?;
+            self.count(&mut codebase)?;
         }
         codebase
             .names()?
@@ -334,7 +331,8 @@ impl Codebases {
         record.entries = look.names.len() as u64;
         // The record first: what has an index is recorded.
         self.database.changed(record)?;
-        index::write(codebase.dir.as_fd(), &codebase.path, &mut look)
+        let version = codebase.record.version;
+        index::write(codebase.dir.as_fd(), &codebase.path, &mut look, version)
     }
 
     /// Removes files in the making that nobody makes any more. Under the lock.
@@ -367,10 +365,29 @@ impl Codebase {
             .map_err(Error::os("open", self.tree()))
     }
 
-    /// The index as it is; `None` where it has to be made anew.
+    /// The same by path, for whoever was told of the version and must not wait for the record.
+    pub fn index_of(tree: &Path, version: u64) -> Option<Names> {
+        let path = tree.parent()?;
+        let dir = rustix::fs::open(path, fd::DIRECTORY, Mode::empty()).ok()?;
+        let names = Names::open(dir.as_fd(), index::INDEX).ok().flatten()?;
+        let state = index::state(dir.as_fd(), path, version).ok()?;
+        (names.state() == state).then_some(names)
+    }
+
+    /// The index, if it is that of the tree as it was recorded. Whoever goes by it looks afterwards, when
+    /// nobody can change the codebase, whether it is kept ([`Names::is_kept`]).
+    pub fn index(&self) -> Option<Names> {
+        self.names().ok().flatten()
+    }
+
+    /// `None` where it has to be made anew.
     fn names(&self) -> Result<Option<Names>, Error> {
         match Names::open(self.dir.as_fd(), index::INDEX) {
-            Ok(names) => Ok(names),
+            Ok(Some(names)) => {
+                let state = index::state(self.dir.as_fd(), &self.path, self.record.version)?;
+                Ok((names.state() == state).then_some(names))
+            }
+            Ok(None) => Ok(None),
             Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Ok(None),
             Err(e) => Err(Error::io("read", self.path.join(index::INDEX))(e)),
         }

@@ -271,6 +271,38 @@ fn hostile_archives_leave_nothing() {
 }
 
 #[test]
+fn an_index_is_that_of_the_recorded_tree_or_none() {
+    let w = World::new();
+    let source = w.source();
+    w.make("one", From::Directory(&source)).unwrap();
+    let get = || w.all.get("one").unwrap();
+    let before = get();
+    let file = before.tree().parent().unwrap().join("names");
+    let old = std::fs::read(&file).unwrap();
+    assert!(before.index().is_some());
+    w.all.put("one", OsStr::new("d/late"), None, &b"x"[..]).unwrap();
+    let after = get();
+    assert!(after.index().unwrap().get(b"d/late").unwrap().is_some());
+    // Whoever asked before the change does not get what is of after it.
+    assert!(before.index().is_none());
+    // The one of before does not come back.
+    std::fs::write(&file, &old).unwrap();
+    assert!(after.index().is_none());
+    let listed = w.all.files(&after, OsStr::new(""), true).unwrap();
+    assert!(listed.iter().any(|named| named.path == b"d/late"));
+    let renewed = get();
+    assert!(renewed.index().is_some());
+    std::fs::write(renewed.tree().join("by hand"), "x").unwrap();
+    assert!(renewed.index().is_none(), "the directory itself says that it was changed");
+    // An index that is in use when the tree is changed is known as removed.
+    w.all.put("one", OsStr::new("d/later"), None, &b"x"[..]).unwrap();
+    let used = get().index().unwrap();
+    assert!(used.is_kept());
+    w.all.put("one", OsStr::new("d/latest"), None, &b"x"[..]).unwrap();
+    assert!(!used.is_kept());
+}
+
+#[test]
 fn files_are_put_and_read_beneath_the_tree_only() {
     let w = World::new();
     let outside = w.dir.path().join("outside");

@@ -8,6 +8,7 @@ mod native;
 mod places;
 mod problem;
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
@@ -40,6 +41,9 @@ fn failed(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Failed {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub places: Places,
+    /// For one program alone: says on standard output when it can be asked, as a line of JSON with the
+    /// path of the socket, and ends with its standard input.
+    pub private: bool,
     /// Loopback addresses to listen at besides the socket; callers there need the token.
     pub listen: Vec<SocketAddr>,
     /// The program and arguments that are the spawner; one more is added, for [`spawner`].
@@ -99,7 +103,12 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
         tokio::spawn(serve_one(listener, router.clone(), door));
     }
     tokio::spawn(serve_one(unix, router, Door { token: None }));
-    told_to_end().await?;
+    if options.private {
+        let said = serde_json::json!({ "socket": places.socket(), "version": version });
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{said}").and_then(|()| out.flush()).map_err(failed("standard output"))?;
+    }
+    told_to_end(options.private).await?;
     supervisor.shut_down().await;
     let _ = std::fs::remove_file(socket);
     Ok(())
@@ -131,16 +140,28 @@ fn listen_unix(places: &Places) -> Result<UnixListener, Failed> {
     Ok(listener)
 }
 
-async fn told_to_end() -> Result<(), Failed> {
+async fn told_to_end(by_input: bool) -> Result<(), Failed> {
     use tokio::signal::unix::{SignalKind, signal};
     let wrong = |e| failed("cannot watch for signals")(e);
     let mut terminate = signal(SignalKind::terminate()).map_err(wrong)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(wrong)?;
+    let input = async { if by_input { input_ends().await } else { std::future::pending().await } };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = input => {}
     }
     Ok(())
+}
+
+async fn input_ends() {
+    let (over, input) = tokio::sync::oneshot::channel();
+    // A thread that may wait for ever: nothing waits for it.
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = over.send(());
+    });
+    let _ = input.await;
 }
 
 /// The spawner's part of the program: see [`Options::spawner`]. `argument` is what was added.

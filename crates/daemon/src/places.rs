@@ -25,6 +25,27 @@ impl Places {
         Self { runtime: runtime.map_or_else(|| state.clone(), |p| p.join("ringfence")), state }
     }
 
+    /// A directory made for it alone, where this user's sockets are, else where temporary files are.
+    pub fn of_one_program() -> Result<Self, Failed> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        // The name of a socket has at most 107 bytes.
+        let fits = |p: &PathBuf| p.is_absolute() && p.as_os_str().len() < 70;
+        let base = runtime.filter(fits).unwrap_or_else(std::env::temp_dir);
+        let random = ringfence_supervisor::random().map_err(|e| Failed(e.to_string()))?;
+        let made = base.join(format!("ringfence-{}", random.get(..16).unwrap_or(&random)));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&made)
+            .map_err(failed(made.display().to_string()))?;
+        // Beside the state lie its layers and codebases.
+        Ok(Self { state: made.join("daemon"), runtime: made })
+    }
+
+    /// What [`of_one_program`](Self::of_one_program) made.
+    pub fn remove(&self) {
+        let _ = std::fs::remove_dir_all(&self.runtime);
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.runtime.join("daemon.sock")
     }

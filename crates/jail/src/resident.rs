@@ -56,6 +56,9 @@ pub mod kind {
     pub const REMOVE: u8 = 5;
     /// Rename the first path to the second.
     pub const RENAME: u8 = 6;
+    /// Send signal `value` to what command `of` started after the process with pid `extra` was; with
+    /// `extra` 0 to the command's own process alone.
+    pub const SIGNAL_SINCE: u8 = 7;
 
     /// The command runs; its pid inside in `value`.
     pub const STARTED: u8 = 65;
@@ -105,6 +108,8 @@ pub struct Head {
     pub extra: u32,
     pub counts: Counts,
     pub usage: Usage,
+    /// Another token, that of the command which is meant.
+    pub of: u64,
 }
 
 impl Head {
@@ -125,6 +130,7 @@ impl Head {
         put(24, &self.usage.user_us.to_le_bytes());
         put(32, &self.usage.system_us.to_le_bytes());
         put(40, &self.usage.peak_kib.to_le_bytes());
+        put(48, &self.of.to_le_bytes());
         out
     }
 
@@ -151,6 +157,7 @@ impl Head {
                 system_us: u64::from_le_bytes(part(bytes, 32)?),
                 peak_kib: u64::from_le_bytes(part(bytes, 40)?),
             },
+            of: u64::from_le_bytes(part(bytes, 48)?),
         })
     }
 }
@@ -498,6 +505,10 @@ impl Resident<'_> {
             match head.kind {
                 kind::EXEC => self.exec(place, len, &head, fds),
                 kind::SIGNAL => self.signal(&head),
+                kind::SIGNAL_SINCE => {
+                    self.signal_since(&head);
+                    done(&head, 0, -1);
+                }
                 _ => {
                     let strings = self.starter.bytes(place).get(HEAD..len).unwrap_or_default();
                     let broker = self.names.as_mut().map(|names| &mut names.broker);
@@ -561,6 +572,22 @@ impl Resident<'_> {
             subreaper::signal_tree(command.pid, head.value);
             let _ = raw::kill(-command.pid, head.value);
         }
+    }
+
+    /// For one line of a shell that goes on: what it started before stays.
+    fn signal_since(&self, head: &Head) {
+        let Some(shell) = self.commands.iter().find(|c| c.token == head.of && c.pid > 0) else {
+            return;
+        };
+        let since = head.extra as i32;
+        if since == 0 {
+            let _ = raw::kill(shell.pid, head.value);
+            return;
+        }
+        if head.value == libc::SIGKILL {
+            subreaper::signal_since(shell.pid, since, libc::SIGSTOP);
+        }
+        subreaper::signal_since(shell.pid, since, head.value);
     }
 
     /// A request came while every place is in use by a start that somebody stopped.
@@ -752,6 +779,7 @@ mod tests {
             extra: 9,
             counts: Counts { candidates: 1, arguments: 2, variables: 3 },
             usage: Usage { user_us: 4, system_us: 5, peak_kib: 6 },
+            of: 8,
         };
         assert_eq!(Head::decode(&head.encode()), Some(head));
         assert_eq!(Head::decode(&head.encode()[..HEAD - 1]), None);

@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ringfence_policy::{CompiledRules, Permission, Policy};
+use ringfence_policy::{CompiledRules, Permission};
 
 use crate::mask::Cover;
 
@@ -83,12 +83,12 @@ impl<'a> Covering<'a> {
 }
 
 /// Changes whenever rules could decide otherwise.
-pub fn fingerprint(policy: &Policy, rules: &CompiledRules<'_>, root: &Path) -> [u8; 16] {
+pub fn fingerprint(rules: &CompiledRules<'_>, root: &Path) -> [u8; 16] {
     let half = |seed: u8| {
         let mut hasher = DefaultHasher::new();
         seed.hash(&mut hasher);
         root.hash(&mut hasher);
-        (policy.files.guard_git, policy.files.system).hash(&mut hasher);
+        rules.switches().hash(&mut hasher);
         rules.each(|rule, base| {
             (&rule.pattern, base, rule.kind, rule.effect, rule.permission, rule.priority)
                 .hash(&mut hasher);

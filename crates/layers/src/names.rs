@@ -3,22 +3,38 @@
 //! as the tree has files.
 //!
 //! ```text
-//! header     magic, number of entries, where the parts are
+//! header     magic, number of entries, where the parts are, of what the index is
 //! entries    40 bytes each, by path
-//! by name    numbers of entries, by the last part of their path
-//! by end     numbers of entries, by the last part of their path read backwards
+//! by name    numbers of entries and how the last part of their path begins, in the order of that
+//! by end     the same, read backwards
 //! text       the paths
+//! sums       one for each 4 KiB of all above
+//! sum        of the sums
 //! ```
+//!
+//! Whatever is read was compared with its sum before it is believed: rules are looked up here, and a name
+//! that a damaged index lacked would not be hidden.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FileType, Mode, OFlags};
+use sha2::{Digest as _, Sha256};
 
-const MAGIC: &[u8; 8] = b"rfnames1";
-const HEADER: u64 = 40;
+const MAGIC: &[u8; 8] = b"rfnames2";
+const HEADER: u64 = 96;
 const ENTRY: u64 = 40;
+/// A number and [`HEAD`] bytes.
+const SLOT: u64 = 16;
+/// Bytes of a name that are in its slot: most comparisons need no more of it.
+const HEAD: usize = 12;
+/// What one sum is of.
+const BLOCK: u64 = 4096;
+/// Blocks that are kept for the next question.
+const MOST_KEPT: usize = 1024;
 /// Bytes of the text of one path that are read.
 const MAX_PATH: u32 = 1 << 20;
 /// Entries that are read at once where many are wanted.
@@ -58,23 +74,7 @@ pub enum Like<'a> {
     Ends(&'a [u8]),
 }
 
-impl<'a> Like<'a> {
-    /// What the last part of everything that a glob matches is like, where that can be said: `None`
-    /// for patterns that only a look at every name answers.
-    pub fn of_glob(glob: &'a [u8]) -> Option<Self> {
-        let last = &glob[name_at(glob)..];
-        let special = |b: &u8| matches!(b, b'*' | b'?' | b'[' | b']' | b'{' | b'}' | b'\\' | b'!');
-        match last.iter().position(special) {
-            None => (!last.is_empty()).then_some(Self::Exactly(last)),
-            Some(at) if at > 0 => Some(Self::Starts(&last[..at])),
-            Some(_) => {
-                let rest = &last[1..];
-                (last[0] == b'*' && !rest.is_empty() && !rest.iter().any(special))
-                    .then_some(Self::Ends(rest))
-            }
-        }
-    }
-
+impl Like<'_> {
     pub fn matches(&self, name: &[u8]) -> bool {
         match self {
             Self::Exactly(text) => name == *text,
@@ -84,14 +84,24 @@ impl<'a> Like<'a> {
     }
 }
 
+/// What an index is of, in words of whoever wrote it. One that says something else is of another tree,
+/// or of the same at another time.
+pub type State = [u64; 4];
+
 /// Writes the index of `entries`, which are brought into order.
-pub fn write(entries: &mut [Named], out: &mut impl Write) -> Result<()> {
+pub fn write(entries: &mut [Named], state: State, out: &mut impl Write) -> Result<()> {
     entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     let count = entries.len() as u64;
-    let text_at = HEADER + count * ENTRY + count * 8;
-    let mut bytes = Vec::with_capacity(text_at as usize);
+    let by_name = HEADER + count * ENTRY;
+    let by_end = by_name + count * SLOT;
+    let text_at = by_end + count * SLOT;
+    let length = text_at + entries.iter().map(|e| e.path.len() as u64).sum::<u64>();
+    let depth = entries.iter().map(|e| depth(&e.path)).max().unwrap_or(0);
+    let directories = entries.iter().filter(|e| e.is_dir()).count() as u64;
+    let mut bytes = Vec::with_capacity(length as usize);
     bytes.extend(MAGIC);
-    for number in [count, HEADER + count * ENTRY, HEADER + count * (ENTRY + 4), text_at] {
+    for number in [count, by_name, by_end, text_at, length, depth, directories].iter().chain(&state)
+    {
         bytes.extend(number.to_le_bytes());
     }
     let mut at = text_at;
@@ -107,16 +117,46 @@ pub fn write(entries: &mut [Named], out: &mut impl Write) -> Result<()> {
     }
     let mut order: Vec<u32> = (0..count as u32).collect();
     order.sort_by(|a, b| entries[*a as usize].name().cmp(entries[*b as usize].name()));
-    bytes.extend(order.iter().flat_map(|n| n.to_le_bytes()));
+    for number in &order {
+        bytes.extend(number.to_le_bytes());
+        bytes.extend(head(entries[*number as usize].name().iter()));
+    }
     order.sort_by(|a, b| {
         let backwards = |n: u32| entries[n as usize].name().iter().rev();
         backwards(*a).cmp(backwards(*b)).then(a.cmp(b))
     });
-    bytes.extend(order.iter().flat_map(|n| n.to_le_bytes()));
+    for number in &order {
+        bytes.extend(number.to_le_bytes());
+        bytes.extend(head(entries[*number as usize].name().iter().rev()));
+    }
     for entry in entries.iter() {
         bytes.extend(&entry.path);
     }
-    out.write_all(&bytes)
+    let sums: Vec<u8> = bytes.chunks(BLOCK as usize).flat_map(sum).collect();
+    out.write_all(&bytes)?;
+    out.write_all(&sums)?;
+    out.write_all(&sum(&sums))
+}
+
+/// Levels of a path.
+fn depth(path: &[u8]) -> u64 {
+    path.split(|b| *b == b'/').count() as u64
+}
+
+/// The first bytes of a name; zeros, which no name has, where it is shorter.
+fn head<'b>(name: impl Iterator<Item = &'b u8>) -> [u8; HEAD] {
+    let mut head = [0; HEAD];
+    for (slot, byte) in head.iter_mut().zip(name) {
+        *slot = *byte;
+    }
+    head
+}
+
+/// Against damage, not against somebody who writes where only we write.
+fn sum(bytes: &[u8]) -> [u8; 8] {
+    let mut sum = [0; 8];
+    sum.copy_from_slice(&Sha256::digest(bytes)[..8]);
+    sum
 }
 
 fn kind_number(kind: FileType) -> u8 {
@@ -130,7 +170,13 @@ pub struct Names {
     count: u64,
     by_name: u64,
     by_end: u64,
+    /// Of what the sums are of.
     length: u64,
+    depth: u64,
+    directories: u64,
+    state: State,
+    sums: Vec<u8>,
+    kept: Mutex<HashMap<u64, Arc<[u8]>>>,
 }
 
 struct Raw {
@@ -156,23 +202,41 @@ impl Names {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
-        let length = rustix::fs::fstat(&file)?.st_size as u64;
-        let mut found = Self { file, count: 0, by_name: 0, by_end: 0, length };
-        let header = found.read(0, HEADER as usize)?;
+        let whole = rustix::fs::fstat(&file)?.st_size as u64;
+        let mut header = [0; HEADER as usize];
+        if whole < HEADER + 8 {
+            return Err(damaged());
+        }
+        read_whole(&file, &mut header, 0)?;
         if &header[..8] != MAGIC {
             return Err(damaged());
         }
-        let number = |at: usize| u64_at(&header, at);
-        let (count, by_name, by_end, text) = (number(8), number(16), number(24), number(32));
+        let number = |at: usize| u64_at(&header, at * 8);
+        let (count, by_name, by_end, text, length) =
+            (number(1), number(2), number(3), number(4), number(5));
+        let sums_length = length.div_ceil(BLOCK) * 8;
         let fits = u32::try_from(count).is_ok()
             && by_name == HEADER + count * ENTRY
-            && by_end == by_name + count * 4
-            && text == by_end + count * 4
-            && text <= length;
+            && by_end == by_name + count * SLOT
+            && text == by_end + count * SLOT
+            && text <= length
+            && length.checked_add(sums_length + 8) == Some(whole);
         if !fits {
             return Err(damaged());
         }
-        (found.count, found.by_name, found.by_end) = (count, by_name, by_end);
+        let mut sums = vec![0; sums_length as usize];
+        read_whole(&file, &mut sums, length)?;
+        let mut of_sums = [0; 8];
+        read_whole(&file, &mut of_sums, length + sums_length)?;
+        let state = std::array::from_fn(|i| number(8 + i));
+        let (depth, directories) = (number(6), number(7));
+        let kept = Mutex::default();
+        let found =
+            Self { file, count, by_name, by_end, length, depth, directories, state, sums, kept };
+        // The first block is compared with its sum only here.
+        if of_sums != sum(&found.sums) || found.read(0, HEADER as usize)? != header {
+            return Err(damaged());
+        }
         Ok(Some(found))
     }
 
@@ -184,19 +248,56 @@ impl Names {
         self.count == 0
     }
 
-    fn read(&self, at: u64, length: usize) -> Result<Vec<u8>> {
-        if at.checked_add(length as u64).is_none_or(|end| end > self.length) {
+    /// The most levels that a path has.
+    pub fn depth(&self) -> u64 {
+        self.depth
+    }
+
+    pub fn directories(&self) -> u64 {
+        self.directories
+    }
+
+    /// What it is of.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether its file still has a name: who changes the tree takes it away first.
+    pub fn is_kept(&self) -> bool {
+        rustix::fs::fstat(&self.file).is_ok_and(|s| s.st_nlink > 0)
+    }
+
+    /// A part of the file, as it was written.
+    fn block(&self, number: u64) -> Result<Arc<[u8]>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = kept.get(&number) {
+            return Ok(Arc::clone(block));
+        }
+        let at = number * BLOCK;
+        let mut bytes = vec![0; BLOCK.min(self.length.saturating_sub(at)) as usize];
+        read_whole(&self.file, &mut bytes, at)?;
+        let sum_at = number as usize * 8;
+        if self.sums.get(sum_at..sum_at + 8) != Some(&sum(&bytes)[..]) {
             return Err(damaged());
         }
-        let mut bytes = vec![0; length];
-        let mut done = 0;
-        while done < length {
-            match rustix::io::pread(&self.file, &mut bytes[done..], at + done as u64) {
-                Ok(0) => return Err(damaged()),
-                Ok(n) => done += n,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        let block: Arc<[u8]> = bytes.into();
+        if kept.len() < MOST_KEPT {
+            kept.insert(number, Arc::clone(&block));
+        }
+        Ok(block)
+    }
+
+    fn read(&self, at: u64, length: usize) -> Result<Vec<u8>> {
+        let end = at.checked_add(length as u64).filter(|end| *end <= self.length);
+        let end = end.ok_or_else(damaged)?;
+        let mut bytes = Vec::with_capacity(length);
+        let mut next = at;
+        while next < end {
+            let block = self.block(next / BLOCK)?;
+            let from = (next % BLOCK) as usize;
+            let to = block.len().min(from + (end - next) as usize);
+            bytes.extend_from_slice(block.get(from..to).ok_or_else(damaged)?);
+            next += (to - from) as u64;
         }
         Ok(bytes)
     }
@@ -325,19 +426,28 @@ impl Names {
             Like::Exactly(text) | Like::Starts(text) => (self.by_name, text.to_vec(), false),
             Like::Ends(text) => (self.by_end, text.iter().rev().copied().collect(), true),
         };
-        let entry = |n: u64| -> Result<Named> {
-            let bytes = self.read(part + n * 4, 4)?;
-            let number = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            self.named(&self.raw(number.into())?)
+        let slot = |n: u64| -> Result<(u32, Vec<u8>)> {
+            let bytes = self.read(part + n * SLOT, SLOT as usize)?;
+            Ok((u32_at(&bytes, 0), bytes[4..].to_vec()))
         };
-        let compare = |found: &Named| -> Ordering {
-            let name = found.name();
-            if backwards { name.iter().rev().cmp(text.iter()) } else { name.cmp(&text[..]) }
+        let wanted = head(text.iter());
+        let is_before = |n: u64| -> Result<bool> {
+            let (number, begins) = slot(n)?;
+            let order = match begins.as_slice().cmp(&wanted) {
+                // Where the text is shorter, the zeros say that the name ends there too.
+                Ordering::Equal if text.len() >= HEAD => {
+                    let found = self.named(&self.raw(number.into())?)?;
+                    let name = found.name();
+                    if backwards { name.iter().rev().cmp(text.iter()) } else { name.cmp(&text[..]) }
+                }
+                order => order,
+            };
+            Ok(order == Ordering::Less)
         };
-        let mut at = self.partition(|n| Ok(compare(&entry(n)?) == Ordering::Less))?;
+        let mut at = self.partition(is_before)?;
         let mut all = Vec::new();
         while at < self.count {
-            let found = entry(at)?;
+            let found = self.named(&self.raw(slot(at)?.0.into())?)?;
             if !like.matches(found.name()) {
                 break;
             }
@@ -347,20 +457,29 @@ impl Names {
         Ok(all)
     }
 
-    /// All entries that one of these globs could match, by path, each once: candidates that the rules
-    /// then decide. Globs that say nothing of the last part are answered by everything.
-    pub fn candidates<'g>(&self, globs: impl IntoIterator<Item = &'g [u8]>) -> Result<Vec<Named>> {
+    /// All entries whose last part is like one of these, by path, each once.
+    pub fn candidates<'l>(&self, likes: impl IntoIterator<Item = Like<'l>>) -> Result<Vec<Named>> {
         let mut found = Vec::new();
-        for glob in globs {
-            match Like::of_glob(glob) {
-                Some(like) => found.extend(self.like(like)?),
-                None => return self.below(b""),
-            }
+        for like in likes {
+            found.extend(self.like(like)?);
         }
         found.sort_unstable_by(|a: &Named, b: &Named| a.path.cmp(&b.path));
         found.dedup_by(|a, b| a.path == b.path);
         Ok(found)
     }
+}
+
+fn read_whole(file: &OwnedFd, bytes: &mut [u8], at: u64) -> Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match rustix::io::pread(file, &mut bytes[done..], at + done as u64) {
+            Ok(0) => return Err(damaged()),
+            Ok(n) => done += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -392,6 +511,8 @@ mod tests {
 
     use super::*;
 
+    const STATE: State = [7, 1, 2, 3];
+
     fn indexed(paths: &[&str]) -> (tempfile::TempDir, Names) {
         let dir = tempfile::tempdir().unwrap();
         let mut entries: Vec<Named> = paths
@@ -404,7 +525,7 @@ mod tests {
             })
             .collect();
         let mut file = std::fs::File::create(dir.path().join("names")).unwrap();
-        write(&mut entries, &mut file).unwrap();
+        write(&mut entries, STATE, &mut file).unwrap();
         let opened = std::fs::File::open(dir.path()).unwrap();
         let names = Names::open(opened.as_fd(), "names").unwrap().unwrap();
         (dir, names)
@@ -438,13 +559,13 @@ mod tests {
             [".env", ".env.local", "a", "a-b", "a0", "secrets"]
         );
         assert_eq!(paths(&names.children(b"secrets").unwrap()), ["secrets/in"]);
-        let globs: [&[u8]; 3] = [b"**/*.key", b"**/.env*", b"**/secrets"];
+        let likes = [Like::Ends(b".key"), Like::Starts(b".env"), Like::Exactly(b"secrets")];
         assert_eq!(
-            paths(&names.candidates(globs).unwrap()),
+            paths(&names.candidates(likes).unwrap()),
             [".env", ".env.local", "a/x.key", "a/y/z.key", "b/.env", "secrets"]
         );
-        let globs: [&[u8]; 1] = [b"**/*sec*"];
-        assert_eq!(names.candidates(globs).unwrap().len(), 10, "only a look at all answers");
+        assert_eq!((names.depth(), names.directories(), names.state()), (3, 0, STATE));
+        assert!(names.is_kept());
     }
 
     #[test]
@@ -458,6 +579,40 @@ mod tests {
             assert!(read.is_err(), "cut at {cut}");
         }
         assert!(Names::open(opened.as_fd(), "none").unwrap().is_none());
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(dir.path().join("names"), &bad).unwrap();
+            let read = Names::open(opened.as_fd(), "names").and_then(|n| n.unwrap().below(b""));
+            assert!(read.is_err(), "another byte at {at}");
+        }
+    }
+
+    #[test]
+    fn damage_is_seen_where_a_question_leads_and_a_removed_index_is_known_as_such() {
+        let many: Vec<String> = (0..5000).map(|n| format!("d{}/name-{n:05}.rs", n % 50)).collect();
+        let mut all: Vec<&str> = many.iter().map(String::as_str).collect();
+        all.extend(["d1/server.key", "d2/.env"]);
+        let (dir, names) = indexed(&all);
+        let likes = || [Like::Ends(b".key"), Like::Exactly(b".env")];
+        assert_eq!(paths(&names.candidates(likes()).unwrap()), ["d1/server.key", "d2/.env"]);
+        let file = dir.path().join("names");
+        let good = std::fs::read(&file).unwrap();
+        let opened = std::fs::File::open(dir.path()).unwrap();
+        // Wherever it is, the answer is the right one or none.
+        for at in (0..good.len()).step_by(1021) {
+            let mut bad = good.clone();
+            bad[at] = !bad[at];
+            std::fs::write(&file, &bad).unwrap();
+            let answer =
+                Names::open(opened.as_fd(), "names").and_then(|n| n.unwrap().candidates(likes()));
+            if let Ok(found) = answer {
+                assert_eq!(paths(&found), ["d1/server.key", "d2/.env"], "another byte at {at}");
+            }
+        }
+        assert!(names.is_kept());
+        std::fs::remove_file(&file).unwrap();
+        assert!(!names.is_kept());
     }
 
     proptest! {

@@ -6,7 +6,7 @@
 //! native grants that are more specific than they) is also a ceiling for ordered rules, so that a
 //! deny is never undone by a preset. `docs/policy.md`, "Precedence", says the same for people.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -110,19 +110,127 @@ pub struct Explanation<'a> {
     pub root_visible: bool,
 }
 
+/// The number of a rule in [`Rules`].
+type Number = u32;
+
+/// The rules that were compiled, theirs or borrowed.
 #[derive(Debug)]
-struct Native<'a> {
-    rule: &'a Rule,
+struct Rules<'a> {
+    owned: Vec<Rule>,
+    /// After those that are owned.
+    borrowed: Vec<&'a Rule>,
+    /// The last of those that a policy lists or that were found; what its switches stand for follows.
+    listed: usize,
+}
+
+impl<'a> Rules<'a> {
+    fn get(&self, number: Number) -> &Rule {
+        let number = number as usize;
+        match self.owned.get(number) {
+            Some(rule) => rule,
+            None => self.borrowed[number - self.owned.len()],
+        }
+    }
+
+    /// As [`Self::get`], for rules that all are borrowed.
+    fn lent(&self, number: Number) -> &'a Rule {
+        self.borrowed[number as usize]
+    }
+
+    fn len(&self) -> usize {
+        self.owned.len() + self.borrowed.len()
+    }
+
+    fn listed(&self) -> impl Iterator<Item = (Number, &Rule)> {
+        (0..self.listed as Number).map(|number| (number, self.get(number)))
+    }
+}
+
+#[derive(Debug)]
+struct Native {
+    rule: Number,
     glob: Glob,
 }
 
 #[derive(Debug)]
-struct Ordered<'a> {
-    rule: &'a Rule,
+struct Ordered {
+    rule: Number,
+    kind: Kind,
     globs: Vec<Glob>,
     specificity: u32,
     /// Covers the workspace root too (`**/*`, `**`, the directory `/`).
     root: bool,
+}
+
+/// Names that a rule singles out, see [`CompiledRules::marks`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mark {
+    Exactly(Vec<u8>),
+    Starts(Vec<u8>),
+    Ends(Vec<u8>),
+}
+
+impl Mark {
+    /// Every name that the part matches, and perhaps others; `None` where no such thing can be said.
+    fn of(part: &Part) -> Option<Self> {
+        match part {
+            Part::Literal(name) => Some(Self::Exactly(name.clone())),
+            Part::Wild(tokens) => match (tokens.first(), tokens.last()) {
+                (Some(Token::Text(start)), _) => Some(Self::Starts(start.clone())),
+                (_, Some(Token::Text(end))) => Some(Self::Ends(end.clone())),
+                _ => None,
+            },
+            Part::Deep => None,
+        }
+    }
+
+    pub fn is_on(&self, name: &[u8]) -> bool {
+        match self {
+            Self::Exactly(whole) => name == whole,
+            Self::Starts(start) => name.starts_with(start),
+            Self::Ends(end) => name.ends_with(end),
+        }
+    }
+}
+
+/// Stands for a name of a path that no rule singles out.
+pub const ANY_NAME: &str = "\u{1}";
+
+/// A part that every name matches.
+fn says_nothing(part: &Part) -> bool {
+    match part {
+        Part::Deep => true,
+        Part::Wild(tokens) => *tokens == [Token::Many],
+        Part::Literal(_) => false,
+    }
+}
+
+/// Adds what has to be met below `above` for the glob to match; nothing where it then matches by depth
+/// alone, or not at all. `None` where that cannot be said by names.
+fn mark(glob: &Glob, above: &[&[u8]], marks: &mut BTreeSet<Mark>) -> Option<()> {
+    let shared = glob.prefix.len().min(above.len());
+    if glob.prefix.iter().zip(above).any(|(part, name)| part != name) {
+        return Some(());
+    }
+    let mut speaking = glob.parts.iter().filter(|part| !says_nothing(part)).peekable();
+    if shared < above.len() {
+        // What follows may be met above as well as below.
+        for part in speaking {
+            marks.insert(Mark::of(part)?);
+        }
+        return Some(());
+    }
+    // All that follows is met below, and one name without which nothing matches is enough.
+    let any = speaking.peek().is_some();
+    match speaking.filter_map(Mark::of).next_back() {
+        Some(one) => drop(marks.insert(one)),
+        None if any => return None,
+        None => {
+            let below = glob.prefix[shared..].last();
+            marks.extend(below.map(|name| Mark::Exactly(name.clone())));
+        }
+    }
+    Some(())
 }
 
 /// Most components of a path for [`CompiledRules::permission`]: they lie on the stack.
@@ -130,23 +238,25 @@ pub const MAX_LEVELS: usize = 512;
 
 /// Memory that deciding needs, made in advance.
 #[derive(Debug)]
-pub struct Room<'a> {
-    found: Vec<(Key, &'a Rule)>,
+pub struct Room {
+    found: Vec<(Key, Number)>,
 }
 
-/// A policy compiled for deciding many paths.
+/// A policy compiled for deciding many paths. `'static` where it owns its rules.
 #[derive(Debug)]
 pub struct CompiledRules<'a> {
     workspace: PathBuf,
     /// Rules that name one path, found by the hash of that path.
-    literal: Literals<'a>,
+    literal: Literals,
     /// What each rule that can raise a permission starts from, absolute; the empty path is the root.
     raising: Vec<Vec<u8>>,
     bases: Bases,
     /// Native rules with wildcards, prefixes made absolute.
-    globs: Vec<Native<'a>>,
-    ordered: Vec<Ordered<'a>>,
-    rules: Vec<&'a Rule>,
+    globs: Vec<Native>,
+    ordered: Vec<Ordered>,
+    rules: Rules<'a>,
+    guard_git: bool,
+    system: bool,
     places: Places,
     names: NameFilter,
     distinct: NameFilter,
@@ -172,14 +282,14 @@ impl Bases {
 /// A multimap from paths to rules that stores no path where the rule itself spells it: most of what
 /// compiling the default policy would cost is copying paths that nobody asks about.
 #[derive(Debug, Default)]
-struct Literals<'a> {
+struct Literals {
     first: HashMap<u64, u32, BuildHasherDefault<Prehashed>>,
-    entries: Vec<Literal<'a>>,
+    entries: Vec<Literal>,
 }
 
 #[derive(Debug)]
-struct Literal<'a> {
-    rule: &'a Rule,
+struct Literal {
+    rule: Number,
     /// The path, where base and pattern do not spell it (escapes, braces).
     path: Option<Vec<u8>>,
     /// The next entry of the same hash; `u32::MAX` ends the chain.
@@ -219,8 +329,8 @@ pub(crate) fn hash_end(hash: u64) -> u64 {
     hash ^ hash.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-impl<'a> Literals<'a> {
-    fn add(&mut self, rule: &'a Rule, path: Option<Vec<u8>>, bases: &Bases) {
+impl Literals {
+    fn add(&mut self, number: Number, rule: &Rule, path: Option<Vec<u8>>, bases: &Bases) {
         let hash = if let Some(path) = &path {
             hash_on(HASH_START, path)
         } else {
@@ -232,19 +342,26 @@ impl<'a> Literals<'a> {
         };
         let index = self.entries.len() as u32;
         let next = self.first.insert(hash_end(hash), index).unwrap_or(u32::MAX);
-        self.entries.push(Literal { rule, path, next });
+        self.entries.push(Literal { rule: number, path, next });
     }
 
     /// Calls `found` for each rule that names `path`; `hash` is that of the path.
-    fn each(&self, hash: u64, path: &[u8], bases: &Bases, mut found: impl FnMut(&'a Rule)) {
+    fn each(
+        &self,
+        hash: u64,
+        path: &[u8],
+        (bases, rules): (&Bases, &Rules<'_>),
+        mut found: impl FnMut(Number, &Rule),
+    ) {
         let mut at = self.first.get(&hash_end(hash)).copied().unwrap_or(u32::MAX);
         while let Some(entry) = self.entries.get(at as usize) {
+            let rule = rules.get(entry.rule);
             let same = match &entry.path {
                 Some(own) => own == path,
-                None => spells(bases.of(entry.rule.base), &entry.rule.pattern, path),
+                None => spells(bases.of(rule.base), &rule.pattern, path),
             };
             if same {
-                found(entry.rule);
+                found(entry.rule, rule);
             }
             at = entry.next;
         }
@@ -412,6 +529,35 @@ impl<'a> CompiledRules<'a> {
 
     /// As [`Self::new`], with rules that were found on this host (toolchains).
     pub fn with_extra(policy: &'a Policy, places: &Places, extra: &'a [Rule]) -> Self {
+        let borrowed = policy.files.rules.iter().chain(extra).collect();
+        Self::compile(Vec::new(), borrowed, places, (policy.files.guard_git, policy.files.system))
+    }
+
+    /// Compiles rules that the result keeps, so that it borrows nothing.
+    pub fn owning(
+        rules: Vec<Rule>,
+        places: &Places,
+        guard_git: bool,
+        system: bool,
+    ) -> CompiledRules<'static> {
+        CompiledRules::compile(rules, Vec::new(), places, (guard_git, system))
+    }
+
+    fn compile(
+        owned: Vec<Rule>,
+        mut borrowed: Vec<&'a Rule>,
+        places: &Places,
+        (guard_git, system): (bool, bool),
+    ) -> Self {
+        let listed = owned.len() + borrowed.len();
+        if guard_git {
+            borrowed.extend(builtin::git_rules());
+        }
+        if system {
+            borrowed.extend(builtin::system_rules());
+        }
+        // Compiling asks for rules while it adds to the rest.
+        let rules = Rules { owned, borrowed, listed };
         let mut compiled = Self {
             workspace: places.workspace.clone(),
             literal: Literals::default(),
@@ -422,39 +568,38 @@ impl<'a> CompiledRules<'a> {
             },
             globs: Vec::new(),
             ordered: Vec::new(),
-            rules: policy.files.rules.iter().chain(extra).collect(),
+            rules: Rules { owned: Vec::new(), borrowed: Vec::new(), listed: 0 },
+            guard_git,
+            system,
             places: places.clone(),
             names: NameFilter::default(),
             distinct: NameFilter::default(),
         };
-        compiled.literal.first.reserve(compiled.rules.len() + 32);
-        compiled.literal.entries.reserve(compiled.rules.len() + 32);
-        for rule in policy.files.rules.iter().chain(extra) {
-            compiled.add(rule, true);
+        compiled.literal.first.reserve(rules.len());
+        compiled.literal.entries.reserve(rules.len());
+        for number in 0..rules.len() {
+            let rule = rules.get(number as Number);
+            compiled.add(number as Number, rule, number < listed);
         }
-        if policy.files.guard_git {
-            for rule in builtin::git_rules() {
-                compiled.add(rule, false);
-            }
-        }
-        if policy.files.system {
-            for rule in builtin::system_rules() {
-                compiled.add(rule, false);
-            }
-        }
+        compiled.rules = rules;
         compiled
+    }
+
+    /// Which of the rules that a policy does not list are among these: git guards, system directories.
+    pub fn switches(&self) -> (bool, bool) {
+        (self.guard_git, self.system)
     }
 
     /// A pattern that does not compile matches nothing if it grants and everything below its base
     /// if it denies. Fragments are checked before; this is for policies that came another way.
-    fn add(&mut self, rule: &'a Rule, walked: bool) {
+    fn add(&mut self, number: Number, rule: &Rule, walked: bool) {
         match rule.kind {
             Kind::Path if !pattern::has_meta(&rule.pattern) => {
                 if rule.effect != Effect::Cap {
                     let path = point_bytes(self.bases.of(rule.base), &rule.pattern);
                     self.raising.push(path);
                 }
-                self.literal.add(rule, None, &self.bases);
+                self.literal.add(number, rule, None, &self.bases);
                 if let Some(name) = rule.pattern.rsplit('/').next() {
                     self.distinct.exact.insert(hash_name(name.as_bytes()));
                 }
@@ -475,17 +620,17 @@ impl<'a> CompiledRules<'a> {
                     }
                     self.distinct.add_distinct(&glob);
                     if glob.is_literal() {
-                        self.literal.add(rule, Some(join(&glob.prefix)), &self.bases);
+                        self.literal.add(number, rule, Some(join(&glob.prefix)), &self.bases);
                     } else {
                         if walked {
                             self.names.add(&glob);
                         }
-                        self.globs.push(Native { rule, glob });
+                        self.globs.push(Native { rule: number, glob });
                     }
                 }
             }
             Kind::Glob | Kind::Directory | Kind::File => {
-                let ordered = self.ordered(rule);
+                let ordered = self.ordered(number, rule);
                 for glob in &ordered.globs {
                     self.distinct.add_distinct(glob);
                 }
@@ -500,7 +645,7 @@ impl<'a> CompiledRules<'a> {
         }
     }
 
-    fn ordered(&self, rule: &'a Rule) -> Ordered<'a> {
+    fn ordered(&self, number: Number, rule: &Rule) -> Ordered {
         let clean = pattern::ordered_clean(&rule.pattern);
         let mut globs = if rule.kind == Kind::Glob {
             // A malformed glob never matches, as the protocol has it.
@@ -516,27 +661,37 @@ impl<'a> CompiledRules<'a> {
             glob.prefix =
                 workspace.iter().cloned().chain(std::mem::take(&mut glob.prefix)).collect();
         }
-        Ordered { rule, globs, specificity: pattern::ordered_specificity(&rule.pattern), root }
+        let specificity = pattern::ordered_specificity(&rule.pattern);
+        Ordered { rule: number, kind: rule.kind, globs, specificity, root }
     }
 
     /// Decides one path. Relative paths are taken from the workspace; `..` is resolved lexically.
-    pub fn decide(&self, path: &Path) -> Decision<'a> {
+    pub fn decide(&self, path: &Path) -> Decision<'_> {
+        self.decision(path, |number| self.rules.get(number))
+    }
+
+    fn decision<'r>(&self, path: &Path, rule: impl Fn(Number) -> &'r Rule) -> Decision<'r> {
         let clean = Clean::new(path, &self.workspace);
         let outcome = self.fold(&clean.bytes, &clean.names(), &mut Vec::new(), None);
-        Decision { permission: outcome.permission, rule: outcome.decided }
+        Decision { permission: outcome.permission, rule: outcome.decided.map(rule) }
     }
 
     /// Decides one path and tells how.
-    pub fn explain(&self, path: &Path) -> Explanation<'a> {
+    pub fn explain(&self, path: &Path) -> Explanation<'_> {
+        self.explanation(path, |number| self.rules.get(number))
+    }
+
+    fn explanation<'r>(&self, path: &Path, rule: impl Fn(Number) -> &'r Rule) -> Explanation<'r> {
         let clean = Clean::new(path, &self.workspace);
         let mut steps = Vec::new();
         let found = &mut Vec::new();
         let outcome = self.fold(&clean.bytes, &clean.names(), found, Some(&mut steps));
+        let step = |(number, before, after)| Step { rule: rule(number), before, after };
         Explanation {
             path: clean.into_path(),
             permission: outcome.permission,
-            steps,
-            decided: outcome.decided,
+            steps: steps.into_iter().map(step).collect(),
+            decided: outcome.decided.map(&rule),
             capped: outcome.capped,
             root_visible: outcome.root_visible,
         }
@@ -544,7 +699,7 @@ impl<'a> CompiledRules<'a> {
 
     /// Every rule that matches a clean absolute path (the root is empty), in the order of
     /// application. Allocates nothing as long as `found` has room.
-    fn matching(&self, path: &[u8], names: &[&[u8]], found: &mut Vec<(Key, &'a Rule)>) {
+    fn matching(&self, path: &[u8], names: &[&[u8]], found: &mut Vec<(Key, Number)>) {
         found.clear();
         let depth = names.len();
         let mut hash = HASH_START;
@@ -555,24 +710,26 @@ impl<'a> CompiledRules<'a> {
                 end += 1 + names[level - 1].len();
             }
             hash = hash_on(hash, &path[start..end]);
-            self.literal.each(hash, &path[..end], &self.bases, |rule| {
-                found.push((key(rule, level as u32 * 2 + 1), rule));
+            let places = (&self.bases, &self.rules);
+            self.literal.each(hash, &path[..end], places, |number, rule| {
+                found.push((key(rule, level as u32 * 2 + 1), number));
             });
         }
         for native in &self.globs {
-            let level = if native.rule.effect == Effect::Grant {
+            let rule = self.rules.get(native.rule);
+            let level = if rule.effect == Effect::Grant {
                 native.glob.deepest_named(names)
             } else {
                 native.glob.deepest(names)
             };
             if let Some(level) = level {
-                found.push((key(native.rule, level as u32 * 2), native.rule));
+                found.push((key(rule, level as u32 * 2), native.rule));
             }
         }
         if !self.ordered.is_empty() && self.is_in_workspace(path) {
             let root = path == self.bases.workspace;
             for ordered in &self.ordered {
-                let hit = match ordered.rule.kind {
+                let hit = match ordered.kind {
                     Kind::Directory => ordered
                         .globs
                         .iter()
@@ -580,14 +737,18 @@ impl<'a> CompiledRules<'a> {
                     _ => ordered.globs.iter().any(|g| g.matches(names)),
                 };
                 if hit || (root && ordered.root) {
-                    found.push((key(ordered.rule, ordered.specificity), ordered.rule));
+                    let rule = self.rules.get(ordered.rule);
+                    found.push((key(rule, ordered.specificity), ordered.rule));
                 }
             }
         }
         // The last tie-breaks decide nothing; they make the rule that is named reproducible.
         found.sort_unstable_by(|(ka, a), (kb, b)| {
             ka.cmp(kb).then_with(|| {
-                let tie = |r: &'a Rule| (&r.origin.layer, r.origin.line, &r.id, &r.pattern);
+                let tie = |r: &Number| {
+                    let r = self.rules.get(*r);
+                    (&r.origin.layer, r.origin.line, &r.id, &r.pattern)
+                };
                 tie(a).cmp(&tie(b))
             })
         });
@@ -599,7 +760,7 @@ impl<'a> CompiledRules<'a> {
     }
 
     /// Room for [`Self::permission`].
-    pub fn room(&self) -> Room<'a> {
+    pub fn room(&self) -> Room {
         Room {
             found: Vec::with_capacity(
                 self.literal.entries.len() + self.globs.len() + self.ordered.len(),
@@ -610,7 +771,7 @@ impl<'a> CompiledRules<'a> {
     /// What [`Self::decide`] answers, for a path that the kernel gave: absolute, without `.`, `..` or
     /// doubled slashes. Neither allocates nor locks, so that it may be asked after a fork of a program
     /// with threads. A path of more than [`MAX_LEVELS`] components gets nothing.
-    pub fn permission(&self, path: &[u8], room: &mut Room<'a>) -> Permission {
+    pub fn permission(&self, path: &[u8], room: &mut Room) -> Permission {
         let path = path.strip_suffix(b"/").unwrap_or(path);
         let mut names: [&[u8]; MAX_LEVELS] = [&[]; MAX_LEVELS];
         let mut count = 0;
@@ -630,20 +791,21 @@ impl<'a> CompiledRules<'a> {
         &self,
         path: &[u8],
         names: &[&[u8]],
-        found: &mut Vec<(Key, &'a Rule)>,
-        mut steps: Option<&mut Vec<Step<'a>>>,
-    ) -> Outcome<'a> {
+        found: &mut Vec<(Key, Number)>,
+        mut steps: Option<&mut Vec<(Number, Permission, Permission)>>,
+    ) -> Outcome {
         self.matching(path, names, found);
         let mut value = Permission::None;
-        let mut decided: Option<&'a Rule> = None;
+        let mut decided = None;
         let mut ceiling = Permission::Write;
-        let mut ceiling_by: Option<&'a Rule> = None;
+        let mut ceiling_by = None;
         let apply = |rule: &Rule, value: Permission| match rule.effect {
             Effect::Grant => value.max(rule.permission),
             Effect::Cap => value.min(rule.permission),
             Effect::Set => rule.permission,
         };
-        for &(_, rule) in found.iter() {
+        for &(_, number) in found.iter() {
+            let rule = self.rules.get(number);
             let after = apply(rule, value);
             // The one to name: a set decides alone, a cap where it binds, a grant where it raises.
             let speaks = match rule.effect {
@@ -652,16 +814,16 @@ impl<'a> CompiledRules<'a> {
                 Effect::Grant => after != value,
             };
             if speaks {
-                decided = Some(rule);
+                decided = Some(number);
             }
             if let Some(steps) = steps.as_deref_mut() {
-                steps.push(Step { rule, before: value, after });
+                steps.push((number, value, after));
             }
             value = after;
             if rule.kind == Kind::Path {
                 let lowered = apply(rule, ceiling);
                 if lowered < ceiling || (rule.effect == Effect::Cap && lowered == rule.permission) {
-                    ceiling_by = Some(rule);
+                    ceiling_by = Some(number);
                 }
                 ceiling = lowered;
             }
@@ -687,7 +849,7 @@ impl<'a> CompiledRules<'a> {
     /// Calls `seen` with every rule of the policy and what was found on the host, and the place that
     /// its pattern begins at.
     pub fn each(&self, mut seen: impl FnMut(&Rule, &Path)) {
-        for rule in &self.rules {
+        for (_, rule) in self.rules.listed() {
             seen(rule, self.places.base(rule.base));
         }
     }
@@ -695,20 +857,20 @@ impl<'a> CompiledRules<'a> {
     /// Every path that a rule names without wildcards: native literals, and ordered rules of the
     /// kinds file and directory. What is enforced by a mechanism of its own (git guards, system
     /// directories) is left out.
-    pub fn literal_points(&self) -> Vec<Point<'a>> {
+    pub fn literal_points(&self) -> Vec<Point<'_>> {
         self.points(false)
     }
 
     /// As [`Self::literal_points`], without the caps that change nothing because no rule raises
     /// anything above, at or below their path (most secrets, as long as home is not granted). Caps
     /// that people wrote are all there: their path may lead through a link to something raised.
-    pub fn binding_points(&self) -> Vec<Point<'a>> {
+    pub fn binding_points(&self) -> Vec<Point<'_>> {
         self.points(true)
     }
 
-    fn points(&self, binding: bool) -> Vec<Point<'a>> {
-        let mut points = Vec::with_capacity(if binding { 64 } else { self.rules.len() });
-        for rule in &self.rules {
+    fn points(&self, binding: bool) -> Vec<Point<'_>> {
+        let mut points = Vec::with_capacity(if binding { 64 } else { self.rules.listed });
+        for (number, rule) in self.rules.listed() {
             // People may name a place by a link that leads to it; built-in rules do not.
             let binding = binding && rule.id.is_some() && rule.origin.line.is_none();
             let mut add = |path: &[u8], subtree: bool| {
@@ -733,7 +895,7 @@ impl<'a> CompiledRules<'a> {
                     }
                 }
             } else if rule.kind != Kind::Glob {
-                for glob in &self.ordered(rule).globs {
+                for glob in &self.ordered(number, rule).globs {
                     add(&join(&glob.prefix), rule.kind == Kind::Directory);
                 }
             }
@@ -747,31 +909,29 @@ impl<'a> CompiledRules<'a> {
 
     /// Ordered globs that say the same as a subtree rule (`**/*`, `/dir/**`) or name one path, so
     /// that they need no walk.
-    pub fn subtree_only_globs(&self) -> Vec<Point<'a>> {
+    pub fn subtree_only_globs(&self) -> Vec<Point<'_>> {
         let mut points = Vec::new();
-        for ordered in self.ordered.iter().filter(|o| o.rule.kind == Kind::Glob) {
+        for ordered in self.ordered.iter().filter(|o| o.kind == Kind::Glob) {
             if let Some((path, subtree)) = subtree_of(ordered) {
-                points.push(Point { path: to_path(&join(path)), rule: ordered.rule, subtree });
+                let rule = self.rules.get(ordered.rule);
+                points.push(Point { path: to_path(&join(path)), rule, subtree });
             }
         }
         points
     }
 
     /// Rules whose paths are known only after a walk of `base`.
-    pub fn glob_rules(&self) -> Vec<GlobRule<'a>> {
+    pub fn glob_rules(&self) -> Vec<GlobRule<'_>> {
         let mut rules = Vec::new();
-        for rule in &self.rules {
+        for (number, rule) in self.rules.listed() {
             let globs: Vec<Glob> = match rule.kind {
-                Kind::Path => self
-                    .globs
-                    .iter()
-                    .filter(|n| std::ptr::eq(n.rule, *rule))
-                    .map(|n| n.glob.clone())
-                    .collect(),
+                Kind::Path => {
+                    self.globs.iter().filter(|n| n.rule == number).map(|n| n.glob.clone()).collect()
+                }
                 Kind::Glob => self
                     .ordered
                     .iter()
-                    .filter(|o| std::ptr::eq(o.rule, *rule) && subtree_of(o).is_none())
+                    .filter(|o| o.rule == number && subtree_of(o).is_none())
                     .flat_map(|o| o.globs.clone())
                     .collect(),
                 Kind::Directory | Kind::File => continue,
@@ -788,6 +948,36 @@ impl<'a> CompiledRules<'a> {
         rules
     }
 
+    /// Names that single a path below `root` out: one that has none of them is decided as any other
+    /// of as many names is, such as [`ANY_NAME`] so many times. `None` where rules cannot be put so.
+    pub fn marks(&self, root: &Path) -> Option<BTreeSet<Mark>> {
+        let root = Clean::new(root, Path::new("/"));
+        let above = root.names();
+        let mut marks = BTreeSet::new();
+        let mut place = |path: &[u8]| {
+            let below = path.strip_prefix(&*root.bytes).and_then(|rest| rest.strip_prefix(b"/"));
+            let last = below.and_then(|rest| rest.rsplit(|b| *b == b'/').next());
+            marks.extend(last.map(|name| Mark::Exactly(name.to_vec())));
+        };
+        for entry in &self.literal.entries {
+            let rule = self.rules.get(entry.rule);
+            let base = self.bases.of(rule.base);
+            match &entry.path {
+                Some(path) => place(path),
+                None if on_one_line(base, &root.bytes) => place(&point_bytes(base, &rule.pattern)),
+                None => {}
+            }
+        }
+        if !self.ordered.is_empty() {
+            place(&self.bases.workspace);
+        }
+        let ordered = self.ordered.iter().flat_map(|ordered| &ordered.globs);
+        for glob in self.globs.iter().map(|native| &native.glob).chain(ordered) {
+            mark(glob, &above, &mut marks)?;
+        }
+        (!marks.iter().any(|mark| mark.is_on(ANY_NAME.as_bytes()))).then_some(marks)
+    }
+
     /// Whether a path that ends in `name` can be decided in another way than other names of the same
     /// directory. Those for which this says no are decided alike.
     pub fn name_may_differ(&self, name: &OsStr) -> bool {
@@ -801,15 +991,15 @@ impl<'a> CompiledRules<'a> {
     }
 }
 
-struct Outcome<'a> {
+struct Outcome {
     permission: Permission,
-    decided: Option<&'a Rule>,
+    decided: Option<Number>,
     capped: bool,
     root_visible: bool,
 }
 
 /// The one path that an ordered glob amounts to, and whether with all below it.
-fn subtree_of<'o>(ordered: &'o Ordered<'_>) -> Option<(&'o [Vec<u8>], bool)> {
+fn subtree_of(ordered: &Ordered) -> Option<(&[Vec<u8>], bool)> {
     let [glob] = ordered.globs.as_slice() else { return None };
     match glob.parts.as_slice() {
         [] => Some((&glob.prefix, false)),
@@ -825,11 +1015,13 @@ fn subtree_of<'o>(ordered: &'o Ordered<'_>) -> Option<(&'o [Vec<u8>], bool)> {
 impl Policy {
     /// Decides one path. For many paths, compile once with [`CompiledRules::new`].
     pub fn decide_path(&self, places: &Places, path: &Path) -> Decision<'_> {
-        CompiledRules::new(self, places).decide(path)
+        let compiled = CompiledRules::new(self, places);
+        compiled.decision(path, |number| compiled.rules.lent(number))
     }
 
     /// Decides one path and tells how.
     pub fn explain_path(&self, places: &Places, path: &Path) -> Explanation<'_> {
-        CompiledRules::new(self, places).explain(path)
+        let compiled = CompiledRules::new(self, places);
+        compiled.explanation(path, |number| compiled.rules.lent(number))
     }
 }

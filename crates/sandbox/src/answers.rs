@@ -130,7 +130,7 @@ fn ring(bell: &OwnedFd) {
     let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
 }
 
-/// One set of rules after another, each borrowed by what is compiled from it.
+/// One set of rules after another.
 fn work(held: &Held, bell: &OwnedFd, inbox: &Receiver<(Arc<NamesPlan>, Sender<()>)>) {
     let Ok(mut next) = inbox.recv() else { return };
     loop {
@@ -174,7 +174,7 @@ fn work(held: &Held, bell: &OwnedFd, inbox: &Receiver<(Arc<NamesPlan>, Sender<()
 }
 
 /// `None`: init has ended.
-fn answer(held: &Held, judge: &NameJudge<'_>, waiting: &mut Option<Sender<()>>) -> Option<()> {
+fn answer(held: &Held, judge: &NameJudge, waiting: &mut Option<Sender<()>>) -> Option<()> {
     let mut question = [0u8; QUESTION];
     let (n, _) = raw::recv_owned(held.ours.as_fd(), &mut question).ok()?;
     match question.get(..n)?.split_first()? {

@@ -200,20 +200,19 @@ impl InLayer {
         let mut mounts = session.mounts().to_vec();
         let mut masks = Vec::new();
         if let Some(names) = names {
-            let rules = names.rules();
-            if names.must_seal(&rules, &mounts)? {
+            if names.must_seal(&mounts)? {
                 // What an earlier run was allowed to make is hidden from this one: the delta becomes
                 // one of those below the run's own.
                 session.finish(&Outcome { policy: policy.to_vec() })?;
                 history::seal_open(&store, &plan.name)?;
                 session = store.begin(&plan.name, &roots, Stamp::now())?;
                 mounts = session.mounts().to_vec();
-                if names.must_seal(&rules, &mounts)? {
+                if names.must_seal(&mounts)? {
                     let problem = "an open delta holds names that the rules hide".to_owned();
                     return Err(ringfence_layers::Error::Refused(problem).into());
                 }
             }
-            masks = names.masks(&rules, &store, &mut mounts)?;
+            masks = names.masks(&store, &mut mounts)?;
         }
         if let Some(quota) = plan.request.quota {
             session.limit(quota)?;

@@ -7,10 +7,12 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ringfence_jail::{Allowed, Judge};
 use ringfence_layers::index::{self, Covering, Seen};
 use ringfence_layers::mask::{Cover, Entry, Mask};
+use ringfence_layers::names::Names as Index;
 use ringfence_layers::{Mount, Store};
 use ringfence_policy::{CompiledRules, Effect, Permission, Places, Policy, Room, Rule, priority};
 use ringfence_sys::seccomp;
@@ -24,19 +26,33 @@ use crate::survey::lies_in;
 /// How rules of names are held in a layer.
 #[derive(Debug)]
 pub struct NamesPlan {
-    /// The policy without guards: those hold what exists, by mounts; what a run makes at a guarded
-    /// name is shown when its layer is reviewed.
-    policy: Policy,
-    extra: Vec<Rule>,
-    places: Places,
+    /// The policy's without guards: those hold what exists, by mounts; what a run makes at a guarded
+    /// name is shown when its layer is reviewed. Compiled once for all who ask.
+    rules: Arc<CompiledRules<'static>>,
     cache: Option<PathBuf>,
     /// Some rule gives less than a directory around it gives by pattern: opens for writing and changes
     /// of attributes are carried out by init too.
     pub changes: bool,
     /// And so the workspace as a whole is writable for the kernel, init alone says no.
     pub by_broker: bool,
-    /// What planning found in the workspace.
+    index: Option<Arc<Index>>,
+    /// What planning found in the workspace, and whether in its index.
     known: Option<(PathBuf, Vec<Entry>)>,
+    by_index: bool,
+    codebase: bool,
+}
+
+/// Where rules of names are to hold.
+#[derive(Debug)]
+pub struct Of<'a> {
+    pub places: &'a Places,
+    /// Where walks are remembered.
+    pub cache: Option<PathBuf>,
+    /// The names of the workspace.
+    pub index: Option<Arc<Index>>,
+    /// The workspace is a codebase, which may be changed until its layer is in use: without an index that
+    /// tells, what planning found is looked at again.
+    pub codebase: bool,
 }
 
 /// What cannot be had of the masks.
@@ -44,6 +60,8 @@ pub struct NamesPlan {
 pub enum NamesError {
     #[error("cannot look for names by rule in {path}: {problem}")]
     Walk { path: String, problem: String },
+    #[error("{0} was changed while the run was planned; start it again")]
+    Changed(String),
     #[error(transparent)]
     Layer(#[from] ringfence_layers::Error),
 }
@@ -51,17 +69,12 @@ pub enum NamesError {
 impl NamesPlan {
     /// `None` where no rule speaks of names in what a layer may lie over, unless the run has the
     /// `means` already: whether init says what may be changed.
-    pub fn new(
-        policy: &Policy,
-        extra: &[Rule],
-        places: &Places,
-        cache: Option<PathBuf>,
-        means: Option<bool>,
-    ) -> Option<Self> {
-        let mut own = policy.clone();
-        own.files.guard_git = false;
-        own.files.rules.retain(|rule| rule.priority < priority::GUARD);
-        let rules = CompiledRules::with_extra(&own, places, extra);
+    pub fn new(policy: &Policy, extra: &[Rule], of: Of<'_>, means: Option<bool>) -> Option<Self> {
+        let Of { places, cache, index, codebase } = of;
+        let own = policy.files.rules.iter().filter(|rule| rule.priority < priority::GUARD);
+        let views = own.clone().any(|rule| rule.permission == Permission::View);
+        let own: Vec<Rule> = own.chain(extra).cloned().collect();
+        let rules = CompiledRules::owning(own, places, false, policy.files.system);
         let around = rules.decide(&places.workspace).permission;
         let inside = |path: &Path| lies_in(path, &places.workspace);
         let globs: Vec<(Permission, i32)> = rules
@@ -81,7 +94,6 @@ impl NamesPlan {
         if globs.is_empty() && !literal && means.is_none() {
             return None;
         }
-        let views = own.files.rules.iter().any(|r| r.permission == Permission::View);
         // A grant by pattern in what may only be read, or less than writing by pattern in what may be
         // written: no mount says either.
         let mixed = globs.iter().any(|(permission, priority)| match permission {
@@ -104,9 +116,21 @@ impl NamesPlan {
                     && std::fs::symlink_metadata(&p.path).is_err()
             });
         let by_broker = mixed || to_make || views || means == Some(true);
-        let (extra, places) = (extra.to_vec(), places.clone());
-        drop(rules);
-        Some(Self { policy: own, extra, places, cache, changes: by_broker, by_broker, known: None })
+        let rules = Arc::new(rules);
+        Some(Self {
+            rules,
+            cache,
+            changes: by_broker,
+            by_broker,
+            index,
+            known: None,
+            by_index: false,
+            codebase,
+        })
+    }
+
+    pub fn rules(&self) -> &CompiledRules<'static> {
+        &self.rules
     }
 
     /// In words, for status and `--explain`.
@@ -116,10 +140,6 @@ impl NamesPlan {
         } else {
             "hidden names by a mask in the layer; what may only be read by mounts and landlock; what makes or moves names is carried out by init as the rules say"
         }
-    }
-
-    pub fn rules(&self) -> CompiledRules<'_> {
-        CompiledRules::with_extra(&self.policy, &self.places, &self.extra)
     }
 
     /// The second filter, and init's own.
@@ -134,8 +154,8 @@ impl NamesPlan {
     }
 
     /// Whether a mask covers this name.
-    pub fn covers(&self, rules: &CompiledRules<'_>, path: &Path, is_dir: bool) -> bool {
-        match rules.decide(path).permission {
+    pub fn covers(&self, path: &Path, is_dir: bool) -> bool {
+        match self.rules.decide(path).permission {
             Permission::None => true,
             Permission::View => !is_dir,
             _ => false,
@@ -143,44 +163,37 @@ impl NamesPlan {
     }
 
     /// What is covered of a tree that is seen at `shown`.
-    pub fn walk(
-        &self,
-        rules: &CompiledRules<'_>,
-        tree: &OwnedFd,
-        shown: &Path,
-    ) -> std::io::Result<Walk> {
-        let matcher =
-            Names { covering: Covering::new(rules, shown), print: self.print(rules, shown) };
+    pub fn walk(&self, tree: &OwnedFd, shown: &Path) -> std::io::Result<Walk> {
+        let print = index::fingerprint(&self.rules, shown);
+        let matcher = Names { covering: Covering::new(&self.rules, shown), print };
         let options = WalkOptions { cache: self.cache.as_deref(), ..WalkOptions::default() };
         discover::walk(tree.as_fd(), &matcher, &options)
     }
 
     /// Looks at the workspace, which [`Self::masks`] then need not do again.
     pub fn look(&mut self, tree: &OwnedFd, shown: &Path) -> std::io::Result<Walk> {
-        let walk = self.walk(&self.rules(), tree, shown)?;
-        if walk.truncated.is_none() {
+        let indexed = self.index.as_deref();
+        let indexed =
+            indexed.and_then(|index| discover::indexed(&self.rules, index, tree.as_fd(), shown));
+        self.by_index = indexed.is_some();
+        let walk = match indexed {
+            Some(walk) => walk,
+            None => self.walk(tree, shown)?,
+        };
+        if walk.truncated.is_none() && (self.by_index || !self.codebase) {
             self.known = Some((shown.to_owned(), entries_of(&walk)));
         }
         Ok(walk)
     }
 
-    fn print(&self, rules: &CompiledRules<'_>, shown: &Path) -> [u8; 16] {
-        index::fingerprint(&self.policy, rules, shown)
-    }
-
-    fn entries(
-        &self,
-        rules: &CompiledRules<'_>,
-        tree: &Path,
-        shown: &Path,
-    ) -> Result<(OwnedFd, Vec<Entry>), NamesError> {
+    fn entries(&self, tree: &Path, shown: &Path) -> Result<(OwnedFd, Vec<Entry>), NamesError> {
         let wrong = |problem: String| NamesError::Walk { path: crate::plan::shown(tree), problem };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(tree, flags, Mode::empty()).map_err(|e| wrong(e.to_string()))?;
         if let Some((_, entries)) = self.known.as_ref().filter(|(known, _)| known == tree) {
             return Ok((dir, entries.clone()));
         }
-        let walk = self.walk(rules, &dir, shown).map_err(|e| wrong(e.to_string()))?;
+        let walk = self.walk(&dir, shown).map_err(|e| wrong(e.to_string()))?;
         if let Some(bound) = &walk.truncated {
             return Err(wrong(bound.to_string()));
         }
@@ -188,17 +201,18 @@ impl NamesPlan {
     }
 
     /// Puts the masks between the directories of a layer. They stay as long as what is answered does.
-    pub fn masks(
-        &self,
-        rules: &CompiledRules<'_>,
-        store: &Store,
-        mounts: &mut [Mount],
-    ) -> Result<Vec<Mask>, NamesError> {
+    pub fn masks(&self, store: &Store, mounts: &mut [Mount]) -> Result<Vec<Mask>, NamesError> {
+        // From here on nobody changes the codebase, since the layer over it is in use.
+        if let Some((tree, _)) = self.known.as_ref().filter(|_| self.by_index)
+            && !self.index.as_ref().is_some_and(|index| index.is_kept())
+        {
+            return Err(NamesError::Changed(crate::plan::shown(tree)));
+        }
         let mut held = Vec::new();
-        for mount in mounts.iter_mut().filter(|m| speaks_of(rules, &m.root)) {
+        for mount in mounts.iter_mut().filter(|m| self.speaks_of(&m.root)) {
             let mut lower = Vec::with_capacity(mount.lower.len() + 1);
             for tree in &mount.lower {
-                let (dir, entries) = self.entries(rules, tree, &mount.root)?;
+                let (dir, entries) = self.entries(tree, &mount.root)?;
                 if let Some(mask) = store.mask(dir.as_fd(), &entries)? {
                     lower.push(mask.tree().to_owned());
                     held.push(mask);
@@ -217,17 +231,16 @@ impl NamesPlan {
         other: &Self,
         mounts: &[Mount],
     ) -> Result<Option<PathBuf>, NamesError> {
-        let (ours, theirs) = (self.rules(), other.rules());
         for mount in mounts {
-            if speaks_of(&ours, &mount.root) != speaks_of(&theirs, &mount.root) {
+            if self.speaks_of(&mount.root) != other.speaks_of(&mount.root) {
                 return Ok(Some(mount.root.clone()));
             }
-            if !speaks_of(&ours, &mount.root) {
+            if !self.speaks_of(&mount.root) {
                 continue;
             }
             for tree in mount.lower.iter().chain([&mount.upper]) {
-                let (_, here) = self.entries(&ours, tree, &mount.root)?;
-                let (_, there) = other.entries(&theirs, tree, &mount.root)?;
+                let (_, here) = self.entries(tree, &mount.root)?;
+                let (_, there) = other.entries(tree, &mount.root)?;
                 let here: BTreeSet<Entry> = here.into_iter().collect();
                 let there: BTreeSet<Entry> = there.into_iter().collect();
                 if let Some(entry) = here.symmetric_difference(&there).next() {
@@ -240,24 +253,20 @@ impl NamesPlan {
 
     /// Whether the open delta holds what rules cover, from a run under other rules: a mask lies below
     /// it only once it is sealed.
-    pub fn must_seal(
-        &self,
-        rules: &CompiledRules<'_>,
-        mounts: &[Mount],
-    ) -> Result<bool, NamesError> {
-        for mount in mounts.iter().filter(|m| speaks_of(rules, &m.root)) {
-            if !self.entries(rules, &mount.upper, &mount.root)?.1.is_empty() {
+    pub fn must_seal(&self, mounts: &[Mount]) -> Result<bool, NamesError> {
+        for mount in mounts.iter().filter(|m| self.speaks_of(&m.root)) {
+            if !self.entries(&mount.upper, &mount.root)?.1.is_empty() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
-}
 
-/// Some roots are there for what was found on the host and no rule speaks of, such as the repository of
-/// a linked working tree.
-fn speaks_of(rules: &CompiledRules<'_>, root: &Path) -> bool {
-    rules.decide(root).permission > Permission::None
+    /// Some roots are there for what was found on the host and no rule speaks of, such as the repository
+    /// of a linked working tree.
+    fn speaks_of(&self, root: &Path) -> bool {
+        self.rules.decide(root).permission > Permission::None
+    }
 }
 
 /// What could not be looked into may hold anything; nobody inside can look either.
@@ -271,7 +280,7 @@ fn entries_of(walk: &Walk) -> Vec<Entry> {
 
 /// Numbers of "rules" in a walk.
 pub(crate) const HIDDEN: u32 = 0;
-const LISTED: u32 = 1;
+pub(crate) const LISTED: u32 = 1;
 
 struct Names<'a> {
     covering: Covering<'a>,
@@ -293,9 +302,9 @@ impl Matcher for Names<'_> {
 }
 
 /// What init asks. Everything that deciding needs was made before the clone.
-pub struct NameJudge<'a> {
-    rules: CompiledRules<'a>,
-    room: RefCell<Room<'a>>,
+pub struct NameJudge {
+    rules: Arc<CompiledRules<'static>>,
+    room: RefCell<Room>,
     /// As the sandbox sees them.
     roots: Vec<Vec<u8>>,
     /// Where the sandbox sees the workspace, and where rules speak of it; room for such a path.
@@ -306,21 +315,21 @@ pub struct NameJudge<'a> {
 /// Bytes of a path that is decided about: more than the kernel takes, and the place of a codebase.
 const MAX_PATH: usize = 16 << 10;
 
-impl std::fmt::Debug for NameJudge<'_> {
+impl std::fmt::Debug for NameJudge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("NameJudge").field("roots", &self.roots).finish_non_exhaustive()
     }
 }
 
-impl<'a> NameJudge<'a> {
-    pub fn new(plan: &'a NamesPlan, layer: &LayerPlan, moved: Option<&Moved>) -> Self {
+impl NameJudge {
+    pub fn new(plan: &NamesPlan, layer: &LayerPlan, moved: Option<&Moved>) -> Self {
         let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
-        let rules = plan.rules();
+        let rules = Arc::clone(&plan.rules);
         let room = RefCell::new(rules.room());
         let roots = layer
             .roots
             .iter()
-            .filter(|root| !root.files_only && speaks_of(&rules, &root.path))
+            .filter(|root| !root.files_only && plan.speaks_of(&root.path))
             .map(|root| moved.map_or_else(|| bytes(&root.path), |m| bytes(&m.inside(&root.path))))
             .collect();
         let moved = moved.map(|m| (bytes(&m.to), bytes(&m.from)));
@@ -335,7 +344,7 @@ fn below(path: &[u8], directory: &[u8]) -> bool {
         || path.strip_prefix(directory).is_some_and(|rest| rest.first().is_none_or(|b| *b == b'/'))
 }
 
-impl Judge for NameJudge<'_> {
+impl Judge for NameJudge {
     fn allowed(&self, path: &[u8]) -> Allowed {
         if !self.roots.iter().any(|root| below(path, root)) {
             // Mounts and Landlock hold the rest, and init has no more rights than the command.

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ringfence_layers::Store;
+use ringfence_layers::names::Names;
 use ringfence_policy::{
-    Base, CompiledRules, Effect, GlobRule, Kind, Network, Permission, Places, Policy, Rule,
-    pattern, priority,
+    ANY_NAME, Base, CompiledRules, Effect, GlobRule, Kind, Network, Permission, Places, Policy,
+    Rule, pattern, priority,
 };
 use ringfence_sys::raw::Errno;
 
@@ -22,7 +23,7 @@ use crate::discover::{
 use crate::inspection::Inspection;
 use crate::layer::{self, LayerRequest, LayerSurvey};
 use crate::moved::Moved;
-use crate::names::NamesPlan;
+use crate::names::{self, NamesPlan};
 use crate::network::{self, Filter, Keep};
 use crate::plan::{Caches, Plan, PlanError, Point, Survey, describe, shown};
 use crate::status::Rung;
@@ -50,6 +51,8 @@ pub struct Request {
     pub layer: Option<LayerRequest>,
     /// The workspace, a codebase, is seen at another place than the host has it. Only with a layer.
     pub moved: Option<Moved>,
+    /// What the workspace holds, from whoever alone changes it ([`Self::moved`]): rules need no walk.
+    pub index: Option<Arc<Names>>,
     /// The workspace is served with the permission of each path, decided at each operation.
     pub exact: bool,
     /// Only the plan is wanted, as if this host had what serves a workspace so.
@@ -69,6 +72,7 @@ impl Request {
             inspection: None,
             layer: None,
             moved: None,
+            index: None,
             exact: false,
             asks: false,
         }
@@ -249,7 +253,13 @@ pub(crate) fn prepare_for(
     let mut found = Findings::new(&rules, workspace.is_some(), listing);
     if request.layer.is_some() && request.rung == Rung::Namespaces && workspace.is_some() {
         let cache = walk_cache(request, &places);
-        found.names = NamesPlan::new(policy, &extra, &places, cache, means.names);
+        let of = names::Of {
+            places: &places,
+            cache,
+            index: request.index.clone(),
+            codebase: request.moved.is_some(),
+        };
+        found.names = NamesPlan::new(policy, &extra, of, means.names);
     }
 
     let system = if policy.files.system { survey::system_entries() } else { Vec::new() };
@@ -279,8 +289,7 @@ pub(crate) fn prepare_for(
     let names = found.names.take();
     let covered = match &names {
         Some(names) => {
-            let rules = names.rules();
-            let covers = |o: &Object| names.covers(&rules, &o.path, o.id.is_dir);
+            let covers = |o: &Object| names.covers(&o.path, o.id.is_dir);
             let points = found.points.iter().filter(|p| !p.guard && covers(&p.object));
             points.map(|p| p.object.path.clone().into_os_string()).collect()
         }
@@ -1262,9 +1271,6 @@ pub(crate) fn shallow_repositories(
     }
     hints
 }
-
-/// Stands for any name in a directory that no pattern mentions.
-pub(crate) const ANY_NAME: &str = "\u{1}";
 
 struct PatternMatcher<'a> {
     rules: &'a CompiledRules<'a>,

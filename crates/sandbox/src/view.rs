@@ -7,12 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use ringfence_layers::fuse::{Options, Owners, Rules, View};
-use ringfence_policy::{CompiledRules, Kind, Permission, Places, Policy, Rule, priority};
+use ringfence_policy::{ANY_NAME, CompiledRules, Kind, Permission, Places, Policy, Rule, priority};
 use ringfence_sys::raw;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::plan::{Identity, describe};
-use crate::prepare::ANY_NAME;
 use crate::survey::Object;
 
 /// What a view is asked about: the policy, and what was found on this host.

@@ -203,6 +203,8 @@ impl Shelf {
             let found = told(all.get(&name))?;
             if let Some(layer) = layer {
                 told(all.settle(&found, &layer))?;
+                // A start goes by the index. Without one it takes longer, and no more.
+                let _ = all.names(&found);
             }
             let tree = std::fs::canonicalize(found.tree())
                 .map_err(|e| Error::internal(format!("{}: {e}", found.tree().display())))?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ringfence_api::{Ended, Usage};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::Error;
 use crate::link::{End, Link, Started};
@@ -50,6 +50,8 @@ pub struct Exec {
     ended: watch::Receiver<Option<Ended>>,
     /// Why we killed it.
     killed: Mutex<Option<&'static str>>,
+    /// Of a line in a session: who signals what it started, and nothing else of the shell.
+    kills: Option<mpsc::Sender<i32>>,
 }
 
 /// What a command is started with, besides the program.
@@ -73,6 +75,29 @@ impl Exec {
         started: Started,
         began: Instant,
         link: Arc<Link>,
+        done: impl FnOnce() + Send + 'static,
+    ) -> Result<Arc<Self>, Error> {
+        Self::taken_over(birth, started, began, link, None, done)
+    }
+
+    /// The same for a line in a session.
+    pub(crate) fn in_session(
+        birth: Birth,
+        started: Started,
+        began: Instant,
+        link: Arc<Link>,
+        kills: mpsc::Sender<i32>,
+        done: impl FnOnce() + Send + 'static,
+    ) -> Result<Arc<Self>, Error> {
+        Self::taken_over(birth, started, began, link, Some(kills), done)
+    }
+
+    fn taken_over(
+        birth: Birth,
+        started: Started,
+        began: Instant,
+        link: Arc<Link>,
+        kills: Option<mpsc::Sender<i32>>,
         done: impl FnOnce() + Send + 'static,
     ) -> Result<Arc<Self>, Error> {
         let logs = [Arc::new(Log::new(birth.kept)), Arc::new(Log::new(birth.kept))];
@@ -100,6 +125,7 @@ impl Exec {
             logs,
             ended,
             killed: Mutex::new(None),
+            kills,
         });
         let watched = exec.clone();
         tokio::spawn(async move {
@@ -161,6 +187,11 @@ impl Exec {
 
     async fn kill_for(&self, why: &'static str, signal: i32) -> Result<(), Error> {
         lock(&self.killed).get_or_insert(why);
+        if let Some(kills) = &self.kills {
+            // Nobody listens once it has ended.
+            let _ = kills.send(signal).await;
+            return Ok(());
+        }
         self.link.signal(self.token, signal).await
     }
 

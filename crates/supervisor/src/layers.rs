@@ -268,7 +268,9 @@ impl Layer {
 }
 
 fn is_among(places: &[Place], item: &Item) -> bool {
-    let within = |p: &Place| p.root == item.root && selects(&[p.path.clone()], &item.change.path);
+    let within = |p: &Place| {
+        p.root == item.root && selects(std::slice::from_ref(&p.path), &item.change.path)
+    };
     places.is_empty() || places.iter().any(within)
 }
 

@@ -25,6 +25,7 @@ mod link;
 mod log;
 pub mod machine;
 mod sandbox;
+pub mod session;
 pub mod spawner;
 mod store;
 mod supervisor;

@@ -13,6 +13,7 @@ use crate::host::Host;
 use crate::link::Link;
 use crate::lock;
 use crate::machine::{Admitted, Ask, Denied, Event, admit, next};
+use crate::session::Sessions;
 use crate::spawner::Made;
 use crate::store::Row;
 use crate::tended;
@@ -32,6 +33,7 @@ pub(crate) struct Sandbox {
     pub life: tokio::sync::Mutex<()>,
     /// Idempotency keys of commands: of what request, and the command.
     pub keys: tokio::sync::Mutex<HashMap<String, (String, Arc<Exec>)>>,
+    pub sessions: Sessions,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,7 @@ impl Sandbox {
             inner: Mutex::new(inner),
             life: tokio::sync::Mutex::default(),
             keys: tokio::sync::Mutex::default(),
+            sessions: Sessions::default(),
         })
     }
 

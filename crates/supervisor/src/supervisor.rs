@@ -20,6 +20,7 @@ use crate::link::{self, Link, Program, Refused};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
 use crate::sandbox::{Live, Sandbox};
+use crate::session::{self, Session};
 use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
@@ -110,6 +111,7 @@ pub enum Command {
         sandbox: String,
         ask: layers::Ask,
     },
+    InSession(session::Ask),
 }
 
 /// What comes of it.
@@ -125,6 +127,8 @@ pub enum Reply {
     Listing(Listing),
     Codebases(codebases::Answer),
     Layer(layers::Answer),
+    Session(Box<ringfence_api::Session>),
+    Sessions(Vec<ringfence_api::Session>),
 }
 
 /// How a supervisor is set up.
@@ -282,7 +286,56 @@ impl Supervisor {
                 self.layer(&sandbox, ask).await.map(Reply::Layer)
             }
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
+            Command::InSession(ask) => self.in_session(caller, ask).await,
         }
+    }
+
+    async fn in_session(&self, caller: Caller, ask: session::Ask) -> Result<Reply, Error> {
+        use session::Ask;
+        let one = |session: &Session| Reply::Session(Box::new(session.described()));
+        match ask {
+            Ask::Create { sandbox, request } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                Ok(one(&*session::create(&sandbox, &request).await?))
+            }
+            Ask::List { sandbox } => {
+                let sessions = self.find(caller, &sandbox)?.sessions.all();
+                Ok(Reply::Sessions(sessions.iter().map(|s| s.described()).collect()))
+            }
+            Ask::Get { sandbox, session } => {
+                Ok(one(&self.session(caller, sandbox.as_deref(), &session)?.1))
+            }
+            Ask::Delete { sandbox, session } => {
+                if let Ok((_, session)) = self.session(caller, sandbox.as_deref(), &session) {
+                    session.end("deleted").await;
+                }
+                Ok(Reply::Done)
+            }
+            Ask::Exec { sandbox, session, request, input, whole } => {
+                let (sandbox, session) = self.session(caller, sandbox.as_deref(), &session)?;
+                session::exec(&sandbox, &session, &request, input, whole).await.map(Reply::Exec)
+            }
+        }
+    }
+
+    /// A session of a caller's own sandboxes.
+    fn session(
+        &self,
+        caller: Caller,
+        sandbox: Option<&str>,
+        id: &str,
+    ) -> Result<(Arc<Sandbox>, Arc<Session>), Error> {
+        let all: Vec<Arc<Sandbox>> = match sandbox {
+            Some(name) => vec![self.find(caller, name)?],
+            None => lock(&self.sandboxes)
+                .values()
+                .filter(|s| s.owner == caller.owner)
+                .cloned()
+                .collect(),
+        };
+        all.into_iter()
+            .find_map(|sandbox| sandbox.sessions.find(id).map(|session| (sandbox, session)))
+            .ok_or_else(|| Error::new(Kind::NotFound, "no such session").with("list the sessions"))
     }
 
     /// A caller's own sandbox. That of another is not found, as one that is not there.
@@ -763,7 +816,7 @@ fn check(made_of: &CreateSandbox) -> Result<(), Error> {
     spawner::policy_of(made_of).map(drop)
 }
 
-fn variables(all: &std::collections::BTreeMap<String, String>) -> Result<(), Error> {
+pub(crate) fn variables(all: &std::collections::BTreeMap<String, String>) -> Result<(), Error> {
     for (name, value) in all {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return Err(Error::invalid(format!("environment: {name:?} cannot be set")));
@@ -901,7 +954,7 @@ fn argv(request: &ExecRequest) -> Result<Vec<String>, Error> {
     }
 }
 
-fn not_started(program: &str, Refused { refusal, errno }: Refused) -> Error {
+pub(crate) fn not_started(program: &str, Refused { refusal, errno }: Refused) -> Error {
     let text = ringfence_sys::raw::Errno(errno).to_string();
     match refusal {
         Refusal::Execute if errno == libc::ENOENT => {

@@ -106,6 +106,83 @@ fn rules_hold_in_a_codebase_as_in_a_directory() {
     });
 }
 
+/// The directory with the index of a codebase, and the index.
+fn index_of(tree: &Path) -> (PathBuf, Vec<u8>) {
+    let file = tree.parent().unwrap().join("names");
+    let bytes = std::fs::read(&file).unwrap();
+    (file, bytes)
+}
+
+#[test]
+fn an_index_that_lacks_a_secret_hides_it_all_the_same() {
+    as_each_user(|p| {
+        p.write("src/deep/in/local.vault", "SECRET\n");
+        let tree = app(p);
+        let (file, good) = index_of(&tree);
+        let flags = ["--codebase", "app", "--layer", "l", "--deny-read", "**/*.vault"];
+        let attack = "find . -name '*.vault' -o -name '.env'; cat conf/local.vault .env
+            cat src/deep/in/local.vault late.vault src/deep/in/late.vault src/deep/in/hand.vault";
+        let hidden = |how: &str| {
+            let ran = p.shell(&flags, attack);
+            assert!(!ran.out.contains("SECRET") && !ran.out.contains("vault"), "{how}: {ran:#?}");
+            assert!(!ran.out.contains(".env"), "{how}: {ran:#?}");
+        };
+        hidden("as it was made");
+        // Gone, empty, cut off, of zeros, another byte anywhere, of a tree that has no secrets.
+        std::fs::remove_file(&file).unwrap();
+        hidden("removed");
+        for bytes in [&good[..0], &good[..good.len() / 2], &vec![0; good.len()][..]] {
+            std::fs::write(&file, bytes).unwrap();
+            hidden(&format!("{} other bytes", bytes.len()));
+        }
+        for at in (0..good.len()).step_by(good.len() / 12) {
+            let mut bad = good.clone();
+            bad[at] = !bad[at];
+            std::fs::write(&file, &bad).unwrap();
+            hidden(&format!("another byte at {at}"));
+        }
+        p.write("plain/file", "x\n");
+        codebase(p, &["create", "bare", "--from", "plain"]).ok();
+        let other = self::tree(p, "bare").parent().unwrap().join("names");
+        std::fs::write(&file, std::fs::read(other).unwrap()).unwrap();
+        hidden("of another codebase");
+        // Older than the tree.
+        std::fs::write(&file, &good).unwrap();
+        let late = p.write("late", "SECRET\n");
+        for path in ["late.vault", "src/deep/in/late.vault"] {
+            let mut put = p.ringfence(["codebase", "put", "app", path]);
+            put.stdin(std::fs::File::open(&late).unwrap());
+            Ran::of(&mut put).ok();
+        }
+        hidden("renewed");
+        std::fs::write(&file, &good).unwrap();
+        hidden("older than the tree");
+        // A list of names makes it anew.
+        codebase(p, &["files", "app", "-r"]).ok().says("src/deep/in/late.vault");
+        hidden("made anew");
+        // The control: without the rules all of it is there.
+        let free = ["--codebase", "app", "--layer", "m", "--lift", "secret.env"];
+        let ran = p.shell(&free, attack);
+        assert_eq!(ran.out.matches("SECRET").count(), 5, "{ran:#?}");
+    });
+}
+
+#[test]
+fn a_start_in_a_codebase_believes_its_index() {
+    as_each_user(|p| {
+        // That it is used at all shows in what only ringfence may do: deep in the tree something is put
+        // by hand, which neither version nor directory tells. At the top the directory does.
+        p.write("src/deep/in/plain", "x\n");
+        let tree = app(p);
+        let flags = ["--codebase", "app", "--layer", "l", "--deny-read", "**/*.vault"];
+        std::fs::write(tree.join("src/deep/in/hand.vault"), "BY HAND\n").unwrap();
+        p.shell(&flags, "cat src/deep/in/hand.vault").ok().says("BY HAND");
+        std::fs::write(tree.join("hand.vault"), "BY HAND\n").unwrap();
+        let ran = p.shell(&flags, "cat hand.vault src/deep/in/hand.vault");
+        assert!(!ran.out.contains("BY HAND"), "{ran:#?}");
+    });
+}
+
 #[test]
 fn places_and_mistakes() {
     as_each_user(|p| {

@@ -40,6 +40,12 @@ pub fn command() -> Command {
     Command::new("daemon")
         .about("Serve sandboxes that stay, to this user's programs")
         .arg(listen())
+        .arg(
+            Arg::new("private")
+                .long("private")
+                .action(ArgAction::SetTrue)
+                .help("Serve one program alone: a socket of its own, until standard input ends"),
+        )
         .subcommand(Command::new("start").about("Start it in the background").arg(listen()))
         .subcommand(Command::new("status").about("Say whether it runs").arg(json()))
         .subcommand(Command::new("stop").about("End it, and every sandbox that it keeps"))
@@ -87,12 +93,22 @@ fn addresses(m: &ArgMatches) -> Vec<SocketAddr> {
 }
 
 fn foreground(m: &ArgMatches) -> ExitCode {
+    let private = m.get_flag("private");
+    let made = match private.then(Places::of_one_program).transpose() {
+        Ok(made) => made,
+        Err(e) => return output::fail(e),
+    };
     let options = Options {
-        places: places(),
+        places: made.clone().unwrap_or_else(places),
+        private,
         listen: addresses(m),
         spawner: (myself(), vec![SPAWNER.into()]),
     };
-    match ringfence_daemon::run(&options) {
+    let result = ringfence_daemon::run(&options);
+    if let Some(made) = made {
+        made.remove();
+    }
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => output::fail(e),
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfence_layers::Quota;
+use ringfence_layers::names::Names;
 use ringfence_policy::{
     Base, Effect, LayerFragment, LayerWanted, Permission, Policy, Rule, priority,
 };
@@ -104,7 +105,9 @@ fn meant(mut typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode>
     let path = |id: Id| typed.last(id).map(PathBuf::from);
     let mut request =
         Request { workspace: path(Id::Workspace), cwd: path(Id::Cwd), ..Request::current() };
-    request.moved = moved;
+    if let Some((moved, index)) = moved {
+        (request.moved, request.index) = (Some(moved), index);
+    }
     request.layer = layer(&typed, &layered.policy.layer, &request).map_err(output::fail)?;
     request.filter = Filter::of(&layered.policy.network).map_err(output::fail)?;
     // Set up by the helper while the rest is planned.
@@ -117,7 +120,7 @@ fn meant(mut typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode>
 }
 
 /// The codebase to work in: its tree becomes the workspace, and what is written goes to a layer.
-fn codebase(typed: &mut Typed) -> Result<Option<Moved>, String> {
+fn codebase(typed: &mut Typed) -> Result<Option<(Moved, Option<Arc<Names>>)>, String> {
     let Some(value) = typed.last(Id::Codebase) else { return Ok(None) };
     if typed.has(Id::Workspace) {
         return Err("--codebase and --workspace exclude each other".into());
@@ -135,6 +138,7 @@ fn codebase(typed: &mut Typed) -> Result<Option<Moved>, String> {
     let tree = codebase.tree();
     let from = std::fs::canonicalize(&tree)
         .map_err(|e| format!("--codebase: {}: {e}", printable(&tree)))?;
+    let index = codebase.index().map(Arc::new);
     let moved = Moved { name: codebase.record.name, from: from.clone(), to };
     if let Some(cwd) = typed.last(Id::Cwd).map(PathBuf::from) {
         // As the command would see it: relative to the codebase, or below the place of it.
@@ -148,7 +152,7 @@ fn codebase(typed: &mut Typed) -> Result<Option<Moved>, String> {
         typed.flags.push((Id::Cwd, real.into()));
     }
     typed.flags.push((Id::Workspace, from.into()));
-    Ok(Some(moved))
+    Ok(Some((moved, index)))
 }
 
 /// The layer that is to get what the command writes. What a codebase's run writes always goes to one.

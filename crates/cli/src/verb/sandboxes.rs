@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ringfence_api::{CreateSandbox, ExecRequest, Output, Sandbox, Sandboxes, Text};
-use ringfence_client::{Client, DELETE, Event, GET, NOTHING, POST, segment};
+use ringfence_client::{DELETE, Event, GET, NOTHING, POST, segment};
 use ringfence_policy::{Fragment, Millis};
 
 use super::daemon::connect;
@@ -19,15 +19,15 @@ use crate::output::{self, printable};
 /// The most that is read from standard input for a command.
 const MOST_INPUT: u64 = 32 << 20;
 
-fn json() -> Arg {
+pub(super) fn json() -> Arg {
     Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")
 }
 
-fn sandbox() -> Arg {
+pub(super) fn sandbox() -> Arg {
     Arg::new("sandbox").value_name("SANDBOX").required(true).help("Its name or id")
 }
 
-fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+pub(super) fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help)
 }
 
@@ -135,12 +135,15 @@ pub fn main(args: &[OsString]) -> ExitCode {
     done.unwrap_or_else(output::fail)
 }
 
-fn text<'a>(m: &'a ArgMatches, name: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(m: &'a ArgMatches, name: &str) -> Option<&'a str> {
     m.get_one::<String>(name).map(String::as_str)
 }
 
 /// `KEY=VALUE`, each.
-fn pairs<M: FromIterator<(String, String)>>(m: &ArgMatches, flag: &str) -> Result<M, String> {
+pub(super) fn pairs<M: FromIterator<(String, String)>>(
+    m: &ArgMatches,
+    flag: &str,
+) -> Result<M, String> {
     m.get_many::<String>(flag)
         .into_iter()
         .flatten()
@@ -151,7 +154,7 @@ fn pairs<M: FromIterator<(String, String)>>(m: &ArgMatches, flag: &str) -> Resul
         .collect()
 }
 
-fn time(m: &ArgMatches, flag: &str) -> Result<Option<u64>, String> {
+pub(super) fn time(m: &ArgMatches, flag: &str) -> Result<Option<u64>, String> {
     let Some(given) = text(m, flag) else { return Ok(None) };
     let ms = Millis::parse(given).map_err(|e| format!("--{flag}: {e}"))?;
     Ok(ms.0)
@@ -223,7 +226,7 @@ fn shown(m: &ArgMatches, sandbox: &Sandbox, word: &str) -> ExitCode {
     }
 }
 
-fn place(m: &ArgMatches) -> String {
+pub(super) fn place(m: &ArgMatches) -> String {
     format!("/v1/sandboxes/{}", segment(text(m, "sandbox").unwrap_or_default()))
 }
 
@@ -260,7 +263,7 @@ fn list(m: &ArgMatches) -> Result<ExitCode, String> {
     Ok(output::print(&out))
 }
 
-fn input() -> Result<Option<String>, String> {
+pub(super) fn input() -> Result<Option<String>, String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
         return Ok(None);
@@ -297,10 +300,10 @@ fn exec(m: &ArgMatches) -> Result<ExitCode, String> {
         let code = result.exec.ended.as_ref().map_or(crate::exit::FAILED, code);
         return Ok(if printed == ExitCode::SUCCESS { ExitCode::from(code) } else { printed });
     }
-    stream(&mut client, name, &request)
+    streamed(|each| client.exec_stream(name, &request, each))
 }
 
-fn code(ended: &ringfence_api::Ended) -> u8 {
+pub(super) fn code(ended: &ringfence_api::Ended) -> u8 {
     match (ended.exit_code, ended.signal) {
         (Some(code), _) => code as u8,
         (None, Some(signal)) => (128 + signal) as u8,
@@ -308,21 +311,23 @@ fn code(ended: &ringfence_api::Ended) -> u8 {
     }
 }
 
-fn stream(client: &mut Client, name: &str, request: &ExecRequest) -> Result<ExitCode, String> {
+/// What comes of a command goes where this program's output goes.
+pub(super) fn streamed(
+    run: impl FnOnce(&mut dyn FnMut(Event)) -> Result<(), ringfence_client::Error>,
+) -> Result<ExitCode, String> {
     let mut end = None;
     let mut wrong = None;
-    client
-        .exec_stream(name, request, |event| match event {
-            Event::Stdout(output) => {
-                keep(&mut wrong, write(&output, &mut std::io::stdout().lock()));
-            }
-            Event::Stderr(output) => {
-                keep(&mut wrong, write(&output, &mut std::io::stderr().lock()));
-            }
-            Event::Ended(exec) => end = exec.ended,
-            Event::Started(_) => {}
-        })
-        .map_err(|e| e.to_string())?;
+    run(&mut |event| match event {
+        Event::Stdout(output) => {
+            keep(&mut wrong, write(&output, &mut std::io::stdout().lock()));
+        }
+        Event::Stderr(output) => {
+            keep(&mut wrong, write(&output, &mut std::io::stderr().lock()));
+        }
+        Event::Ended(exec) => end = exec.ended,
+        Event::Started(_) => {}
+    })
+    .map_err(|e| e.to_string())?;
     if let Some(wrong) = wrong {
         return Err(wrong);
     }

@@ -19,23 +19,23 @@ use serde::Serialize;
 use super::{Ask, Body, Handled, query, unexpected};
 use crate::problem::Problem;
 
-fn input(request: &mut ExecRequest) -> Handled<Option<Vec<u8>>> {
-    let Some(text) = request.stdin.take() else { return Ok(None) };
-    if !request.stdin_base64 {
+pub(super) fn input(text: Option<String>, base64: bool) -> Handled<Option<Vec<u8>>> {
+    let Some(text) = text else { return Ok(None) };
+    if !base64 {
         return Ok(Some(text.into_bytes()));
     }
     STANDARD.decode(text).map(Some).map_err(|e| Problem::invalid(format!("stdin: {e}")))
 }
 
 async fn begin(ask: &Ask, id: String, mut request: ExecRequest, whole: bool) -> Handled<Arc<Exec>> {
-    let input = input(&mut request)?;
+    let input = input(request.stdin.take(), request.stdin_base64)?;
     let key = ask.key.clone();
     let request = Box::new(request);
     let command = Command::Exec { sandbox: id, request, input, whole, key };
     exec_of(ask.run(command).await?)
 }
 
-fn exec_of(reply: Reply) -> Handled<Arc<Exec>> {
+pub(super) fn exec_of(reply: Reply) -> Handled<Arc<Exec>> {
     match reply {
         Reply::Exec(exec) => Ok(exec),
         other => Err(unexpected(&other)),
@@ -66,9 +66,14 @@ pub(crate) async fn run(
         let result = ExecResult { exec: exec.described(), stdout, stderr };
         return Ok((StatusCode::ACCEPTED, Json(result)));
     }
+    Ok((StatusCode::OK, Json(result(&exec).await)))
+}
+
+/// At its end.
+pub(super) async fn result(exec: &Exec) -> ExecResult {
     exec.finished().await;
     let [stdout, stderr] = exec.output().map(text);
-    Ok((StatusCode::OK, Json(ExecResult { exec: exec.described(), stdout, stderr })))
+    ExecResult { exec: exec.described(), stdout, stderr }
 }
 
 pub(crate) async fn stream(
@@ -120,7 +125,7 @@ fn event(name: &str, data: &impl Serialize) -> Bytes {
 
 /// The next piece is taken when the last one was sent: a slow reader slows the command down, and nothing
 /// is collected here.
-fn events(exec: &Arc<Exec>, from: Follow) -> Handled<Response> {
+pub(super) fn events(exec: &Arc<Exec>, from: Follow) -> Handled<Response> {
     let following = exec.follow(from.stdout_offset, from.stderr_offset);
     let begin = VecDeque::from([event("started", &exec.described())]);
     let state = (exec.clone(), Some(following), begin);

@@ -5,6 +5,7 @@ mod exec;
 mod files;
 mod layers;
 mod sandboxes;
+mod sessions;
 
 use std::sync::Arc;
 
@@ -44,6 +45,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/execs/{exec}", get(exec::get))
         .route("/v1/sandboxes/{id}/execs/{exec}/stream", get(exec::follow))
         .route("/v1/sandboxes/{id}/execs/{exec}/kill", post(exec::kill))
+        .route("/v1/sandboxes/{id}/sessions", post(sessions::create).get(sessions::list))
+        .route("/v1/sandboxes/{id}/sessions/{session}", get(sessions::get).delete(sessions::delete))
+        .route("/v1/sandboxes/{id}/sessions/{session}/exec", post(sessions::run))
+        .route("/v1/sandboxes/{id}/sessions/{session}/exec/stream", post(sessions::stream))
         .route("/v1/sandboxes/{id}/files", get(files::read))
         .route("/v1/sandboxes/{id}/files", put(files::write))
         .route("/v1/sandboxes/{id}/files", delete(files::remove))

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use ringfence_policy::{
-    Base, Bytes, CompiledRules, Count, Effect, Entry, Files, Fragment, Git, Kind, Located,
-    NetworkMode, OrderedKind, OrderedRule, Origin, Permission, Places, Policy, RequestFragment,
-    Rule, SecretFragment, profiles,
+    ANY_NAME, Base, Bytes, CompiledRules, Count, Effect, Entry, Files, Fragment, Git, Kind,
+    Located, NetworkMode, OrderedKind, OrderedRule, Origin, Permission, Places, Policy,
+    RequestFragment, Rule, SecretFragment, profiles,
 };
 
 fn places() -> Places {
@@ -335,6 +335,45 @@ proptest! {
         if !rules.name_may_differ(one.as_ref()) && !rules.name_may_differ(other.as_ref()) {
             prop_assert_eq!(decide(one), decide(other));
         }
+    }
+
+    #[test]
+    fn what_has_no_marked_name_is_decided_by_its_depth(
+        rules in proptest::collection::vec((rule(), any::<bool>()), 0..6),
+        path in path(),
+        root in prop_oneof![Just("/"), Just("/w"), Just("/w/s"), Just("/w/s/a"), Just("/x")],
+    ) {
+        let rebased = |(rule, from_root): (Rule, bool)| match rule.kind {
+            Kind::Path if from_root => Rule { base: Base::Root, ..rule },
+            _ => rule,
+        };
+        let policy = with(rules.into_iter().map(rebased).collect());
+        let rules = CompiledRules::new(&policy, &places());
+        let root = PathBuf::from(root);
+        if let Some(marks) = rules.marks(&root)
+            && !path.iter().any(|name| marks.iter().any(|mark| mark.is_on(name.as_bytes())))
+        {
+            let any: PathBuf = path.iter().map(|_| ANY_NAME).collect();
+            let (found, any) = (root.join(path.join("/")), root.join(any));
+            prop_assert_eq!(rules.decide(&found).permission, rules.decide(&any).permission);
+        }
+    }
+
+    #[test]
+    fn rules_that_are_owned_decide_as_those_that_are_lent(
+        rules in proptest::collection::vec(rule(), 0..8),
+        path in path(),
+        switches in any::<(bool, bool)>(),
+    ) {
+        let mut policy = with(rules.clone());
+        (policy.files.guard_git, policy.files.system) = switches;
+        let owned = CompiledRules::owning(rules, &places(), switches.0, switches.1);
+        let lent = CompiledRules::new(&policy, &places());
+        let path = PathBuf::from(path.join("/"));
+        prop_assert_eq!(owned.explain(&path), lent.explain(&path));
+        prop_assert_eq!(owned.decide(&path), policy.decide_path(&places(), &path));
+        prop_assert_eq!(owned.literal_points(), lent.literal_points());
+        prop_assert_eq!(owned.glob_rules().len(), lent.glob_rules().len());
     }
 
     #[test]

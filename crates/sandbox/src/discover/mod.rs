@@ -16,6 +16,8 @@ mod config;
 #[cfg(target_os = "linux")]
 mod git;
 #[cfg(target_os = "linux")]
+mod indexed;
+#[cfg(target_os = "linux")]
 mod names;
 #[cfg(target_os = "linux")]
 mod toolchains;
@@ -32,6 +34,7 @@ pub use {
         ConfigFile, GitGuards, GitOptions, Guard, Kind, Repository, discover_git, identity,
         read_copy,
     },
+    indexed::indexed,
     names::{
         Absent, Appeared, Before, HELD_SUFFIX, NewRepository, absent_names, hold,
         inspect_new_repository, sweep,

@@ -923,7 +923,7 @@ impl Walker<'_> {
 }
 
 impl RepositoryHint {
-    fn new(path: Vec<u8>, shape: Shape) -> Self {
+    pub(super) fn new(path: Vec<u8>, shape: Shape) -> Self {
         Self { path: PathBuf::from(OsString::from_vec(path)), shape }
     }
 }
@@ -932,6 +932,6 @@ fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
 }
 
-fn to_path(bytes: &[u8]) -> PathBuf {
+pub(super) fn to_path(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes.to_vec()))
 }

@@ -162,6 +162,20 @@ fn make(wanted: &Wanted) -> Result<i32, i32> {
         // SAFETY: the address is valid for reads of its length.
         check(unsafe { bare::syscall(libc::SYS_bind, args) })?;
         if wanted.kind == Kind::Tcp {
+            // Connections that it accepts never leave the machine, so there is no congestion to
+            // control: what the host chose for its network (BBR, say) would only pace them. It is
+            // always there, and a matter of speed alone.
+            let name = b"reno";
+            let args = [
+                fd as usize,
+                libc::IPPROTO_TCP as usize,
+                libc::TCP_CONGESTION as usize,
+                name.as_ptr() as usize,
+                name.len(),
+                0,
+            ];
+            // SAFETY: the name is valid for reads of its length.
+            let _ = unsafe { bare::syscall6(libc::SYS_setsockopt, args) };
             // SAFETY: plain integers.
             check(unsafe {
                 bare::syscall(libc::SYS_listen, [fd as usize, BACKLOG_ARGUMENT, 0, 0])

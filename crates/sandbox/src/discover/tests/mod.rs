@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod git;
+mod indexed;
 mod names;
 mod tools;
 mod walk;

@@ -1,0 +1,355 @@
+"""The client, asynchronous. `_sync.py` is made from this file by `unasync.py`; change this one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, AsyncIterator, List, Mapping, Optional, Sequence, TypeVar, Union
+
+import httpx
+
+from . import _calls
+from ._calls import Call, EventReader
+from ._daemon import find_or_start
+from ._errors import ApiError, CommandFailed, CommandTimeout, DaemonUnavailable, from_answer
+from ._types import (
+    Command,
+    Event,
+    ExecInfo,
+    ExecResult,
+    FileInfo,
+    ResourceLimits,
+    SandboxInfo,
+)
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to a daemon.
+
+    `socket` is the path of its unix socket. Without one, this user's daemon is asked; where none runs,
+    one is started for this process alone and ends with it (`DaemonUnavailable` if it cannot be).
+    `url` and `token` reach a daemon that listens on loopback (`ringfence daemon --listen`) instead.
+    """
+
+    def __init__(
+        self,
+        socket: Optional[Union[str, Path]] = None,
+        *,
+        url: Optional[str] = None,
+        token: Optional[str] = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if url is None:
+            path = str(socket if socket is not None else find_or_start())
+            transport = httpx.AsyncHTTPTransport(uds=path)
+            self._http = httpx.AsyncClient(
+                transport=transport, base_url="http://localhost", timeout=None, headers=headers, trust_env=False
+            )
+            self._where = path
+        else:
+            self._http = httpx.AsyncClient(base_url=url, timeout=None, headers=headers, trust_env=False)
+            self._where = url
+
+    async def close(self) -> None:
+        """Closes the connection. Sandboxes stay."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _do(self, call: Call[T]) -> T:
+        try:
+            answer = await self._http.request(
+                call.method,
+                call.path,
+                params=call.params or None,
+                json=call.json,
+                content=call.content,
+                headers=call.headers,
+            )
+        except httpx.TransportError as e:
+            raise DaemonUnavailable(f"no answer from {self._where}: {e}") from e
+        if answer.is_error:
+            raise _refused(answer.status_code, answer.content)
+        return call.read(answer.content)
+
+    async def _events(self, call: Call[None]) -> AsyncIterator[Event]:
+        reader = EventReader()
+        try:
+            async with self._http.stream(
+                call.method, call.path, params=call.params or None, json=call.json, headers=call.headers
+            ) as answer:
+                if answer.is_error:
+                    raise _refused(answer.status_code, await answer.aread())
+                async for line in answer.aiter_lines():
+                    event = reader.line(line)
+                    if event is not None:
+                        yield event
+        except httpx.TransportError as e:
+            raise DaemonUnavailable(f"lost {self._where}: {e}") from e
+
+    async def health(self) -> Mapping[str, Any]:
+        """`status`, `version` and `pid` of the daemon."""
+        return await self._do(_calls.health())
+
+    async def create(
+        self,
+        workspace: Union[str, Path] = ".",
+        *,
+        name: Optional[str] = None,
+        profiles: Sequence[str] = (),
+        policy: Optional[Mapping[str, Any]] = None,
+        limits: Optional[ResourceLimits] = None,
+        environment: Optional[Mapping[str, str]] = None,
+        labels: Optional[Mapping[str, str]] = None,
+        persistent: bool = False,
+        ttl: Optional[float] = None,
+        idle_stop: Optional[float] = None,
+        idempotency_key: Optional[str] = None,
+    ) -> "AsyncSandbox":
+        """Makes a sandbox. What commands write in `workspace` is written to the real directory.
+
+        `profiles` are built-in ones, lowest first (`ringfence policy profiles`); `policy` is what a policy
+        file would say, over them. `ttl` and `idle_stop` are whole seconds. A `persistent` one survives
+        the daemon. The same `idempotency_key` makes one sandbox, however often it is sent.
+
+        Raises `InvalidRequest` for a policy or a directory that cannot be, `Conflict` for a name that is
+        taken, `LimitReached` where there are too many.
+        """
+        call = _calls.create(
+            os.path.abspath(workspace),
+            name=name,
+            profiles=list(profiles),
+            policy=policy,
+            limits=limits,
+            environment=environment,
+            labels=labels,
+            persistent=persistent,
+            ttl=ttl,
+            idle_stop=idle_stop,
+            key=idempotency_key,
+        )
+        return AsyncSandbox(self, await self._do(call))
+
+    async def get(self, id: str) -> "AsyncSandbox":
+        """The sandbox of this id or name. Raises `NotFound`."""
+        return AsyncSandbox(self, await self._do(_calls.get(id)))
+
+    async def list(self) -> List[SandboxInfo]:
+        """All of one's sandboxes."""
+        return await self._do(_calls.list_sandboxes())
+
+
+def _refused(status: int, content: bytes) -> ApiError:
+    try:
+        body = json.loads(content)
+    except ValueError:
+        body = None
+    return from_answer(status, body if isinstance(body, dict) else None)
+
+
+class AsyncExec:
+    """A command that runs in the background. It goes on when nobody looks."""
+
+    def __init__(self, client: AsyncClient, info: ExecInfo) -> None:
+        self._client = client
+        self.info = info
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    async def refresh(self) -> ExecInfo:
+        """Asks how it stands."""
+        self.info = await self._client._do(_calls.get_exec(self.info.sandbox, self.info.id))
+        return self.info
+
+    def follow(self, stdout_offset: int = 0, stderr_offset: int = 0) -> AsyncIterator[Event]:
+        """Its output from these offsets on, as it comes, until it ends. Who was cut off goes on at the
+        offset that was reached: nothing is lost or repeated while the last MiB of each stream is kept."""
+        call = _calls.follow(self.info.sandbox, self.info.id, stdout_offset, stderr_offset)
+        return self._client._events(call)
+
+    async def wait(self) -> ExecInfo:
+        """Waits for its end."""
+        async for _ in self.follow(self.info.stdout_bytes, self.info.stderr_bytes):
+            pass
+        return await self.refresh()
+
+    async def kill(self, signal: int = 9) -> None:
+        """Sends it, and what it started, a signal."""
+        await self._client._do(_calls.kill(self.info.sandbox, self.info.id, signal))
+
+
+class AsyncSandbox:
+    """A sandbox of the daemon: a directory in which confined commands run.
+
+    As a context manager it is deleted at the end.
+    """
+
+    def __init__(self, client: AsyncClient, info: SandboxInfo, owns_client: bool = False) -> None:
+        self._client = client
+        self._owns_client = owns_client
+        self.info = info
+
+    @classmethod
+    async def create(cls, workspace: Union[str, Path] = ".", **options: Any) -> "AsyncSandbox":
+        """Makes one in this user's daemon, else in one that is started for this process alone.
+
+        The options are those of `AsyncClient.create`.
+        """
+        client = AsyncClient()
+        try:
+            made = await client.create(workspace, **options)
+        except BaseException:
+            await client.close()
+            raise
+        return cls(client, made.info, owns_client=True)
+
+    @classmethod
+    async def connect(cls, id: str) -> "AsyncSandbox":
+        """One that is there, by id or name. Raises `NotFound`."""
+        client = AsyncClient()
+        try:
+            found = await client.get(id)
+        except BaseException:
+            await client.close()
+            raise
+        return cls(client, found.info, owns_client=True)
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    async def __aenter__(self) -> "AsyncSandbox":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.delete()
+
+    async def refresh(self) -> SandboxInfo:
+        """Asks how it stands."""
+        self.info = await self._client._do(_calls.get(self.id))
+        return self.info
+
+    async def _change(self, verb: str) -> SandboxInfo:
+        self.info = await self._client._do(_calls.change(self.id, verb))
+        return self.info
+
+    async def start(self) -> SandboxInfo:
+        """Starts it again, or lets it go on where it was frozen."""
+        return await self._change("start")
+
+    async def stop(self) -> SandboxInfo:
+        """Ends its processes. Files stay."""
+        return await self._change("stop")
+
+    async def freeze(self) -> SandboxInfo:
+        """Stops every process where it stands, until `start`."""
+        return await self._change("freeze")
+
+    async def delete(self) -> None:
+        """Ends it and forgets it. No error when it is gone already."""
+        await self._client._do(_calls.delete(self.id))
+        if self._owns_client:
+            await self._client.close()
+
+    async def run(
+        self,
+        command: Command,
+        *,
+        stdin: Union[None, str, bytes] = None,
+        cwd: Optional[str] = None,
+        environment: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+        check: bool = False,
+    ) -> ExecResult:
+        """Runs a command to its end. A string is a line for `/bin/sh -c`, a list is a program with its
+        arguments. `timeout` is in seconds; the command is killed then.
+
+        With `check`, raises `CommandFailed` when it does not end with 0, `CommandTimeout` at the timeout.
+        """
+        call = _calls.run(
+            self.id, command, stdin=_encoded(stdin), cwd=cwd, environment=environment, timeout=timeout
+        )
+        result = await self._client._do(call)
+        if check and not result.ok:
+            raise (CommandTimeout if result.reason == "timeout" else CommandFailed)(result)
+        return result
+
+    def stream(
+        self,
+        command: Command,
+        *,
+        stdin: Union[None, str, bytes] = None,
+        cwd: Optional[str] = None,
+        environment: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+    ) -> AsyncIterator[Event]:
+        """Runs a command and hands out what it does as it comes: `Started`, `Output`s, `Ended`. Who reads
+        slowly slows the command down; nothing is dropped."""
+        call = _calls.stream(
+            self.id, command, stdin=_encoded(stdin), cwd=cwd, environment=environment, timeout=timeout
+        )
+        return self._client._events(call)
+
+    async def start_command(
+        self,
+        command: Command,
+        *,
+        stdin: Union[None, str, bytes] = None,
+        cwd: Optional[str] = None,
+        environment: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+    ) -> AsyncExec:
+        """Starts a command in the background."""
+        call = _calls.background(
+            self.id, command, stdin=_encoded(stdin), cwd=cwd, environment=environment, timeout=timeout
+        )
+        return AsyncExec(self._client, await self._client._do(call))
+
+    async def commands(self) -> List[ExecInfo]:
+        """The commands that run, and the last that ended."""
+        return await self._client._do(_calls.execs(self.id))
+
+    async def command(self, id: str) -> AsyncExec:
+        """The command of this id. Raises `NotFound`."""
+        return AsyncExec(self._client, await self._client._do(_calls.get_exec(self.id, id)))
+
+    async def read_file(self, path: str, offset: int = 0, length: Optional[int] = None) -> bytes:
+        """Bytes of a file, as a command inside would see it. Raises `NotFound`, `PermissionDenied`."""
+        return await self._client._do(_calls.read_file(self.id, path, offset, length))
+
+    async def read_text(self, path: str) -> str:
+        """A file as UTF-8."""
+        return (await self.read_file(path)).decode()
+
+    async def write_file(self, path: str, data: Union[str, bytes]) -> None:
+        """Writes a file as a whole: others see what was there before, or all of it."""
+        await self._client._do(_calls.write_file(self.id, path, _encoded(data) or b""))
+
+    async def remove_file(self, path: str) -> None:
+        """Removes a file or an empty directory."""
+        await self._client._do(_calls.remove_file(self.id, path))
+
+    async def make_directory(self, path: str) -> None:
+        """Makes a directory; what is above it must be there."""
+        await self._client._do(_calls.make_directory(self.id, path))
+
+    async def stat(self, path: str) -> FileInfo:
+        """What a name is; symbolic links are not followed at the end."""
+        return await self._client._do(_calls.stat(self.id, path))
+
+    async def list_files(self, path: str = ".") -> List[FileInfo]:
+        """The names in a directory."""
+        return await self._client._do(_calls.list_files(self.id, path))
+
+
+def _encoded(data: Union[None, str, bytes]) -> Optional[bytes]:
+    return data.encode() if isinstance(data, str) else data

@@ -1,0 +1,355 @@
+"""The client. Made from `_async.py` by `unasync.py`; do not edit."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, TypeVar, Union
+
+import httpx
+
+from . import _calls
+from ._calls import Call, EventReader
+from ._daemon import find_or_start
+from ._errors import ApiError, CommandFailed, CommandTimeout, DaemonUnavailable, from_answer
+from ._types import (
+    Command,
+    Event,
+    ExecInfo,
+    ExecResult,
+    FileInfo,
+    ResourceLimits,
+    SandboxInfo,
+)
+
+T = TypeVar("T")
+
+
+class Client:
+    """A connection to a daemon.
+
+    `socket` is the path of its unix socket. Without one, this user's daemon is asked; where none runs,
+    one is started for this process alone and ends with it (`DaemonUnavailable` if it cannot be).
+    `url` and `token` reach a daemon that listens on loopback (`ringfence daemon --listen`) instead.
+    """
+
+    def __init__(
+        self,
+        socket: Optional[Union[str, Path]] = None,
+        *,
+        url: Optional[str] = None,
+        token: Optional[str] = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if url is None:
+            path = str(socket if socket is not None else find_or_start())
+            transport = httpx.HTTPTransport(uds=path)
+            self._http = httpx.Client(
+                transport=transport, base_url="http://localhost", timeout=None, headers=headers, trust_env=False
+            )
+            self._where = path
+        else:
+            self._http = httpx.Client(base_url=url, timeout=None, headers=headers, trust_env=False)
+            self._where = url
+
+    def close(self) -> None:
+        """Closes the connection. Sandboxes stay."""
+        self._http.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _do(self, call: Call[T]) -> T:
+        try:
+            answer = self._http.request(
+                call.method,
+                call.path,
+                params=call.params or None,
+                json=call.json,
+                content=call.content,
+                headers=call.headers,
+            )
+        except httpx.TransportError as e:
+            raise DaemonUnavailable(f"no answer from {self._where}: {e}") from e
+        if answer.is_error:
+            raise _refused(answer.status_code, answer.content)
+        return call.read(answer.content)
+
+    def _events(self, call: Call[None]) -> Iterator[Event]:
+        reader = EventReader()
+        try:
+            with self._http.stream(
+                call.method, call.path, params=call.params or None, json=call.json, headers=call.headers
+            ) as answer:
+                if answer.is_error:
+                    raise _refused(answer.status_code, answer.read())
+                for line in answer.iter_lines():
+                    event = reader.line(line)
+                    if event is not None:
+                        yield event
+        except httpx.TransportError as e:
+            raise DaemonUnavailable(f"lost {self._where}: {e}") from e
+
+    def health(self) -> Mapping[str, Any]:
+        """`status`, `version` and `pid` of the daemon."""
+        return self._do(_calls.health())
+
+    def create(
+        self,
+        workspace: Union[str, Path] = ".",
+        *,
+        name: Optional[str] = None,
+        profiles: Sequence[str] = (),
+        policy: Optional[Mapping[str, Any]] = None,
+        limits: Optional[ResourceLimits] = None,
+        environment: Optional[Mapping[str, str]] = None,
+        labels: Optional[Mapping[str, str]] = None,
+        persistent: bool = False,
+        ttl: Optional[float] = None,
+        idle_stop: Optional[float] = None,
+        idempotency_key: Optional[str] = None,
+    ) -> "Sandbox":
+        """Makes a sandbox. What commands write in `workspace` is written to the real directory.
+
+        `profiles` are built-in ones, lowest first (`ringfence policy profiles`); `policy` is what a policy
+        file would say, over them. `ttl` and `idle_stop` are whole seconds. A `persistent` one survives
+        the daemon. The same `idempotency_key` makes one sandbox, however often it is sent.
+
+        Raises `InvalidRequest` for a policy or a directory that cannot be, `Conflict` for a name that is
+        taken, `LimitReached` where there are too many.
+        """
+        call = _calls.create(
+            os.path.abspath(workspace),
+            name=name,
+            profiles=list(profiles),
+            policy=policy,
+            limits=limits,
+            environment=environment,
+            labels=labels,
+            persistent=persistent,
+            ttl=ttl,
+            idle_stop=idle_stop,
+            key=idempotency_key,
+        )
+        return Sandbox(self, self._do(call))
+
+    def get(self, id: str) -> "Sandbox":
+        """The sandbox of this id or name. Raises `NotFound`."""
+        return Sandbox(self, self._do(_calls.get(id)))
+
+    def list(self) -> List[SandboxInfo]:
+        """All of one's sandboxes."""
+        return self._do(_calls.list_sandboxes())
+
+
+def _refused(status: int, content: bytes) -> ApiError:
+    try:
+        body = json.loads(content)
+    except ValueError:
+        body = None
+    return from_answer(status, body if isinstance(body, dict) else None)
+
+
+class Exec:
+    """A command that runs in the background. It goes on when nobody looks."""
+
+    def __init__(self, client: Client, info: ExecInfo) -> None:
+        self._client = client
+        self.info = info
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    def refresh(self) -> ExecInfo:
+        """Asks how it stands."""
+        self.info = self._client._do(_calls.get_exec(self.info.sandbox, self.info.id))
+        return self.info
+
+    def follow(self, stdout_offset: int = 0, stderr_offset: int = 0) -> Iterator[Event]:
+        """Its output from these offsets on, as it comes, until it ends. Who was cut off goes on at the
+        offset that was reached: nothing is lost or repeated while the last MiB of each stream is kept."""
+        call = _calls.follow(self.info.sandbox, self.info.id, stdout_offset, stderr_offset)
+        return self._client._events(call)
+
+    def wait(self) -> ExecInfo:
+        """Waits for its end."""
+        for _ in self.follow(self.info.stdout_bytes, self.info.stderr_bytes):
+            pass
+        return self.refresh()
+
+    def kill(self, signal: int = 9) -> None:
+        """Sends it, and what it started, a signal."""
+        self._client._do(_calls.kill(self.info.sandbox, self.info.id, signal))
+
+
+class Sandbox:
+    """A sandbox of the daemon: a directory in which confined commands run.
+
+    As a context manager it is deleted at the end.
+    """
+
+    def __init__(self, client: Client, info: SandboxInfo, owns_client: bool = False) -> None:
+        self._client = client
+        self._owns_client = owns_client
+        self.info = info
+
+    @classmethod
+    def create(cls, workspace: Union[str, Path] = ".", **options: Any) -> "Sandbox":
+        """Makes one in this user's daemon, else in one that is started for this process alone.
+
+        The options are those of `Client.create`.
+        """
+        client = Client()
+        try:
+            made = client.create(workspace, **options)
+        except BaseException:
+            client.close()
+            raise
+        return cls(client, made.info, owns_client=True)
+
+    @classmethod
+    def connect(cls, id: str) -> "Sandbox":
+        """One that is there, by id or name. Raises `NotFound`."""
+        client = Client()
+        try:
+            found = client.get(id)
+        except BaseException:
+            client.close()
+            raise
+        return cls(client, found.info, owns_client=True)
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.delete()
+
+    def refresh(self) -> SandboxInfo:
+        """Asks how it stands."""
+        self.info = self._client._do(_calls.get(self.id))
+        return self.info
+
+    def _change(self, verb: str) -> SandboxInfo:
+        self.info = self._client._do(_calls.change(self.id, verb))
+        return self.info
+
+    def start(self) -> SandboxInfo:
+        """Starts it again, or lets it go on where it was frozen."""
+        return self._change("start")
+
+    def stop(self) -> SandboxInfo:
+        """Ends its processes. Files stay."""
+        return self._change("stop")
+
+    def freeze(self) -> SandboxInfo:
+        """Stops every process where it stands, until `start`."""
+        return self._change("freeze")
+
+    def delete(self) -> None:
+        """Ends it and forgets it. No error when it is gone already."""
+        self._client._do(_calls.delete(self.id))
+        if self._owns_client:
+            self._client.close()
+
+    def run(
+        self,
+        command: Command,
+        *,
+        stdin: Union[None, str, bytes] = None,
+        cwd: Optional[str] = None,
+        environment: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+        check: bool = False,
+    ) -> ExecResult:
+        """Runs a command to its end. A string is a line for `/bin/sh -c`, a list is a program with its
+        arguments. `timeout` is in seconds; the command is killed then.
+
+        With `check`, raises `CommandFailed` when it does not end with 0, `CommandTimeout` at the timeout.
+        """
+        call = _calls.run(
+            self.id, command, stdin=_encoded(stdin), cwd=cwd, environment=environment, timeout=timeout
+        )
+        result = self._client._do(call)
+        if check and not result.ok:
+            raise (CommandTimeout if result.reason == "timeout" else CommandFailed)(result)
+        return result
+
+    def stream(
+        self,
+        command: Command,
+        *,
+        stdin: Union[None, str, bytes] = None,
+        cwd: Optional[str] = None,
+        environment: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+    ) -> Iterator[Event]:
+        """Runs a command and hands out what it does as it comes: `Started`, `Output`s, `Ended`. Who reads
+        slowly slows the command down; nothing is dropped."""
+        call = _calls.stream(
+            self.id, command, stdin=_encoded(stdin), cwd=cwd, environment=environment, timeout=timeout
+        )
+        return self._client._events(call)
+
+    def start_command(
+        self,
+        command: Command,
+        *,
+        stdin: Union[None, str, bytes] = None,
+        cwd: Optional[str] = None,
+        environment: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+    ) -> Exec:
+        """Starts a command in the background."""
+        call = _calls.background(
+            self.id, command, stdin=_encoded(stdin), cwd=cwd, environment=environment, timeout=timeout
+        )
+        return Exec(self._client, self._client._do(call))
+
+    def commands(self) -> List[ExecInfo]:
+        """The commands that run, and the last that ended."""
+        return self._client._do(_calls.execs(self.id))
+
+    def command(self, id: str) -> Exec:
+        """The command of this id. Raises `NotFound`."""
+        return Exec(self._client, self._client._do(_calls.get_exec(self.id, id)))
+
+    def read_file(self, path: str, offset: int = 0, length: Optional[int] = None) -> bytes:
+        """Bytes of a file, as a command inside would see it. Raises `NotFound`, `PermissionDenied`."""
+        return self._client._do(_calls.read_file(self.id, path, offset, length))
+
+    def read_text(self, path: str) -> str:
+        """A file as UTF-8."""
+        return (self.read_file(path)).decode()
+
+    def write_file(self, path: str, data: Union[str, bytes]) -> None:
+        """Writes a file as a whole: others see what was there before, or all of it."""
+        self._client._do(_calls.write_file(self.id, path, _encoded(data) or b""))
+
+    def remove_file(self, path: str) -> None:
+        """Removes a file or an empty directory."""
+        self._client._do(_calls.remove_file(self.id, path))
+
+    def make_directory(self, path: str) -> None:
+        """Makes a directory; what is above it must be there."""
+        self._client._do(_calls.make_directory(self.id, path))
+
+    def stat(self, path: str) -> FileInfo:
+        """What a name is; symbolic links are not followed at the end."""
+        return self._client._do(_calls.stat(self.id, path))
+
+    def list_files(self, path: str = ".") -> List[FileInfo]:
+        """The names in a directory."""
+        return self._client._do(_calls.list_files(self.id, path))
+
+
+def _encoded(data: Union[None, str, bytes]) -> Optional[bytes]:
+    return data.encode() if isinstance(data, str) else data

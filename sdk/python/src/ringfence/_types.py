@@ -1,0 +1,224 @@
+"""What is asked and answered, as plain data."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+
+Command = Union[str, Sequence[str]]
+"""A line for `/bin/sh -c`, or a program and its arguments."""
+
+
+@dataclass(frozen=True)
+class ResourceLimits:
+    """What all commands of a sandbox together may use. What is not given is not limited by it.
+
+    Limits that this machine cannot hold are refused when the sandbox is made.
+    """
+
+    memory: Optional[str] = None
+    """Bytes, or with a unit: `"512MiB"`."""
+    cpu: Optional[float] = None
+    """Processors: 0.5 is half of one."""
+    pids: Optional[int] = None
+    """Processes and threads at a time."""
+    open_files: Optional[int] = None
+    """Descriptors of each process."""
+    timeout: Optional[str] = None
+    """Of each command: `"90s"`, `"10m"`."""
+
+    def policy(self) -> Dict[str, Any]:
+        """As the `limits` of a policy."""
+        given = {
+            "memory": self.memory,
+            "cpu": self.cpu,
+            "pids": self.pids,
+            "open_files": self.open_files,
+            "timeout": self.timeout,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SandboxInfo:
+    """A sandbox as the daemon describes it."""
+
+    id: str
+    state: str
+    """`creating`, `running`, `idle`, `frozen`, `stopped`, `failed` or `destroyed`."""
+    reason: str
+    """Why it is in this state."""
+    workspace: str
+    name: Optional[str] = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    profiles: Sequence[str] = ()
+    persistent: bool = False
+    created_ms: int = 0
+    """Milliseconds since 1970."""
+    expires_ms: Optional[int] = None
+    commands: int = 0
+    """Commands that are running."""
+    degraded: Sequence[str] = ()
+    """What is weaker than it should be, a line for each."""
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "SandboxInfo":
+        known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a command used."""
+
+    user_us: int = 0
+    """Microseconds of processor time in the program."""
+    system_us: int = 0
+    """Microseconds of processor time in the kernel."""
+    peak_kib: int = 0
+    """Kibibytes of its largest process."""
+
+
+@dataclass(frozen=True)
+class ExecInfo:
+    """A command, running or ended."""
+
+    id: str
+    sandbox: str
+    argv: Sequence[str]
+    pid: int
+    """Its process id inside the sandbox."""
+    started_ms: int
+    """Milliseconds since 1970."""
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    ended: bool = False
+    exit_code: Optional[int] = None
+    signal: Optional[int] = None
+    reason: str = ""
+    """How it ended: `exit`, `signal`, `timeout`, `killed` (on request), `sandbox` (the sandbox ended)."""
+    duration_us: int = 0
+    """Microseconds from its start to its end."""
+    usage: Usage = Usage()
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended with 0."""
+        return self.ended and self.exit_code == 0
+
+    @classmethod
+    def _values(cls, data: Mapping[str, Any]) -> Dict[str, Any]:
+        end: Mapping[str, Any] = data.get("ended") or {}
+        return {
+            "id": data["id"],
+            "sandbox": data["sandbox"],
+            "argv": tuple(data["argv"]),
+            "pid": data["pid"],
+            "started_ms": data["started_ms"],
+            "stdout_bytes": data["stdout_bytes"],
+            "stderr_bytes": data["stderr_bytes"],
+            "ended": bool(end),
+            "exit_code": end.get("exit_code"),
+            "signal": end.get("signal"),
+            "reason": end.get("reason", ""),
+            "duration_us": end.get("duration_us", 0),
+            "usage": Usage(**{k: v for k, v in end.get("usage", {}).items() if k in Usage.__dataclass_fields__}),
+        }
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "ExecInfo":
+        return cls(**cls._values(data))
+
+
+def _bytes(text: Mapping[str, Any]) -> bytes:
+    data: str = text["data"]
+    return base64.b64decode(data) if text.get("base64") else data.encode()
+
+
+@dataclass(frozen=True)
+class ExecResult(ExecInfo):
+    """A finished command and its output, as bytes and as text."""
+
+    stdout_raw: bytes = b""
+    stderr_raw: bytes = b""
+    lost: int = 0
+    """Bytes at the beginning of its output that were not kept (only the last MiB of each stream is)."""
+
+    @property
+    def stdout(self) -> str:
+        """Its standard output. Bytes that are not UTF-8 become U+FFFD; `stdout_raw` has them."""
+        return self.stdout_raw.decode("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """Its standard error output, like `stdout`."""
+        return self.stderr_raw.decode("utf-8", "replace")
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "ExecResult":
+        out, err = data["stdout"], data["stderr"]
+        return cls(
+            **cls._values(data),
+            stdout_raw=_bytes(out),
+            stderr_raw=_bytes(err),
+            lost=out.get("lost", 0) + err.get("lost", 0),
+        )
+
+
+@dataclass(frozen=True)
+class Started:
+    """The first event of a streamed command."""
+
+    exec: ExecInfo
+
+
+@dataclass(frozen=True)
+class Output:
+    """Bytes that a streamed command wrote."""
+
+    stream: str
+    """`stdout` or `stderr`."""
+    data: bytes
+    offset: int
+    """Of the first byte, in its stream."""
+    lost: int = 0
+    """Bytes before these that are not kept any more."""
+
+    @property
+    def text(self) -> str:
+        """The bytes as text. A character that was cut apart becomes U+FFFD."""
+        return self.data.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last event of a streamed command."""
+
+    exec: ExecInfo
+
+
+Event = Union[Started, Output, Ended]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A name in a sandbox."""
+
+    name: str
+    kind: str
+    """`file`, `directory`, `symlink` or `other`."""
+    size: int
+    """Bytes."""
+    mode: int
+    """Permission bits."""
+    modified_ms: int
+    """Milliseconds since 1970."""
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "FileInfo":
+        return cls(**{key: data[key] for key in cls.__dataclass_fields__})
+
+
+def _files(data: Mapping[str, Any]) -> List[FileInfo]:
+    return [FileInfo._of(entry) for entry in data["entries"]]

@@ -1,0 +1,217 @@
+"""Against a real daemon: `RINGFENCE_BIN` names the program."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ringfence
+from ringfence import (
+    AsyncSandbox,
+    Client,
+    CommandFailed,
+    CommandTimeout,
+    Conflict,
+    DaemonUnavailable,
+    Ended,
+    InvalidRequest,
+    NotFound,
+    Output,
+    PermissionDenied,
+    ResourceLimits,
+    Sandbox,
+    Started,
+)
+
+
+@pytest.fixture()
+def project(tmp_path: Path) -> Path:
+    path = tmp_path / "project"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture()
+def box(project: Path):
+    with Sandbox.create(project) as made:
+        yield made
+
+
+def test_a_command_and_its_end(box: Sandbox) -> None:
+    result = box.run("echo out; echo err >&2; exit 3")
+    assert (result.stdout, result.stderr, result.exit_code, result.reason) == ("out\n", "err\n", 3, "exit")
+    assert not result.ok and result.ended and result.lost == 0
+    assert box.run(["printf", "%s", "a b"]).stdout == "a b"
+    assert box.run("cat", stdin="fed").stdout == "fed"
+    assert box.run("cat", stdin=b"\xff\x00\xfe").stdout_raw == b"\xff\x00\xfe"
+    assert box.run("echo $X", environment={"X": "y z"}).stdout == "y z\n"
+    assert box.run("pwd", cwd="/tmp").stdout == "/tmp\n"
+    assert box.run("kill -TERM $$").signal == signal.SIGTERM
+
+
+def test_failures_are_exceptions_where_asked_for(box: Sandbox) -> None:
+    with pytest.raises(CommandFailed) as failed:
+        box.run("echo why >&2; exit 7", check=True)
+    assert failed.value.result.exit_code == 7 and "why" in str(failed.value)
+    with pytest.raises(CommandTimeout):
+        box.run("sleep 60", timeout=0.2, check=True)
+    assert box.run("sleep 60", timeout=0.2).reason == "timeout"
+
+
+def test_output_comes_as_it_is_made(box: Sandbox, project: Path) -> None:
+    # The command goes on only when its first line was seen.
+    events = box.stream("echo first; while ! [ -e go ]; do sleep 0.01; done; echo second")
+    kinds = []
+    for event in events:
+        kinds.append(type(event))
+        if isinstance(event, Output) and "first" in event.text:
+            box.write_file("go", "")
+    assert kinds[0] is Started and kinds[-1] is Ended and kinds.count(Output) >= 2
+
+
+def test_a_command_in_the_background(box: Sandbox) -> None:
+    exec = box.start_command("echo one; read line; echo $line")
+    assert exec.wait().ok
+    text = b"".join(e.data for e in exec.follow() if isinstance(e, Output))
+    assert text == b"one\n\n"
+    rest = b"".join(e.data for e in exec.follow(stdout_offset=2) if isinstance(e, Output))
+    assert rest == b"e\n\n"
+    endless = box.start_command(["sleep", "1000"])
+    assert endless.id in [one.id for one in box.commands() if not one.ended]
+    endless.kill()
+    assert box.command(endless.id).wait().reason == "killed"
+
+
+def test_files(box: Sandbox, project: Path) -> None:
+    box.make_directory("d")
+    box.write_file("d/a b", b"\x00\xffdata")
+    assert (project / "d" / "a b").read_bytes() == b"\x00\xffdata"
+    assert box.read_file("d/a b") == b"\x00\xffdata"
+    assert box.read_file("d/a b", offset=2, length=3) == b"dat"
+    assert box.stat("d/a b").size == 6
+    assert [(f.name, f.kind) for f in box.list_files("d")] == [("a b", "file")]
+    box.remove_file("d/a b")
+    with pytest.raises(NotFound):
+        box.read_text("d/a b")
+
+
+def test_the_policy_holds_for_files_too(box: Sandbox, project: Path) -> None:
+    (project / ".env").write_text("secret")
+    (project / "way").symlink_to("/root")
+    with pytest.raises((PermissionDenied, NotFound, InvalidRequest)):
+        box.write_file("/etc/written", "x")
+    assert not Path("/etc/written").exists()
+    outside = project.parent / "outside"
+    outside.write_text("not for you")
+    with pytest.raises((PermissionDenied, NotFound)):
+        box.read_file(str(outside))
+    assert box.run(["cat", str(outside)]).exit_code != 0
+    # The control: it is there.
+    assert outside.read_text() == "not for you"
+
+
+def test_profiles_policies_and_limits(project: Path) -> None:
+    (project / "f").write_text("x")
+    with Sandbox.create(project, policy={"files": {"deny": ["f"]}}) as box:
+        assert box.run("cat f").exit_code != 0
+    with Sandbox.create(project, limits=ResourceLimits(timeout="200ms")) as box:
+        assert box.run("sleep 60").reason == "timeout"
+    with pytest.raises(InvalidRequest, match="no_such"):
+        Sandbox.create(project, policy={"no_such": 1})
+    with pytest.raises(InvalidRequest):
+        Sandbox.create(project, profiles=["no-such-profile"])
+
+
+def test_life(project: Path) -> None:
+    with Client() as client:
+        box = client.create(project, name="life", labels={"a": "b"}, ttl=3600)
+        try:
+            with pytest.raises(Conflict):
+                client.create(project, name="life")
+            assert client.get("life").id == box.id
+            assert [one.labels for one in client.list() if one.id == box.id] == [{"a": "b"}]
+            assert box.stop().state == "stopped"
+            assert box.start().state == "idle"
+            assert box.freeze().state == "frozen"
+            assert box.start().state == "idle"
+        finally:
+            box.delete()
+        box.delete()
+        with pytest.raises(NotFound):
+            client.get("life")
+
+
+def test_one_key_makes_one(project: Path) -> None:
+    with Client() as client:
+        both = [client.create(project, idempotency_key="k") for _ in range(2)]
+        assert both[0].id == both[1].id
+        both[0].delete()
+
+
+def test_from_many_threads(box: Sandbox) -> None:
+    said = []
+    threads = [threading.Thread(target=lambda n=n: said.append(box.run(f"echo {n}").stdout)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(said) == [f"{n}\n" for n in range(8)]
+
+
+def test_asynchronous(project: Path) -> None:
+    async def main() -> None:
+        async with await AsyncSandbox.create(project) as box:
+            results = await asyncio.gather(*(box.run(f"echo {n}") for n in range(8)))
+            assert [r.stdout for r in results] == [f"{n}\n" for n in range(8)]
+            text = ""
+            async for event in box.stream("echo a; echo b >&2"):
+                if isinstance(event, Output):
+                    text += event.stream + ":" + event.text
+            assert "stdout:a\n" in text and "stderr:b\n" in text
+            await box.write_file("x", "y")
+            assert await box.read_text("x") == "y"
+            exec = await box.start_command("sleep 1000")
+            await exec.kill()
+            assert (await exec.wait()).reason == "killed"
+
+    asyncio.run(main())
+
+
+def test_without_a_daemon_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGFENCE_SOCKET", str(tmp_path / "none"))
+    with pytest.raises(DaemonUnavailable, match="none"):
+        Client()
+    monkeypatch.delenv("RINGFENCE_SOCKET")
+    monkeypatch.setenv("RINGFENCE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "")
+    monkeypatch.delenv("RINGFENCE_BIN")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DaemonUnavailable, match="RINGFENCE_BIN"):
+        ringfence._daemon.PrivateDaemon()
+
+
+def test_a_private_daemon_ends_with_its_program(project: Path, tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+from ringfence import Client, Sandbox
+box = Sandbox.create({str(project)!r})
+box.start_command("sleep 1000")
+print(box._client._where, box._client.health()["pid"], flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "RINGFENCE_STATE": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(tmp_path)}
+    environment.pop("RINGFENCE_SOCKET", None)
+    for how in ("ended", "killed"):
+        ran = subprocess.run([sys.executable, "-c", script, how], env=environment, stdout=subprocess.PIPE, check=how == "ended")
+        where, pid = ran.stdout.decode().split()
+        assert Path(where).parent.parent == tmp_path, "one of its own"
+        until = time.monotonic() + 20
+        while time.monotonic() < until and (Path(where).parent.exists() or Path("/proc", pid).exists()):
+            time.sleep(0.02)
+        assert not Path(where).parent.exists() and not Path("/proc", pid).exists(), how
