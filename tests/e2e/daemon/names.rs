@@ -183,3 +183,62 @@ fn rules_over_a_plain_workspace() {
         daemon.shell("box", "cat readme").ok().says("r");
     });
 }
+
+/// Sandboxes that begin while their codebase is being changed, by the daemon and by the command line: what a
+/// rule hides is seen in none of them, whichever tree they got.
+#[test]
+fn what_begins_during_an_upload_sees_nothing_hidden() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let daemon = Daemon::start(place);
+        codebase(place, &daemon);
+        // One that stays, so that every change makes another tree, and one that is changed in place.
+        daemon
+            .ringfence(&["create", "--codebase", "app", "-t", "agent-safe", "--name", "stays"])
+            .ok();
+        let enough = std::sync::atomic::AtomicBool::new(false);
+        let at = "/v1/codebases/app/files";
+        std::thread::scope(|all| {
+            all.spawn(|| {
+                let mut n = 0;
+                while !enough.load(std::sync::atomic::Ordering::Relaxed) {
+                    n += 1;
+                    for path in ["deep/.env", "src/b.key", &format!("d{n}/secrets/s")] {
+                        let path = format!("{at}?path={path}");
+                        daemon.curl(&["-X", "PUT", "--data-binary", "HIDDEN"], &path).is(200);
+                    }
+                    for path in ["deep/.env", "src/b.key"] {
+                        daemon.curl(&["-X", "DELETE"], &format!("{at}?path={path}")).is(204);
+                    }
+                }
+            });
+            let look = "grep -rl HIDDEN /workspace; find /workspace -name '.env*' -o -name '*.key' -o -path '*/secrets/*'";
+            let (mut seen, mut made) = (String::new(), 0);
+            for n in 0..12 {
+                let name = format!("b{n}");
+                let flags = ["create", "--codebase", "app", "-t", "agent-safe", "--name", &name];
+                // All tries met a change: that is said, and is no sandbox.
+                if daemon.ringfence(&flags).code == Some(0) {
+                    made += 1;
+                    seen += &daemon.shell(&name, look).out;
+                    daemon.ringfence(&["remove", &name]).ok();
+                }
+                let flags =
+                    ["run", "--codebase", "app", "-t", "agent-safe", "--", "/bin/sh", "-c", look];
+                seen += &daemon.ringfence(&flags).out;
+            }
+            enough.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(seen, "");
+            assert!(made > 0, "none could be made");
+        });
+        // The control: under another preset it is there.
+        let path = format!("{at}?path=deep/.env");
+        daemon.curl(&["-X", "PUT", "--data-binary", "HIDDEN"], &path).is(200);
+        daemon
+            .ringfence(&["create", "--codebase", "app", "-t", "full-access", "--name", "control"])
+            .ok();
+        daemon.shell("control", "grep -rl HIDDEN /workspace").ok().says("deep/.env");
+    });
+}
