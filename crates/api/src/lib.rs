@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod codebases;
+pub mod layers;
 pub mod openapi;
 mod sessions;
 mod terminal;

@@ -20,6 +20,7 @@ mod error;
 mod exec;
 mod files;
 mod host;
+pub mod layers;
 mod link;
 mod log;
 pub mod machine;

@@ -25,7 +25,7 @@ use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
 use crate::terminal::{self, Terminal};
-use crate::{files, lock, now_ms, random_id, workspaces};
+use crate::{files, layers, lock, now_ms, random_id, workspaces};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -113,6 +113,10 @@ pub enum Command {
         path: String,
     },
     Codebases(codebases::Ask),
+    Layer {
+        sandbox: String,
+        ask: layers::Ask,
+    },
     InSession(session::Ask),
 }
 
@@ -128,6 +132,7 @@ pub enum Reply {
     File(FileInfo),
     Listing(Listing),
     Codebases(codebases::Answer),
+    Layer(layers::Answer),
     Session(Box<ringfence_api::Session>),
     Sessions(Vec<ringfence_api::Session>),
 }
@@ -291,6 +296,10 @@ impl Supervisor {
             Command::RemoveFile { sandbox, path } => {
                 let (live, path) = self.look(caller, &sandbox, &path)?;
                 files::remove(&live.link, &path).await.map(|()| Reply::Done)
+            }
+            Command::Layer { sandbox, ask } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                self.layer(&sandbox, ask).await.map(Reply::Layer)
             }
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
             Command::InSession(ask) => self.in_session(caller, ask).await,
@@ -681,6 +690,38 @@ impl Supervisor {
         if self.host.lock().await.is_gone() {
             self.forget_shared();
         }
+    }
+
+    /// What is asked of a sandbox's layer. It does not start meanwhile.
+    async fn layer(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        ask: layers::Ask,
+    ) -> Result<layers::Answer, Error> {
+        let Some(name) = tended::layer_of(&sandbox.made_of, &sandbox.id) else {
+            return Err(Error::new(Kind::Conflict, "the sandbox has no layer")
+                .with("make it with \"layer\": true"));
+        };
+        let _life = sandbox.life.lock().await;
+        if ask.needs_rest() && sandbox.live().is_some() {
+            return Err(Error::new(Kind::Conflict, "the sandbox is not stopped")
+                .with("stop it first; what it changed stays"));
+        }
+        let moved = match &sandbox.made_of.codebase {
+            Some(codebase) => {
+                let tree = self.shelf.find(codebase, None).await?.tree;
+                Some((tree, PathBuf::from(ringfence_codebases::WORKSPACE)))
+            }
+            None => None,
+        };
+        let layer = layers::Layer {
+            store: self.settings.layers.clone(),
+            name: name.to_owned(),
+            made_of: sandbox.made_of.clone(),
+            hidden: self.settings.hidden.clone(),
+            moved,
+        };
+        files::blocking(move || layer.carry_out(ask)).await
     }
 
     /// Codebases are all of the daemon's user.
