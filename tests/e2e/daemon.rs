@@ -10,6 +10,7 @@ mod files;
 mod layers;
 mod life;
 mod names;
+mod sdk;
 mod sessions;
 mod terminal;
 mod world;

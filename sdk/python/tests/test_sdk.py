@@ -262,8 +262,26 @@ def test_codebases_rules_and_layers(project: Path) -> None:
             # In a directory, with a layer: the real one does not change.
             one = client.create(project, layer=True)
             try:
-                one.run("echo new > new", check=True)
+                one.run("echo new > new; echo x > bad; rm left.log", check=True)
                 assert one.read_text("new") == "new\n" and not (project / "new").exists()
+                changes = {Path(c.path).name: c.status for c in one.layer.diff()}
+                assert changes == {"new": "A", "bad": "A", "left.log": "D"}
+                assert b"+new" in one.layer.patch()
+                with pytest.raises(Conflict):
+                    one.layer.apply()
+                one.stop()
+                one.layer.checkpoint()
+                one.start()
+                one.run("echo changed > new", check=True)
+                one.stop()
+                one.layer.undo()
+                one.layer.snapshot("kept")
+                assert one.layer.info().snapshots == ("kept",)
+                one.layer.discard(["bad"])
+                done = one.layer.apply()
+                assert sorted(Path(line.path).name for line in done.applied) == ["left.log", "new"]
+                assert (project / "new").read_text() == "new\n"
+                assert not (project / "left.log").exists() and not (project / "bad").exists()
             finally:
                 one.delete()
         finally:

@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use crate::harness::{Place, Ran, has, mode};
 
 /// What is installed; nothing of it is changed.
-const PYTHON: [&str; 2] = ["agentkernel-sdk==0.21.0", "agentfense==0.2.1"];
+const PYTHON: [&str; 4] =
+    ["agentkernel-sdk==0.21.0", "agentfense==0.2.1", "httpx==0.28.1", "pytest==8.4.2"];
 const NODE: [&str; 1] = ["agentkernel@0.18.1"];
 
 /// The directory that they are in: one that is named, or one of this test run, which a shell removes when

@@ -7,7 +7,7 @@
 Each class has an asynchronous twin: `AsyncSandbox`, `AsyncClient`, `AsyncSession`, ...
 """
 
-from ._async import AsyncClient, AsyncCodebase, AsyncExec, AsyncSandbox, AsyncSession
+from ._async import AsyncClient, AsyncCodebase, AsyncExec, AsyncLayer, AsyncSandbox, AsyncSession
 from ._errors import (
     ApiError,
     Busy,
@@ -21,8 +21,10 @@ from ._errors import (
     PermissionDenied,
     RingfenceError,
 )
-from ._sync import Client, Codebase, Exec, Sandbox, Session
+from ._sync import Client, Codebase, Exec, Layer, Sandbox, Session
 from ._types import (
+    Applied,
+    Change,
     CodebaseInfo,
     Ended,
     Event,
@@ -30,6 +32,8 @@ from ._types import (
     ExecResult,
     FileInfo,
     FileRule,
+    LayerInfo,
+    Line,
     Output,
     ResourceLimits,
     SandboxInfo,
@@ -41,12 +45,15 @@ from ._types import (
 __version__ = "0.1.0"
 __all__ = [
     "ApiError",
+    "Applied",
     "AsyncClient",
     "AsyncCodebase",
     "AsyncExec",
+    "AsyncLayer",
     "AsyncSandbox",
     "AsyncSession",
     "Busy",
+    "Change",
     "Client",
     "Codebase",
     "CodebaseInfo",
@@ -62,7 +69,10 @@ __all__ = [
     "FileInfo",
     "FileRule",
     "InvalidRequest",
+    "Layer",
+    "LayerInfo",
     "LimitReached",
+    "Line",
     "NotFound",
     "Output",
     "PermissionDenied",

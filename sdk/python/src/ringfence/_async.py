@@ -14,6 +14,8 @@ from ._calls import Call, EventReader
 from ._daemon import find_or_start
 from ._errors import ApiError, CommandFailed, CommandTimeout, DaemonUnavailable, from_answer
 from ._types import (
+    Applied,
+    Change,
     CodebaseInfo,
     Command,
     Event,
@@ -21,6 +23,7 @@ from ._types import (
     ExecResult,
     FileInfo,
     FileRule,
+    LayerInfo,
     ResourceLimits,
     SandboxInfo,
     SessionInfo,
@@ -345,6 +348,66 @@ class AsyncSession:
         await self._client._do(_calls.delete_session(self.info.sandbox, self.id))
 
 
+class AsyncLayer:
+    """What a sandbox with a layer changed, and what becomes of it. All but `info`, `diff` and `patch` need the
+    sandbox to be stopped, and raise `Conflict` otherwise."""
+
+    def __init__(self, client: AsyncClient, sandbox: str) -> None:
+        self._client = client
+        self._sandbox = sandbox
+
+    async def info(self) -> LayerInfo:
+        """Its size, snapshots and checkpoints."""
+        return await self._client._do(_calls.layer_info(self._sandbox))
+
+    async def diff(self, path: Optional[str] = None) -> List[Change]:
+        """What is different, of all names or of one and what is below it."""
+        return await self._client._do(_calls.diff(self._sandbox, path))
+
+    async def patch(self, path: Optional[str] = None, binary: bool = False) -> bytes:
+        """The same as a unified patch; with `binary` such files too, as git has them."""
+        return await self._client._do(_calls.patch(self._sandbox, path, binary))
+
+    async def apply(
+        self, paths: Sequence[str] = (), *, dry_run: bool = False, theirs: bool = False
+    ) -> Applied:
+        """Brings changes to the real files: all, or those at `paths` and below. What was changed there too is a
+        conflict and left alone, unless `theirs` takes the layer's. `dry_run` changes nothing."""
+        return await self._client._do(_calls.apply(self._sandbox, paths, dry_run, theirs))
+
+    async def discard(self, paths: Sequence[str] = ()) -> None:
+        """Throws changes away: all, or those at `paths` and below."""
+        await self._client._do(_calls.discard(self._sandbox, paths))
+
+    async def checkpoint(self) -> None:
+        """Seals what is there, for `undo`."""
+        await self._client._do(_calls.checkpoint(self._sandbox))
+
+    async def undo(self, steps: int = 1) -> None:
+        """Goes back to how it was at a checkpoint."""
+        await self._client._do(_calls.undo(self._sandbox, steps))
+
+    async def fork(self, layer: str) -> None:
+        """Makes another layer of what is there, without copying; sandboxes can be made with it."""
+        await self._client._do(_calls.fork(self._sandbox, layer))
+
+    async def snapshot(self, name: str) -> None:
+        """Keeps what is there under a name."""
+        await self._client._do(_calls.snapshot(self._sandbox, name, "PUT"))
+
+    async def restore(self, name: str) -> None:
+        """Goes back to a snapshot."""
+        await self._client._do(_calls.snapshot(self._sandbox, name, "POST", "/restore"))
+
+    async def forget(self, name: str) -> None:
+        """Removes a snapshot."""
+        await self._client._do(_calls.snapshot(self._sandbox, name, "DELETE"))
+
+    async def export(self, snapshot: Optional[str] = None, zstd: bool = False) -> bytes:
+        """What it holds as a tar archive, an OCI layer with whiteouts."""
+        return await self._client._do(_calls.export(self._sandbox, snapshot, zstd))
+
+
 class AsyncSandbox(_AsyncFiles):
     """A sandbox of the daemon: a directory in which confined commands run.
 
@@ -393,6 +456,11 @@ class AsyncSandbox(_AsyncFiles):
 
     async def __aexit__(self, *_: object) -> None:
         await self.delete()
+
+    @property
+    def layer(self) -> AsyncLayer:
+        """What it changed. Its methods raise `ApiError` where it has no layer."""
+        return AsyncLayer(self._client, self.id)
 
     async def refresh(self) -> SandboxInfo:
         """Asks how it stands."""

@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 from ._errors import RingfenceError
 from ._types import (
+    Applied,
+    Change,
     CodebaseInfo,
     Command,
     Ended,
@@ -21,6 +23,7 @@ from ._types import (
     ExecResult,
     FileInfo,
     FileRule,
+    LayerInfo,
     Output,
     ResourceLimits,
     SandboxInfo,
@@ -265,6 +268,62 @@ def session_stream(
 ) -> Call[None]:
     path = _session(id, session, "/exec/stream")
     return Call("POST", path, _nothing, json=_text(command, stdin, timeout))
+
+
+def _layer(id: str, rest: str = "") -> str:
+    return _sandbox(id, f"/layer{rest}")
+
+
+def layer_info(id: str) -> Call[LayerInfo]:
+    return Call("GET", _layer(id), _json(LayerInfo._of))
+
+
+def diff(id: str, path: Optional[str]) -> Call[List[Change]]:
+    read = _json(lambda data: [Change._of(one) for one in data["changes"]])
+    return Call("GET", _layer(id, "/diff"), read, params={"path": path} if path else {})
+
+
+def patch(id: str, path: Optional[str], binary: bool) -> Call[bytes]:
+    params = {"path": path} if path else {}
+    if binary:
+        params["binary"] = "true"
+    return Call("GET", _layer(id, "/patch"), bytes, params=params)
+
+
+def _chosen(paths: Sequence[str], dry_run: bool, theirs: bool) -> Dict[str, Any]:
+    given = {"paths": list(paths) or None, "dry_run": dry_run or None, "theirs": theirs or None}
+    return _without_none(given)
+
+
+def apply(id: str, paths: Sequence[str], dry_run: bool, theirs: bool) -> Call[Applied]:
+    return Call("POST", _layer(id, "/apply"), _json(Applied._of), json=_chosen(paths, dry_run, theirs))
+
+
+def discard(id: str, paths: Sequence[str]) -> Call[None]:
+    return Call("POST", _layer(id, "/discard"), _nothing, json=_chosen(paths, False, False))
+
+
+def checkpoint(id: str) -> Call[None]:
+    return Call("POST", _layer(id, "/checkpoint"), _nothing)
+
+
+def undo(id: str, steps: int) -> Call[None]:
+    return Call("POST", _layer(id, "/undo"), _nothing, json={"steps": steps})
+
+
+def fork(id: str, layer: str) -> Call[None]:
+    return Call("POST", _layer(id, "/fork"), _nothing, json={"layer": layer})
+
+
+def snapshot(id: str, name: str, method: str, rest: str = "") -> Call[None]:
+    return Call(method, _layer(id, f"/snapshots/{quote(name, safe='')}{rest}"), _nothing)
+
+
+def export(id: str, snapshot: Optional[str], zstd: bool) -> Call[bytes]:
+    params = {"snapshot": snapshot} if snapshot else {}
+    if zstd:
+        params["zstd"] = "true"
+    return Call("GET", _layer(id, "/archive"), bytes, params=params)
 
 
 def _codebase(name: str, rest: str = "") -> str:

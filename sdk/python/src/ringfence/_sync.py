@@ -14,6 +14,8 @@ from ._calls import Call, EventReader
 from ._daemon import find_or_start
 from ._errors import ApiError, CommandFailed, CommandTimeout, DaemonUnavailable, from_answer
 from ._types import (
+    Applied,
+    Change,
     CodebaseInfo,
     Command,
     Event,
@@ -21,6 +23,7 @@ from ._types import (
     ExecResult,
     FileInfo,
     FileRule,
+    LayerInfo,
     ResourceLimits,
     SandboxInfo,
     SessionInfo,
@@ -345,6 +348,66 @@ class Session:
         self._client._do(_calls.delete_session(self.info.sandbox, self.id))
 
 
+class Layer:
+    """What a sandbox with a layer changed, and what becomes of it. All but `info`, `diff` and `patch` need the
+    sandbox to be stopped, and raise `Conflict` otherwise."""
+
+    def __init__(self, client: Client, sandbox: str) -> None:
+        self._client = client
+        self._sandbox = sandbox
+
+    def info(self) -> LayerInfo:
+        """Its size, snapshots and checkpoints."""
+        return self._client._do(_calls.layer_info(self._sandbox))
+
+    def diff(self, path: Optional[str] = None) -> List[Change]:
+        """What is different, of all names or of one and what is below it."""
+        return self._client._do(_calls.diff(self._sandbox, path))
+
+    def patch(self, path: Optional[str] = None, binary: bool = False) -> bytes:
+        """The same as a unified patch; with `binary` such files too, as git has them."""
+        return self._client._do(_calls.patch(self._sandbox, path, binary))
+
+    def apply(
+        self, paths: Sequence[str] = (), *, dry_run: bool = False, theirs: bool = False
+    ) -> Applied:
+        """Brings changes to the real files: all, or those at `paths` and below. What was changed there too is a
+        conflict and left alone, unless `theirs` takes the layer's. `dry_run` changes nothing."""
+        return self._client._do(_calls.apply(self._sandbox, paths, dry_run, theirs))
+
+    def discard(self, paths: Sequence[str] = ()) -> None:
+        """Throws changes away: all, or those at `paths` and below."""
+        self._client._do(_calls.discard(self._sandbox, paths))
+
+    def checkpoint(self) -> None:
+        """Seals what is there, for `undo`."""
+        self._client._do(_calls.checkpoint(self._sandbox))
+
+    def undo(self, steps: int = 1) -> None:
+        """Goes back to how it was at a checkpoint."""
+        self._client._do(_calls.undo(self._sandbox, steps))
+
+    def fork(self, layer: str) -> None:
+        """Makes another layer of what is there, without copying; sandboxes can be made with it."""
+        self._client._do(_calls.fork(self._sandbox, layer))
+
+    def snapshot(self, name: str) -> None:
+        """Keeps what is there under a name."""
+        self._client._do(_calls.snapshot(self._sandbox, name, "PUT"))
+
+    def restore(self, name: str) -> None:
+        """Goes back to a snapshot."""
+        self._client._do(_calls.snapshot(self._sandbox, name, "POST", "/restore"))
+
+    def forget(self, name: str) -> None:
+        """Removes a snapshot."""
+        self._client._do(_calls.snapshot(self._sandbox, name, "DELETE"))
+
+    def export(self, snapshot: Optional[str] = None, zstd: bool = False) -> bytes:
+        """What it holds as a tar archive, an OCI layer with whiteouts."""
+        return self._client._do(_calls.export(self._sandbox, snapshot, zstd))
+
+
 class Sandbox(_Files):
     """A sandbox of the daemon: a directory in which confined commands run.
 
@@ -393,6 +456,11 @@ class Sandbox(_Files):
 
     def __exit__(self, *_: object) -> None:
         self.delete()
+
+    @property
+    def layer(self) -> Layer:
+        """What it changed. Its methods raise `ApiError` where it has no layer."""
+        return Layer(self._client, self.id)
 
     def refresh(self) -> SandboxInfo:
         """Asks how it stands."""

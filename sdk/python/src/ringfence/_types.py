@@ -297,5 +297,70 @@ class CodebaseInfo:
         return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})
 
 
+@dataclass(frozen=True)
+class Change:
+    """One name that a layer changes, compared with what lies below it now."""
+
+    path: str
+    status: str
+    """`A` added, `M` modified, `D` deleted, `T` of another type, `m` only its attributes."""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """All that `ringfence diff --json` says of it."""
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "Change":
+        return cls(data["path"], data["status"], data)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What became of one change."""
+
+    path: str
+    status: str
+    reason: str = ""
+    executable: Optional[str] = None
+    """Why the host may run it later."""
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "Line":
+        return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What an apply did."""
+
+    applied: Sequence[Line]
+    conflicts: Sequence[Line]
+    """Changed here and there meanwhile; left as they are."""
+    refused: Sequence[Line]
+    """What the sandbox's policy would not have let it write."""
+    notes: Sequence[Line]
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "Applied":
+        lines = {key: tuple(map(Line._of, data[key])) for key in cls.__dataclass_fields__}
+        return cls(**lines)
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What is kept of a layer."""
+
+    layer: str
+    bytes: int
+    """What it takes on the disk."""
+    inodes: int
+    snapshots: Sequence[str]
+    checkpoints: int
+    """How many steps `undo` can go back."""
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "LayerInfo":
+        names = tuple(one["name"] for one in data["snapshots"])
+        return cls(data["layer"], data["bytes"], data["inodes"], names, len(data["checkpoints"]))
+
+
 def _files(data: Mapping[str, Any]) -> List[FileInfo]:
     return [FileInfo._of(entry) for entry in data["entries"]]
