@@ -57,7 +57,7 @@ fn index_of(root: &Path) -> Names {
 fn both(root: &Path, rules: Vec<Rule>) -> (Option<Walk>, Walk) {
     let names = index_of(root);
     let places = Places { workspace: root.to_owned(), home: PathBuf::from("/h") };
-    let of = Of { places: &places, cache: None, index: None };
+    let of = Of { places: &places, cache: None, index: None, shared: false };
     let plan = NamesPlan::new(&policy(rules), &[], of, Some(true)).unwrap();
     let tree: std::os::fd::OwnedFd = std::fs::File::open(root).unwrap().into();
     let walked = plan.walk(&tree, root).unwrap();
@@ -159,7 +159,7 @@ fn an_index_that_does_not_fit_answers_nothing() {
         rule(Kind::Path, Effect::Grant, Permission::Write, "."),
         rule(Kind::Path, Effect::Cap, Permission::None, "**/*.key"),
     ];
-    let of = Of { places: &places, cache: None, index: None };
+    let of = Of { places: &places, cache: None, index: None, shared: false };
     let plan = NamesPlan::new(&policy(rules), &[], of, None).unwrap();
     let tree = std::fs::File::open(&root).unwrap();
     assert!(indexed(plan.rules(), &names, tree.as_fd(), &root).is_none());
@@ -223,9 +223,10 @@ fn random_trees_and_rules() {
                 }
             }
             if open {
-                rules.push(match ordered {
-                    true => rule(Kind::Glob, Effect::Set, Permission::Write, "**/*"),
-                    false => rule(Kind::Path, Effect::Grant, Permission::Write, "."),
+                rules.push(if ordered {
+                    rule(Kind::Glob, Effect::Set, Permission::Write, "**/*")
+                } else {
+                    rule(Kind::Path, Effect::Grant, Permission::Write, ".")
                 });
             }
             let (by_index, walked) = both_of_patterns(&root, rules.clone());
