@@ -41,8 +41,14 @@ impl Shell {
         let stdio = || Stdio::from(slave.try_clone().unwrap());
         // `setsid --ctty` makes the terminal the shell's.
         let mut command = p.command("setsid");
+        command.arg("--ctty");
+        // A shell passes on what it was started to ignore, such as the interrupt in a job in the
+        // background of a script.
+        if Ran::of(p.command("env").args(["--default-signal", "true"])).code == Some(0) {
+            command.args(["env", "--default-signal"]);
+        }
         command
-            .args(["--ctty", "bash", "--norc", "--noprofile", "-i"])
+            .args(["bash", "--norc", "--noprofile", "-i"])
             .env("RF", binary())
             .env("TERM", "xterm")
             .env("PS1", "@ ")

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,7 +16,7 @@ use ringfence_sys::raw;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
-use crate::layer::LayerPlan;
+use crate::layer::{LayerPlan, LayerRoot};
 use crate::moved::Moved;
 use crate::names::{NameJudge, NamesPlan};
 
@@ -76,6 +77,14 @@ impl Answers {
     /// Init says what may be changed.
     pub fn by_broker(&self) -> bool {
         self.held.by_broker
+    }
+
+    /// A directory of the layer that is another one than when the run began.
+    pub fn replaced(&self) -> Option<&Path> {
+        let here = |root: &&LayerRoot| {
+            rustix::fs::lstat(&root.path).is_ok_and(|stat| stat.st_ino == root.object.id.ino)
+        };
+        self.held.layer.roots.iter().find(|root| !here(root)).map(|root| &*root.path)
     }
 
     pub fn mounts(&self) -> &[Mount] {

@@ -100,6 +100,15 @@ impl LayerPlan {
         }
     }
 
+    /// What is recorded as in use must be what was planned for and will be mounted.
+    fn lies_over(&self, session: &Session) -> Result<(), NamesError> {
+        let recorded = &session.record().roots;
+        let other = self.roots.iter().find(|root| {
+            !recorded.iter().any(|r| r.path == root.path && r.ino == root.object.id.ino)
+        });
+        other.map_or(Ok(()), |root| Err(NamesError::Changed(crate::plan::shown(&root.path))))
+    }
+
     /// The number of a root, which is entered if it is new.
     pub fn root(&mut self, object: &Object, files_only: bool) -> usize {
         if let Some(known) = self.roots.iter().position(|r| r.path == object.path) {
@@ -197,28 +206,43 @@ impl InLayer {
         }
         let roots: Vec<Root> = plan.roots.iter().map(|r| Root::new(&r.path)).collect();
         let mut session = store.begin(&plan.name, &roots, Stamp::now())?;
-        let mut mounts = session.mounts().to_vec();
-        let mut masks = Vec::new();
-        if let Some(names) = names {
-            if names.must_seal(&mounts)? {
-                // What an earlier run was allowed to make is hidden from this one: the delta becomes
-                // one of those below the run's own.
-                session.finish(&Outcome { policy: policy.to_vec() })?;
-                history::seal_open(&store, &plan.name)?;
-                session = store.begin(&plan.name, &roots, Stamp::now())?;
-                mounts = session.mounts().to_vec();
-                if names.must_seal(&mounts)? {
-                    let problem = "an open delta holds names that the rules hide".to_owned();
-                    return Err(ringfence_layers::Error::Refused(problem).into());
-                }
+        if let Some(names) = names
+            && names.must_seal(session.mounts())?
+        {
+            // What an earlier run was allowed to make is hidden from this one: the delta becomes one of
+            // those below the run's own.
+            session.finish(&Outcome { policy: policy.to_vec() })?;
+            history::seal_open(&store, &plan.name)?;
+            session = store.begin(&plan.name, &roots, Stamp::now())?;
+            if names.must_seal(session.mounts())? {
+                let problem = "an open delta holds names that the rules hide".to_owned();
+                return Err(ringfence_layers::Error::Refused(problem).into());
             }
-            masks = names.masks(&store, &mut mounts)?;
+        }
+        let mounts = session.mounts().to_vec();
+        let (request, policy) = (plan.request.clone(), policy.to_vec());
+        let mut begun = Self { session, request, policy, mounts, masks: Vec::new() };
+        if let Err(e) = begun.cover(plan, &store, names) {
+            begun.abandon();
+            return Err(e);
+        }
+        Ok(begun)
+    }
+
+    fn cover(
+        &mut self,
+        plan: &LayerPlan,
+        store: &Store,
+        names: Option<&NamesPlan>,
+    ) -> Result<(), LayerError> {
+        plan.lies_over(&self.session)?;
+        if let Some(names) = names {
+            self.masks = names.masks(store, &plan.roots, &mut self.mounts)?;
         }
         if let Some(quota) = plan.request.quota {
-            session.limit(quota)?;
+            self.session.limit(quota)?;
         }
-        let (request, policy) = (plan.request.clone(), policy.to_vec());
-        Ok(Self { session, request, policy, mounts, masks })
+        Ok(())
     }
 
     pub fn name(&self) -> &str {
@@ -397,7 +421,132 @@ fn mount_points(text: &[u8]) -> impl Iterator<Item = PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ringfence_layers::names::{self, Named, Names};
+    use ringfence_policy::{Base, Effect, Fragment, Kind, Origin, Permission, Policy, Rule};
+
     use super::*;
+    use crate::moved::Moved;
+    use crate::prepare::{Request, prepare};
+
+    /// A project with a secret, planned for a layer; what happens between planning and beginning.
+    struct World {
+        _dir: tempfile::TempDir,
+        tree: PathBuf,
+        request: Request,
+        policy: Policy,
+    }
+
+    impl World {
+        fn new(moved: bool) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let at = dir.path().canonicalize().unwrap();
+            let tree = at.join("tree");
+            std::fs::create_dir(&tree).unwrap();
+            std::fs::write(tree.join("a.key"), "secret").unwrap();
+            let rule = |effect, permission, pattern: &str| Rule {
+                base: Base::Workspace,
+                pattern: pattern.to_owned(),
+                kind: Kind::Path,
+                effect,
+                permission,
+                priority: 0,
+                id: None,
+                origin: Origin::default(),
+            };
+            let mut policy = Fragment::default().finish().unwrap();
+            policy.files.rules = vec![
+                rule(Effect::Grant, Permission::Write, ""),
+                rule(Effect::Cap, Permission::None, "**/*.key"),
+            ];
+            let mut request = Request::current();
+            request.environment = vec![("HOME".into(), at.join("home").into())];
+            request.workspace = Some(tree.clone());
+            request.layer = Some(LayerRequest::new(Some("l"), at.join("state"), false).unwrap());
+            request.moved = moved.then(|| Moved {
+                name: "n".into(),
+                from: tree.clone(),
+                to: "/workspace".into(),
+            });
+            Self { _dir: dir, tree, request, policy }
+        }
+
+        /// The hidden names of the mask, or why there is none.
+        fn masked(
+            &mut self,
+            between: impl FnOnce(&Path),
+            index: Option<Names>,
+        ) -> Result<Vec<String>, String> {
+            self.request.index = index.map(Arc::new);
+            let plan = prepare(&self.policy, &self.request).map_err(|e| e.to_string())?;
+            between(&self.tree);
+            let layer = InLayer::begin(plan.layer.as_ref().unwrap(), &[], &[], plan.names.as_ref())
+                .map_err(|e| e.to_string())?;
+            let mut names: Vec<String> = layer
+                .masks
+                .iter()
+                .flat_map(|mask| std::fs::read_dir(mask.tree()).unwrap())
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort_unstable();
+            Ok(names)
+        }
+    }
+
+    fn index_of(tree: &Path) -> (PathBuf, Names) {
+        let at = tree.parent().unwrap();
+        let named = Named {
+            path: b"a.key".to_vec(),
+            kind: rustix::fs::FileType::RegularFile,
+            size: 6,
+            mtime: (0, 0),
+        };
+        let mut file = std::fs::File::create(at.join("names")).unwrap();
+        names::write(&mut [named], [0; 4], &mut file).unwrap();
+        let opened = std::fs::File::open(at).unwrap();
+        (
+            at.join("names"),
+            Names::open(std::os::fd::AsFd::as_fd(&opened), "names").unwrap().unwrap(),
+        )
+    }
+
+    #[test]
+    fn masks_are_of_what_will_be_mounted_as_it_is_when_the_layer_is_in_use() {
+        let late = |tree: &Path| std::fs::write(tree.join("late.key"), "secret").unwrap();
+        let other = |tree: &Path| {
+            std::fs::rename(tree, tree.with_extension("was")).unwrap();
+            std::fs::create_dir(tree).unwrap();
+        };
+        // The control: nothing happens.
+        assert_eq!(World::new(false).masked(|_| {}, None).unwrap(), ["a.key"]);
+        assert_eq!(World::new(true).masked(|_| {}, None).unwrap(), ["a.key"]);
+        let mut world = World::new(true);
+        let (_, index) = index_of(&world.tree);
+        assert_eq!(world.masked(|_| {}, Some(index)).unwrap(), ["a.key"]);
+        // A codebase that was walked, and changed before the layer over it was in use.
+        assert_eq!(World::new(true).masked(late, None).unwrap(), ["a.key", "late.key"]);
+        // One whose index was asked: a change has taken that away.
+        let mut world = World::new(true);
+        let (file, index) = index_of(&world.tree);
+        let change = |tree: &Path| {
+            std::fs::remove_file(&file).unwrap();
+            late(tree);
+        };
+        let why = world.masked(change, Some(index)).unwrap_err();
+        assert!(why.contains("was changed while the run was planned"), "{why}");
+        // Another directory has its name.
+        for moved in [false, true] {
+            let why = World::new(moved).masked(other, None).unwrap_err();
+            assert!(why.contains("was changed while the run was planned"), "{why}");
+        }
+        // What was not begun leaves nothing.
+        let mut world = World::new(true);
+        let state = world.tree.parent().unwrap().join("state");
+        world.request.layer = Some(LayerRequest::new(None, state.clone(), false).unwrap());
+        world.masked(other, None).unwrap_err();
+        assert_eq!(std::fs::read_dir(state.join("layers")).unwrap().count(), 0);
+    }
 
     #[test]
     fn mount_points_are_read_as_the_kernel_writes_them() {

@@ -15,11 +15,11 @@ use ringfence_layers::mask::{Cover, Entry, Mask};
 use ringfence_layers::names::Names as Index;
 use ringfence_layers::{Mount, Store};
 use ringfence_policy::{CompiledRules, Effect, Permission, Places, Policy, Room, Rule, priority};
-use ringfence_sys::seccomp;
+use ringfence_sys::{fd, seccomp};
 use rustix::fs::{Mode, OFlags};
 
 use crate::discover::{self, Matcher, Verdict, Walk, WalkOptions};
-use crate::layer::LayerPlan;
+use crate::layer::{LayerPlan, LayerRoot};
 use crate::moved::Moved;
 use crate::survey::lies_in;
 
@@ -39,7 +39,8 @@ pub struct NamesPlan {
     /// What planning found in the workspace, and whether in its index.
     known: Option<(PathBuf, Vec<Entry>)>,
     by_index: bool,
-    codebase: bool,
+    /// The workspace is a codebase.
+    shared: bool,
 }
 
 /// Where rules of names are to hold.
@@ -50,9 +51,9 @@ pub struct Of<'a> {
     pub cache: Option<PathBuf>,
     /// The names of the workspace.
     pub index: Option<Arc<Index>>,
-    /// The workspace is a codebase, which may be changed until its layer is in use: without an index that
-    /// tells, what planning found is looked at again.
-    pub codebase: bool,
+    /// The workspace is a codebase, which others change by ringfence, but not while a layer over it is
+    /// in use.
+    pub shared: bool,
 }
 
 /// What cannot be had of the masks.
@@ -70,7 +71,7 @@ impl NamesPlan {
     /// `None` where no rule speaks of names in what a layer may lie over, unless the run has the
     /// `means` already: whether init says what may be changed.
     pub fn new(policy: &Policy, extra: &[Rule], of: Of<'_>, means: Option<bool>) -> Option<Self> {
-        let Of { places, cache, index, codebase } = of;
+        let Of { places, cache, index, shared } = of;
         let own = policy.files.rules.iter().filter(|rule| rule.priority < priority::GUARD);
         let views = own.clone().any(|rule| rule.permission == Permission::View);
         let own: Vec<Rule> = own.chain(extra).cloned().collect();
@@ -125,7 +126,7 @@ impl NamesPlan {
             index,
             known: None,
             by_index: false,
-            codebase,
+            shared,
         })
     }
 
@@ -180,7 +181,7 @@ impl NamesPlan {
             Some(walk) => walk,
             None => self.walk(tree, shown)?,
         };
-        if walk.truncated.is_none() && (self.by_index || !self.codebase) {
+        if walk.truncated.is_none() {
             self.known = Some((shown.to_owned(), entries_of(&walk)));
         }
         Ok(walk)
@@ -190,18 +191,41 @@ impl NamesPlan {
         let wrong = |problem: String| NamesError::Walk { path: crate::plan::shown(tree), problem };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(tree, flags, Mode::empty()).map_err(|e| wrong(e.to_string()))?;
-        if let Some((_, entries)) = self.known.as_ref().filter(|(known, _)| known == tree) {
-            return Ok((dir, entries.clone()));
+        let entries = self.entries_in(&dir, tree, shown)?;
+        Ok((dir, entries))
+    }
+
+    /// As [`Self::entries`], of a directory that is open.
+    fn entries_in(
+        &self,
+        dir: &OwnedFd,
+        tree: &Path,
+        shown: &Path,
+    ) -> Result<Vec<Entry>, NamesError> {
+        let wrong = |problem: String| NamesError::Walk { path: crate::plan::shown(tree), problem };
+        // What an index was asked is checked by whether that is kept. What a walk found in a codebase
+        // may have changed until the layer was in use.
+        let lasts = self.by_index || !self.shared;
+        if let Some((_, entries)) = self.known.as_ref().filter(|(known, _)| lasts && known == tree)
+        {
+            return Ok(entries.clone());
         }
-        let walk = self.walk(&dir, shown).map_err(|e| wrong(e.to_string()))?;
+        let walk = self.walk(dir, shown).map_err(|e| wrong(e.to_string()))?;
         if let Some(bound) = &walk.truncated {
             return Err(wrong(bound.to_string()));
         }
-        Ok((dir, entries_of(&walk)))
+        Ok(entries_of(&walk))
     }
 
     /// Puts the masks between the directories of a layer. They stay as long as what is answered does.
-    pub fn masks(&self, store: &Store, mounts: &mut [Mount]) -> Result<Vec<Mask>, NamesError> {
+    /// The mask of what the layer lies over is one of the very directory that will be mounted, whatever
+    /// has its name by then.
+    pub fn masks(
+        &self,
+        store: &Store,
+        roots: &[LayerRoot],
+        mounts: &mut [Mount],
+    ) -> Result<Vec<Mask>, NamesError> {
         // From here on nobody changes the codebase, since the layer over it is in use.
         if let Some((tree, _)) = self.known.as_ref().filter(|_| self.by_index)
             && !self.index.as_ref().is_some_and(|index| index.is_kept())
@@ -212,7 +236,18 @@ impl NamesPlan {
         for mount in mounts.iter_mut().filter(|m| self.speaks_of(&m.root)) {
             let mut lower = Vec::with_capacity(mount.lower.len() + 1);
             for tree in &mount.lower {
-                let (dir, entries) = self.entries(tree, &mount.root)?;
+                let (dir, entries) = match roots.iter().find(|root| root.path == *tree) {
+                    Some(root) => {
+                        let path = || crate::plan::shown(tree);
+                        let problem = |problem| NamesError::Walk { path: path(), problem };
+                        let dir = root.object.open().map_err(|e| problem(e.to_string()))?;
+                        let dir = rustix::fs::openat(&dir, ".", fd::DIRECTORY, Mode::empty())
+                            .map_err(|e| problem(e.to_string()))?;
+                        let entries = self.entries_in(&dir, tree, &mount.root)?;
+                        (dir, entries)
+                    }
+                    None => self.entries(tree, &mount.root)?,
+                };
                 if let Some(mask) = store.mask(dir.as_fd(), &entries)? {
                     lower.push(mask.tree().to_owned());
                     held.push(mask);

@@ -253,12 +253,8 @@ pub(crate) fn prepare_for(
     let mut found = Findings::new(&rules, workspace.is_some(), listing);
     if request.layer.is_some() && request.rung == Rung::Namespaces && workspace.is_some() {
         let cache = walk_cache(request, &places);
-        let of = names::Of {
-            places: &places,
-            cache,
-            index: request.index.clone(),
-            codebase: request.moved.is_some(),
-        };
+        let shared = request.moved.is_some();
+        let of = names::Of { places: &places, cache, index: request.index.clone(), shared };
         found.names = NamesPlan::new(policy, &extra, of, means.names);
     }
 

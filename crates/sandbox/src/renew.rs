@@ -128,6 +128,12 @@ fn covers_alike(
     after: &NamesPlan,
     answers: &Answers,
 ) -> Result<(), RenewError> {
+    if let Some(path) = answers.replaced() {
+        return Err(RenewError::Plan(format!(
+            "{} is another directory than the one that the run began on",
+            shown(path)
+        )));
+    }
     match before.covers_otherwise(after, answers.mounts()) {
         Ok(None) => Ok(()),
         Ok(Some(path)) => Err(RenewError::Covered(path)),

@@ -57,7 +57,7 @@ fn index_of(root: &Path) -> Names {
 fn both(root: &Path, rules: Vec<Rule>) -> (Option<Walk>, Walk) {
     let names = index_of(root);
     let places = Places { workspace: root.to_owned(), home: PathBuf::from("/h") };
-    let of = Of { places: &places, cache: None, index: None, codebase: false };
+    let of = Of { places: &places, cache: None, index: None, shared: false };
     let plan = NamesPlan::new(&policy(rules), &[], of, Some(true)).unwrap();
     let tree: std::os::fd::OwnedFd = std::fs::File::open(root).unwrap().into();
     let walked = plan.walk(&tree, root).unwrap();
@@ -159,7 +159,7 @@ fn an_index_that_does_not_fit_answers_nothing() {
         rule(Kind::Path, Effect::Grant, Permission::Write, "."),
         rule(Kind::Path, Effect::Cap, Permission::None, "**/*.key"),
     ];
-    let of = Of { places: &places, cache: None, index: None, codebase: false };
+    let of = Of { places: &places, cache: None, index: None, shared: false };
     let plan = NamesPlan::new(&policy(rules), &[], of, None).unwrap();
     let tree = std::fs::File::open(&root).unwrap();
     assert!(indexed(plan.rules(), &names, tree.as_fd(), &root).is_none());
