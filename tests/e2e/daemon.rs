@@ -1,7 +1,9 @@
 //! Sandboxes that the daemon keeps: as people use them by the command line, as programs do over the
 //! socket (curl, as the user), through kills, and under attack.
 
+mod agentkernel;
 mod attacks;
+mod clients;
 mod codebases;
 mod exec;
 mod files;
@@ -9,4 +11,5 @@ mod layers;
 mod life;
 mod names;
 mod sessions;
+mod terminal;
 mod world;

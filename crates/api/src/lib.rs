@@ -6,8 +6,10 @@ pub mod codebases;
 pub mod layers;
 pub mod openapi;
 mod sessions;
+mod terminal;
 
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
+pub use terminal::{Attach, FromTerminal, TerminalSize, ToTerminal};
 
 use std::collections::BTreeMap;
 
@@ -24,7 +26,7 @@ pub struct CreateSandbox {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// The directory to work in, absolute. Without a layer, what is written there is written to the real
-    /// tree. Empty with `codebase`.
+    /// tree. Empty with `codebase`; else empty is a directory of the sandbox's own, which goes with it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub workspace: String,
     /// The codebase to work in, by name or id, seen at `/workspace`. What is written goes to a layer.
@@ -39,6 +41,9 @@ pub struct CreateSandbox {
     /// It is not started.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stopped: bool,
+    /// Names at the root that lead into the workspace (`/app` to `src/app`), unless something is there.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<String, String>,
     /// Built-in profiles, lowest first; none: `workspace`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<String>,
@@ -56,6 +61,14 @@ pub struct CreateSandbox {
     /// Stopped when no command has run for this long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_stop_seconds: Option<u64>,
+}
+
+/// How much longer a sandbox is to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Extend {
+    /// After the end it has; where it has none, from now.
+    pub seconds: u64,
 }
 
 /// Where a sandbox is in its life.
@@ -168,6 +181,9 @@ pub struct ExecRequest {
     /// Answer as soon as it runs; ask for its output and end by its id.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub background: bool,
+    /// Give it a terminal of this size; all it writes is `stdout` then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
 }
 
 /// What a command used.

@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 use crate::codebases::{Codebase, Codebases, CreateCodebase};
 use crate::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
 use crate::{
-    CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, FileInfo,
-    Health, Kill, Listing, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions,
+    CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, Extend,
+    FileInfo, FromTerminal, Health, Kill, Listing, Output, Sandbox, Sandboxes, Session,
+    SessionExec, Sessions, ToTerminal,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -57,12 +58,14 @@ const ROUTES: &[Route] = &[
     Route { method: "post", path: "/v1/sandboxes/{id}/start", id: "startSandbox", says: "Make it again after a stop, or let it go on after a freeze", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/stop", id: "stopSandbox", says: "End every process in it", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/freeze", id: "freezeSandbox", says: "Stop every process in it where it stands", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/extend", id: "extendSandbox", says: "Let it live longer", query: &[], asks: Body::Json(of::<Extend>), status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/exec", id: "exec", says: "Run a command to its end, or in the background", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Json(of::<ExecResult>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/exec/stream", id: "execStream", says: "Run a command and stream its output", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs", id: "listExecs", says: "Commands that run, and the last that ended", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Execs>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}", id: "getExec", says: "A command", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Exec>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/stream", id: "followExec", says: "Its output from an offset on, as it comes", query: &[("stdout_offset", false, "first byte of stdout"), ("stderr_offset", false, "first byte of stderr")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/execs/{exec}/kill", id: "killExec", says: "Send it and what it started a signal", query: &[], asks: Body::Json(of::<Kill>), status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/terminal", id: "attachTerminal", says: "A WebSocket to its terminal: binary messages are bytes both ways, text messages as described", query: &[("offset", false, "first byte of its output"), ("hangup", false, "send it SIGHUP when the connection ends first: true or false")], asks: Body::Nothing, status: "101", answers: Body::Json(terminal) },
     Route { method: "post", path: "/v1/sandboxes/{id}/sessions", id: "createSession", says: "Start a shell that keeps directory, variables and functions", query: &[], asks: Body::Json(of::<CreateSession>), status: "201", answers: Body::Json(of::<Session>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/sessions", id: "listSessions", says: "Its sessions, and the last that were closed", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sessions>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/sessions/{session}", id: "getSession", says: "A session", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Session>) },
@@ -102,6 +105,11 @@ const ROUTES: &[Route] = &[
     Route { method: "post", path: "/v1/codebases/{codebase}/files/directory", id: "makeCodebaseDirectory", says: "Make a directory, and those on the way", query: &[IN_CODEBASE], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "post", path: "/v1/codebases/{codebase}/files/move", id: "moveCodebaseFile", says: "Give a file or directory another name", query: &[IN_CODEBASE, ("to", true, "its path then")], asks: Body::Nothing, status: "204", answers: Body::Nothing },
 ];
+
+/// What text messages over a terminal's socket say, from either side.
+fn terminal(generator: &mut SchemaGenerator) -> Value {
+    json!({ "oneOf": [of::<ToTerminal>(generator), of::<FromTerminal>(generator)] })
+}
 
 /// The routes, for whoever serves them: method and path.
 pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {

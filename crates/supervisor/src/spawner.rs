@@ -18,7 +18,7 @@ use ringfence_policy::{
 use ringfence_proxy::Config;
 use ringfence_sandbox::lower::{Command, Resident};
 use ringfence_sandbox::network::Filter;
-use ringfence_sandbox::plan::Plan;
+use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -277,7 +277,8 @@ fn make(
         tended.ask(&mut policy, &mut request)?;
     }
     request.filter = Filter::of(&policy.network).map_err(refused)?;
-    let plan = prepare(&policy, &request).map_err(refused)?;
+    let mut plan = prepare(&policy, &request).map_err(refused)?;
+    link(&mut plan, made_of);
     if tended.is_none_or(|t| !t.alone) && (plan.has_view() || plan.filter.is_some()) {
         // What serves it is a thread that may wait, and its end has to be this sandbox's alone.
         return Err(Error::new(Kind::Alone, "needs a spawner of its own"));
@@ -322,6 +323,18 @@ fn filter_of(
     ringfence_proxy::Filter::start(config)
         .map(Some)
         .map_err(|e| Error::internal(format!("the egress filter cannot start: {e}")))
+}
+
+/// The names at the root that lead into the workspace. What has its place there already stays.
+fn link(plan: &mut Plan, made_of: &CreateSandbox) {
+    for (name, target) in &made_of.links {
+        let path = PathBuf::from(name);
+        if plan.steps.iter().any(|s| s.path.starts_with(&path)) {
+            continue;
+        }
+        let action = Action::Link { target: plan.workspace.join(target) };
+        plan.steps.push(Step { path, action, why: "the request".into(), layered: false });
+    }
 }
 
 fn words(p: &ringfence_sandbox::status::Protection) -> String {

@@ -1,7 +1,7 @@
 //! Owns the sandboxes.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::codebases::{self, Shelf};
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec};
 use crate::host::{self, End, Host};
-use crate::link::{self, Link, Program, Refused};
+use crate::link::{self, Link, Program, Refused, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
 use crate::sandbox::{Live, Sandbox};
@@ -24,7 +24,8 @@ use crate::session::{self, Session};
 use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
-use crate::{files, layers, lock, now_ms, random_id};
+use crate::terminal::{self, Terminal};
+use crate::{files, layers, lock, now_ms, random_id, workspaces};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -60,6 +61,11 @@ pub enum Command {
     Start(String),
     Stop(String),
     Freeze(String),
+    /// It ends later.
+    Extend {
+        sandbox: String,
+        seconds: u64,
+    },
     Delete(String),
     /// `whole`: the answer will be all of its output.
     Exec {
@@ -142,6 +148,8 @@ pub struct Settings {
     pub spawner: (PathBuf, Vec<String>),
     /// Directories that no sandbox may see, whatever its policy.
     pub hidden: Vec<String>,
+    /// Where the workspaces are that are a sandbox's own.
+    pub workspaces: PathBuf,
 }
 
 /// A sandbox whose end the spawner will tell, and who waits for it.
@@ -201,6 +209,8 @@ impl Supervisor {
                 again.push(sandbox);
             }
         }
+        let known = lock(&supervisor.sandboxes).keys().cloned().collect();
+        workspaces::sweep(&supervisor.settings.workspaces, &known);
         let (sweeper, known) = (supervisor.own.clone(), supervisor.clone());
         tokio::task::spawn_blocking(move || {
             sweeper.sweep(|layer| lock(&known.sandboxes).contains_key(layer));
@@ -234,6 +244,12 @@ impl Supervisor {
             Command::Start(id) => self.begin(&self.find(caller, &id)?).await,
             Command::Stop(id) => self.stop(&self.find(caller, &id)?, "requested").await,
             Command::Freeze(id) => freeze(&self.find(caller, &id)?).await,
+            Command::Extend { sandbox, seconds } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                sandbox.extend(seconds);
+                self.keep(&sandbox).await?;
+                Ok(described(&sandbox))
+            }
             Command::Delete(id) => match self.find(caller, &id) {
                 Ok(sandbox) => self.delete(&sandbox).await,
                 // Again is no error; and nobody learns what others have.
@@ -392,12 +408,21 @@ impl Supervisor {
         let first = if made_of.stopped { State::Stopped } else { State::Creating };
         let state = (first, "created".to_owned());
         let id = random_id("sb_")?;
+        let own = made_of.workspace.is_empty() && made_of.codebase.is_none();
+        if own {
+            made_of.workspace = workspaces::path(&self.settings.workspaces, &id)?;
+        }
         let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
         self.enter(caller, &sandbox)?;
-        let brought = match first {
-            State::Creating => self.bring_up(&sandbox, "created").await,
-            _ => Ok(()),
+        let place = if own { workspaces::make(&sandbox.made_of) } else { Ok(()) };
+        let brought = match (place, first) {
+            (Ok(()), State::Creating) => self.bring_up(&sandbox, "created").await,
+            (Ok(()), _) => Ok(()),
+            (Err(e), _) => {
+                sandbox.happened(Event::Lost, &e.message);
+                Err(e)
+            }
         };
         let made = match brought {
             Ok(()) => self.keep(&sandbox).await,
@@ -625,6 +650,7 @@ impl Supervisor {
                 self.end(sandbox, live).await;
             }
             sandbox.happened(Event::Deleted, "requested");
+            workspaces::remove(&self.settings.workspaces, &sandbox.id).await;
         }
         lock(&self.sandboxes).remove(&sandbox.id);
         if let Some(layer) = tended::layer_of(&sandbox.made_of, &sandbox.id)
@@ -806,6 +832,7 @@ fn check(made_of: &CreateSandbox) -> Result<(), Error> {
         }
     }
     tended::check(made_of)?;
+    workspaces::check(&made_of.links)?;
     let long = |(k, v): (&String, &String)| k.len() > MOST_LABEL || v.len() > MOST_LABEL;
     if made_of.labels.len() > MOST_LABELS || made_of.labels.iter().any(long) {
         return Err(Error::invalid(format!(
@@ -877,30 +904,22 @@ async fn exec(
     whole: bool,
     remember: bool,
 ) -> Result<Arc<Exec>, Error> {
-    let argv = argv(request)?;
-    variables(&request.environment)?;
     let (live, permit) = sandbox.enter()?;
     let began = Instant::now();
     let made = &live.made;
-    let mut environment = made.environment.clone();
-    environment.extend(sandbox.made_of.environment.clone());
-    environment.extend(request.environment.clone());
-    let program = argv.first().map(String::as_str).unwrap_or_default();
-    let path = environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
-    let candidates: Vec<String> = candidates(program.as_ref(), path.as_ref())
-        .into_iter()
-        .filter_map(|path| path.into_os_string().into_string().ok())
-        .collect();
-    if candidates.is_empty() {
-        return Err(not_started(
-            program,
-            Refused { refusal: Refusal::Execute, errno: libc::ENOENT },
-        ));
+    let asked = Asked::of(sandbox, &live, request)?;
+    if let Some(size) = request.terminal {
+        let terminal = Terminal::open(&live.link, size).await?;
+        let id = random_id("ex_")?;
+        return terminal::start(
+            sandbox,
+            (live, permit),
+            &asked,
+            terminal,
+            (id, request.timeout_ms),
+        )
+        .await;
     }
-    let cwd = match &request.cwd {
-        Some(cwd) => files::absolute(cwd, &made.cwd)?,
-        None => made.cwd.clone(),
-    };
     let (stdout, out) = link::pipe()?;
     let (stderr, err) = link::pipe()?;
     let (stdin, input) = match input {
@@ -910,10 +929,8 @@ async fn exec(
         }
         None => (link::null()?, None),
     };
-    let pairs: Vec<String> = environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let asked = Program { cwd: &cwd, candidates: &candidates, argv: &argv, environment: &pairs };
     let fds = [stdin.as_fd(), out.as_fd(), err.as_fd()];
-    let started = live.link.exec(asked, fds).await?.map_err(|r| not_started(program, r))?;
+    let started = asked.start(&live.link, fds, false).await?;
     // The command has its own: the pipes end with it.
     drop((stdin, out, err));
     let id = random_id("ex_")?;
@@ -921,7 +938,7 @@ async fn exec(
     let birth = Birth {
         id: id.clone(),
         sandbox: sandbox.id.clone(),
-        argv,
+        argv: asked.argv,
         output: [stdout, stderr],
         input,
         timeout,
@@ -939,6 +956,65 @@ async fn exec(
         sandbox.remember(exec.clone());
     }
     Ok(exec)
+}
+
+/// What is to be executed, as init takes it.
+pub(crate) struct Asked {
+    pub argv: Vec<String>,
+    candidates: Vec<String>,
+    environment: Vec<String>,
+    cwd: String,
+}
+
+impl Asked {
+    pub(crate) fn of(sandbox: &Sandbox, live: &Live, request: &ExecRequest) -> Result<Self, Error> {
+        let argv = argv(request)?;
+        variables(&request.environment)?;
+        let mut environment = live.made.environment.clone();
+        environment.extend(sandbox.made_of.environment.clone());
+        environment.extend(request.environment.clone());
+        let program = argv.first().map(String::as_str).unwrap_or_default();
+        let path = environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
+        let candidates: Vec<String> = candidates(program.as_ref(), path.as_ref())
+            .into_iter()
+            .filter_map(|path| path.into_os_string().into_string().ok())
+            .collect();
+        if candidates.is_empty() {
+            let refused = Refused { refusal: Refusal::Execute, errno: libc::ENOENT };
+            return Err(not_started(program, refused));
+        }
+        let cwd = match &request.cwd {
+            Some(cwd) => files::absolute(cwd, &live.made.cwd)?,
+            None => live.made.cwd.clone(),
+        };
+        let environment = environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        Ok(Self { argv, candidates, environment, cwd })
+    }
+
+    /// Drops variables.
+    pub(crate) fn without(mut self, names: &[&str]) -> Self {
+        self.environment.retain(|pair| {
+            !names.contains(&pair.split_once('=').map_or(pair.as_str(), |(name, _)| name))
+        });
+        self
+    }
+
+    pub(crate) async fn start(
+        &self,
+        link: &Link,
+        fds: [BorrowedFd<'_>; 3],
+        terminal: bool,
+    ) -> Result<Started, Error> {
+        let program = self.argv.first().map(String::as_str).unwrap_or_default();
+        let asked = Program {
+            cwd: &self.cwd,
+            candidates: &self.candidates,
+            argv: &self.argv,
+            environment: &self.environment,
+            terminal,
+        };
+        link.exec(asked, fds).await?.map_err(|r| not_started(program, r))
+    }
 }
 
 fn argv(request: &ExecRequest) -> Result<Vec<String>, Error> {

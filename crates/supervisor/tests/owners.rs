@@ -33,6 +33,7 @@ async fn owners() {
         layers: place.path().join("store"),
         spawner: ("/bin/sh".into(), vec!["-c".into(), shell]),
         hidden: Vec::new(),
+        workspaces: place.path().join("workspaces"),
     };
     let supervisor = Supervisor::start(settings).await.unwrap();
     let (one, other) = (Caller { owner: 1 }, Caller { owner: 2 });

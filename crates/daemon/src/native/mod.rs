@@ -6,6 +6,7 @@ mod files;
 mod layers;
 mod sandboxes;
 mod sessions;
+mod terminal;
 
 use std::sync::Arc;
 
@@ -39,12 +40,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/start", post(sandboxes::start))
         .route("/v1/sandboxes/{id}/stop", post(sandboxes::stop))
         .route("/v1/sandboxes/{id}/freeze", post(sandboxes::freeze))
+        .route("/v1/sandboxes/{id}/extend", post(sandboxes::extend))
         .route("/v1/sandboxes/{id}/exec", post(exec::run))
         .route("/v1/sandboxes/{id}/exec/stream", post(exec::stream))
         .route("/v1/sandboxes/{id}/execs", get(exec::list))
         .route("/v1/sandboxes/{id}/execs/{exec}", get(exec::get))
         .route("/v1/sandboxes/{id}/execs/{exec}/stream", get(exec::follow))
         .route("/v1/sandboxes/{id}/execs/{exec}/kill", post(exec::kill))
+        .route("/v1/sandboxes/{id}/execs/{exec}/terminal", get(terminal::attach))
         .route("/v1/sandboxes/{id}/sessions", post(sessions::create).get(sessions::list))
         .route("/v1/sandboxes/{id}/sessions/{session}", get(sessions::get).delete(sessions::delete))
         .route("/v1/sandboxes/{id}/sessions/{session}/exec", post(sessions::run))
