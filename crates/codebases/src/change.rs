@@ -262,7 +262,9 @@ impl Codebases {
         codebase.record.updated = Stamp::now();
         codebase.record.version += 1;
         self.database.changed(&codebase.record)?;
-        done.map(|()| codebase.record)
+        done?;
+        index::note(codebase.dir.as_fd(), codebase.record.version);
+        Ok(codebase.record)
     }
 
     /// A layer that a sandbox runs in over this very tree.

@@ -21,6 +21,25 @@ pub(crate) const DRAFT: &str = ".names-";
 /// Names that one codebase may have.
 const MOST: usize = 20_000_000;
 
+/// Beside the tree after a change that left no index: the version that it is recorded as.
+const NOTE: &str = ".version";
+
+/// The tree is as recorded, and counted when somebody needs it.
+pub(crate) fn note(codebase: BorrowedFd<'_>, version: u64) {
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if let Ok(file) = rustix::fs::openat(codebase, NOTE, flags, Mode::RUSR | Mode::WUSR) {
+        // Without it the version is raised once more, and that is all.
+        let _ = rustix::io::write(&file, version.to_string().as_bytes());
+    }
+}
+
+pub(crate) fn take_note(codebase: BorrowedFd<'_>) -> Option<u64> {
+    let text = fd::read_regular(codebase, NOTE.as_bytes(), 32).ok()?;
+    let _ = rustix::fs::unlinkat(codebase, NOTE, AtFlags::empty());
+    std::str::from_utf8(&text).ok()?.parse().ok()
+}
+
 /// What a tree holds.
 #[derive(Debug)]
 pub(crate) struct Look {
@@ -137,6 +156,7 @@ pub(crate) fn remove(codebase: BorrowedFd<'_>, path: &Path) -> Result<(), Error>
         Ok(()) | Err(Errno::NOENT) => {}
         Err(errno) => return Err(Error::os("renew", path.join(INDEX))(errno)),
     }
+    take_note(codebase);
     rustix::fs::fsync(codebase).map_err(Error::os("sync", path))
 }
 

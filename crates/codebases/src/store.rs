@@ -326,9 +326,15 @@ impl Codebases {
     fn count(&self, codebase: &mut Codebase) -> Result<(), Error> {
         let tree = codebase.open_tree()?;
         let mut look = index::look(tree.as_fd(), false)?;
+        let known = index::take_note(codebase.dir.as_fd());
         let record = &mut codebase.record;
         (record.size, record.files) = (look.size, look.files);
         record.entries = look.names.len() as u64;
+        if known != Some(record.version) {
+            // A change that was not recorded to its end.
+            record.version += 1;
+            record.updated = Stamp::now();
+        }
         // The record first: what has an index is recorded.
         self.database.changed(record)?;
         let version = codebase.record.version;

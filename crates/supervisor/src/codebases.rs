@@ -200,11 +200,12 @@ impl Shelf {
         let (shelf, name, layer) = (self.clone(), name.to_owned(), layer.map(ToOwned::to_owned));
         blocking(move || {
             let all = shelf.open()?;
-            let found = told(all.get(&name))?;
+            let mut found = told(all.get(&name))?;
             if let Some(layer) = layer {
                 told(all.settle(&found, &layer))?;
                 // A start goes by the index. Without one it takes longer, and no more.
                 let _ = all.names(&found);
+                found = told(all.get(&found.record.id))?;
             }
             let tree = std::fs::canonicalize(found.tree())
                 .map_err(|e| Error::internal(format!("{}: {e}", found.tree().display())))?;

@@ -322,6 +322,50 @@ fn a_layer_over_a_workspace() {
     });
 }
 
+/// Made without being started: nothing runs, what is wrong is said, and its start is as any.
+#[test]
+fn a_sandbox_that_is_made_stopped() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let daemon = Daemon::start(place);
+        app(place, &daemon);
+        let made_of = json!({ "name": "later", "codebase": "app", "stopped": true });
+        let made = daemon.post("/v1/sandboxes", &made_of).is(201).json();
+        assert_eq!((&made["state"], &made["reason"]), (&json!("stopped"), &json!("created")));
+        daemon.shell("later", "true").failed_with(125).says("start it first");
+        daemon.ringfence(&["start", "later"]).ok();
+        assert_eq!(daemon.shell("later", "cat README").ok().out, "read me\n");
+        for wrong in [
+            json!({ "codebase": "app", "workspace": "/" }),
+            json!({ "codebase": "app", "layer": false }),
+            json!({ "codebase": "app", "layer": "sb_0123" }),
+            json!({ "codebase": "app", "layer": "../x" }),
+            json!({ "codebase": "app", "profiles": ["nonesuch"], "stopped": true }),
+        ] {
+            assert_eq!(daemon.post("/v1/sandboxes", &wrong).is(400).reason(), "invalid", "{wrong}");
+        }
+        let none = json!({ "codebase": "nonesuch", "stopped": true });
+        assert_eq!(daemon.post("/v1/sandboxes", &none).is(404).reason(), "not-found");
+        // A deletion of what never ran.
+        daemon
+            .post("/v1/sandboxes", &json!({ "name": "never", "codebase": "app", "stopped": true }));
+        daemon.ringfence(&["remove", "never", "later"]).ok();
+        // An upload that breaks off leaves nothing.
+        let cut = place.bare(&format!(
+            "(printf 'PUT /v1/codebases/app/files?path=cut HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Length: 1000\\r\\n\\r\\nsome'; sleep 1) | timeout 5 python3 -c \"import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect('{}'); s.sendall(sys.stdin.buffer.read()); s.close()\"",
+            daemon.socket().display()
+        ));
+        if cut.code == Some(0) {
+            super::world::until("its draft is gone", || {
+                place.bare("find $HOME/state/codebases -name '.put-*'").ok().out.is_empty()
+            });
+            assert_eq!(daemon.get("/v1/codebases/app/files?path=cut").status, 404);
+        }
+    });
+}
+
 /// The store of layers and codebases, from inside, whatever the policy grants.
 #[test]
 fn a_command_inside_at_the_layers_of_others() {
