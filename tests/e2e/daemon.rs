@@ -2,10 +2,12 @@
 //! socket (curl, as the user), through kills, and under attack.
 
 mod attacks;
+mod batch;
 mod codebases;
 mod exec;
 mod files;
 mod life;
 mod sessions;
 mod terminal;
+mod trees;
 mod world;

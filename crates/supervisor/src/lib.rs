@@ -30,6 +30,7 @@ mod store;
 mod supervisor;
 mod tended;
 mod terminal;
+pub mod trees;
 
 pub use error::{Error, Kind};
 pub use exec::{Chunk, Exec, Stream};

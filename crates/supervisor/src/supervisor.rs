@@ -25,7 +25,7 @@ use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
 use crate::terminal::{self, Terminal};
-use crate::{files, lock, now_ms, random_id};
+use crate::{files, lock, now_ms, random_id, trees};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -109,6 +109,7 @@ pub enum Command {
     },
     Codebases(codebases::Ask),
     InSession(session::Ask),
+    InFiles(trees::Ask),
 }
 
 /// What comes of it.
@@ -125,6 +126,9 @@ pub enum Reply {
     Codebases(codebases::Answer),
     Session(Box<ringfence_api::Session>),
     Sessions(Vec<ringfence_api::Session>),
+    Found(ringfence_api::FoundFiles),
+    Download(crate::codebases::Download),
+    Unpacked(ringfence_api::Unpacked),
 }
 
 /// How a supervisor is set up.
@@ -279,6 +283,38 @@ impl Supervisor {
             }
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
             Command::InSession(ask) => self.in_session(caller, ask).await,
+            Command::InFiles(ask) => self.in_files(caller, ask).await,
+        }
+    }
+
+    async fn in_files(&self, caller: Caller, ask: trees::Ask) -> Result<Reply, Error> {
+        use trees::Ask;
+        let (Ask::Move { sandbox, .. }
+        | Ask::Search { sandbox, .. }
+        | Ask::Pack { sandbox, .. }
+        | Ask::Unpack { sandbox, .. }) = &ask;
+        let sandbox = self.find(caller, sandbox)?;
+        let live = sandbox.look()?;
+        let at = |path: &str| trees::place(path, &live.made.cwd);
+        let link = live.link.clone();
+        match ask {
+            Ask::Move { from, to, .. } => {
+                let cwd = &live.made.cwd;
+                let (from, to) = (files::absolute(&from, cwd)?, files::absolute(&to, cwd)?);
+                trees::rename(&link, &from, &to).await.map(|()| Reply::Done)
+            }
+            Ask::Search { search, .. } => {
+                let (root, permit) = (at(&search.path)?, sandbox.room.take()?);
+                trees::search(link, permit, root, search).await.map(Reply::Found)
+            }
+            Ask::Pack { path, .. } => {
+                let (root, permit) = (at(&path)?, sandbox.room.take()?);
+                trees::pack(link, permit, root).await.map(Reply::Download)
+            }
+            Ask::Unpack { path, content, .. } => {
+                let (root, permit) = (at(&path)?, sandbox.room.take()?);
+                trees::unpack(link, permit, root, content).await.map(Reply::Unpacked)
+            }
         }
     }
 

@@ -1,11 +1,13 @@
 //! ringfence's own REST interface, `/v1`.
 
+mod batch;
 mod codebases;
 mod exec;
 mod files;
 mod sandboxes;
 mod sessions;
 mod terminal;
+mod trees;
 
 use std::sync::Arc;
 
@@ -46,6 +48,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/execs/{exec}/stream", get(exec::follow))
         .route("/v1/sandboxes/{id}/execs/{exec}/kill", post(exec::kill))
         .route("/v1/sandboxes/{id}/execs/{exec}/terminal", get(terminal::attach))
+        .route("/v1/batch/sandboxes", post(batch::create))
+        .route("/v1/batch/exec", post(batch::exec))
         .route("/v1/sandboxes/{id}/sessions", post(sessions::create).get(sessions::list))
         .route("/v1/sandboxes/{id}/sessions/{session}", get(sessions::get).delete(sessions::delete))
         .route("/v1/sandboxes/{id}/sessions/{session}/exec", post(sessions::run))
@@ -55,6 +59,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/files", delete(files::remove))
         .route("/v1/sandboxes/{id}/files/stat", get(files::stat))
         .route("/v1/sandboxes/{id}/files/list", get(files::list))
+        .route("/v1/sandboxes/{id}/files/move", post(trees::rename))
+        .route("/v1/sandboxes/{id}/files/search", get(trees::search))
+        .route("/v1/sandboxes/{id}/files/archive", get(trees::pack).put(trees::unpack))
         .route("/v1/sandboxes/{id}/files/directory", post(files::make_directory))
         .route("/v1/codebases", post(codebases::create).get(codebases::list))
         .route("/v1/codebases/{codebase}", get(codebases::get).delete(codebases::delete))
