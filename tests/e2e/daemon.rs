@@ -5,6 +5,7 @@ mod attacks;
 mod batch;
 mod codebases;
 mod exec;
+mod faults;
 mod files;
 mod life;
 mod sessions;

@@ -18,6 +18,7 @@ mod channel;
 pub mod codebases;
 mod error;
 mod exec;
+mod fault;
 mod files;
 mod host;
 mod link;

@@ -25,7 +25,7 @@ use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
 use crate::terminal::{self, Terminal};
-use crate::{files, lock, now_ms, random_id, trees};
+use crate::{fault, files, lock, now_ms, random_id, trees};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -423,10 +423,12 @@ impl Supervisor {
         let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
         self.enter(caller, &sandbox)?;
+        fault::point("create.entered");
         let brought = match first {
             State::Creating => self.bring_up(&sandbox, "created").await,
             _ => Ok(()),
         };
+        fault::point("create.alive");
         let made = match brought {
             Ok(()) => self.keep(&sandbox).await,
             Err(e) => Err(e),
@@ -440,6 +442,7 @@ impl Supervisor {
         if let (Some(keys), Some(key)) = (&mut keys, key) {
             keys.insert((caller.owner, key), (asked, id));
         }
+        fault::point("create.kept");
         Ok(described(&sandbox))
     }
 
@@ -532,7 +535,9 @@ impl Supervisor {
         };
         let (told, ended) = watch::channel(None);
         lock(&self.numbers).insert(number, (Arc::downgrade(sandbox), told));
+        fault::point("make.ordered");
         let made = host.make(number, &sandbox.made_of, tended).await;
+        fault::point("make.answered");
         let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
         match link {
             Ok((made, link)) => Ok(Live { number, host: own, link, made: Arc::new(made), ended }),
@@ -601,6 +606,7 @@ impl Supervisor {
         } else {
             sandbox.happened(Event::Making, "requested");
             self.bring_up(sandbox, "requested").await?;
+            fault::point("start.alive");
         }
         self.keep(sandbox).await?;
         Ok(described(sandbox))
@@ -611,6 +617,7 @@ impl Supervisor {
         if sandbox.may(Ask::Stop)? == Admitted::Already {
             return Ok(described(sandbox));
         }
+        fault::point("stop.begun");
         if let Some(live) = sandbox.live() {
             if sandbox.state() == State::Running {
                 let _ = live.link.signal(0, libc::SIGTERM).await;
@@ -621,6 +628,7 @@ impl Supervisor {
             }
             self.end(sandbox, live).await;
         }
+        fault::point("stop.ended");
         sandbox.happened(Event::Stopped, reason);
         self.keep(sandbox).await?;
         Ok(described(sandbox))
@@ -645,13 +653,16 @@ impl Supervisor {
     async fn delete(&self, sandbox: &Arc<Sandbox>) -> Result<Reply, Error> {
         let _life = sandbox.life.lock().await;
         if sandbox.may(Ask::Delete)? == Admitted::Go {
+            fault::point("destroy.begun");
             if sandbox.made_of.persistent {
                 // First: a sandbox that was said to be gone does not come back.
                 self.store.remove(sandbox.id.clone()).await?;
             }
+            fault::point("destroy.forgotten");
             if let Some(live) = sandbox.live() {
                 self.end(sandbox, live).await;
             }
+            fault::point("destroy.ended");
             sandbox.happened(Event::Deleted, "requested");
         }
         lock(&self.sandboxes).remove(&sandbox.id);
@@ -899,6 +910,7 @@ async fn exec(
         None => (link::null()?, None),
     };
     let fds = [stdin.as_fd(), out.as_fd(), err.as_fd()];
+    fault::point("exec.asked");
     let started = asked.start(&live.link, fds, false).await?;
     // The command has its own: the pipes end with it.
     drop((stdin, out, err));
@@ -920,6 +932,7 @@ async fn exec(
             sandbox.forget(&id);
         }
     };
+    fault::point("exec.started");
     let exec = Exec::new(birth, started, began, live.link.clone(), done)?;
     if remember || !exec.has_ended() {
         sandbox.remember(exec.clone());

@@ -77,6 +77,9 @@ pub(crate) async fn rename(link: &Link, from: &str, to: &str) -> Result<(), Erro
     link.files(head, &[from, to]).await?.map(drop).map_err(|e| said("move", from, e))
 }
 
+/// Called with a name from the root on, its path, what it is, and the directory that has it. False: enough.
+type Each<'a> = dyn FnMut(&str, &str, &Stat, &OwnedFd) -> Result<bool, Error> + 'a;
+
 /// Init, asked from a thread.
 struct Inside {
     link: Arc<Link>,
@@ -105,11 +108,7 @@ impl Inside {
 
     /// Everything below a directory, parents first and names in order. What may not be listed, and what
     /// is the kernel's, is passed over. Answers whether all was seen.
-    fn walk(
-        &self,
-        root: &str,
-        each: &mut dyn FnMut(&str, &str, &Stat, &OwnedFd) -> Result<bool, Error>,
-    ) -> Result<bool, Error> {
+    fn walk(&self, root: &str, each: &mut Each<'_>) -> Result<bool, Error> {
         let first = self.open(root, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         let first = first.map_err(|e| said("list", root, e))?;
         let mut seen = 0;

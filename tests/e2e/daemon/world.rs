@@ -130,7 +130,7 @@ impl<'a> Daemon<'a> {
             std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)).unwrap();
             place.own(&run);
         }
-        let mut daemon = Self { place, child: spawn(place, listen), listen: listen.to_vec() };
+        let mut daemon = Self { place, child: spawn(place, listen, None), listen: listen.to_vec() };
         daemon.wait();
         daemon
     }
@@ -144,8 +144,19 @@ impl<'a> Daemon<'a> {
 
     /// After a kill.
     pub fn start_again(&mut self) {
-        self.child = spawn(self.place, &self.listen);
+        self.child = spawn(self.place, &self.listen, None);
         self.wait();
+    }
+
+    /// After a kill; this one dies at a labelled step.
+    pub fn start_to_die(&mut self, step: &str) {
+        self.child = spawn(self.place, &self.listen, Some(step));
+        self.wait();
+    }
+
+    /// Whether it died, as by `kill -9`.
+    pub fn has_died(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     pub fn process(&self) -> Process {
@@ -224,12 +235,15 @@ pub fn environment(place: &Place, command: &mut Command) {
         .env("RINGFENCE_STATE", place.home().join("state"));
 }
 
-fn spawn(place: &Place, listen: &[String]) -> Child {
+fn spawn(place: &Place, listen: &[String], fault: Option<&str>) -> Child {
     let mut command = place.command(binary());
     environment(place, &mut command);
     command.arg("daemon").stdout(Stdio::null());
     for address in listen {
         command.args(["--listen", address]);
+    }
+    if let Some(step) = fault {
+        command.env("RINGFENCE_FAULT", step);
     }
     command.spawn().unwrap()
 }
