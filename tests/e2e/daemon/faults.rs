@@ -71,7 +71,7 @@ impl Run<'_, '_> {
                 ["session", "create", _] => {
                     self.seen.extend(self.daemon.family());
                     let ran = self.daemon.ringfence(args);
-                    session = ran.out.trim().to_owned();
+                    ran.out.trim().clone_into(&mut session);
                     ran.code == Some(0)
                 }
                 ["session", "line", _] => {
