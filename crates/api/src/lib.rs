@@ -4,6 +4,7 @@
 
 mod batch;
 pub mod codebases;
+pub mod layers;
 pub mod openapi;
 mod sessions;
 mod terminal;
@@ -29,7 +30,7 @@ pub struct CreateSandbox {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// The directory to work in, absolute. Without a layer, what is written there is written to the real
-    /// tree. Empty with `codebase`.
+    /// tree. Empty with `codebase`; else empty is a directory of the sandbox's own, which goes with it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub workspace: String,
     /// The codebase to work in, by name or id, seen at `/workspace`. What is written goes to a layer.
@@ -44,6 +45,9 @@ pub struct CreateSandbox {
     /// It is not started.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stopped: bool,
+    /// Names at the root that lead into the workspace (`/app` to `src/app`), unless something is there.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<String, String>,
     /// Built-in profiles, lowest first; none: `workspace`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<String>,
@@ -61,6 +65,14 @@ pub struct CreateSandbox {
     /// Stopped when no command has run for this long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_stop_seconds: Option<u64>,
+}
+
+/// How much longer a sandbox is to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Extend {
+    /// After the end it has; where it has none, from now.
+    pub seconds: u64,
 }
 
 /// Where a sandbox is in its life.

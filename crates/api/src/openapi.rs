@@ -5,9 +5,10 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use crate::codebases::{Codebase, Codebases, CreateCodebase};
+use crate::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
 use crate::{
     BatchCreate, BatchCreated, BatchExec, BatchExecuted, CreateSandbox, CreateSession, ErrorBody,
-    Exec, ExecRequest, ExecResult, Execs, FileInfo, FoundFiles, FromTerminal, Health, Kill,
+    Exec, ExecRequest, ExecResult, Execs, Extend, FileInfo, FoundFiles, FromTerminal, Health, Kill,
     Listing, MoveFile, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions, ToTerminal,
     Unpacked,
 };
@@ -41,6 +42,9 @@ struct Route {
 
 const PATH: (&str, bool, &str) = ("path", true, "as it is seen inside; relative to the workspace");
 
+const CHANGED: (&str, bool, &str) =
+    ("path", false, "only what lies there or below; relative to the workspace");
+
 const IN_CODEBASE: (&str, bool, &str) =
     ("path", true, "relative to the codebase, or below /workspace");
 
@@ -55,6 +59,7 @@ const ROUTES: &[Route] = &[
     Route { method: "post", path: "/v1/sandboxes/{id}/start", id: "startSandbox", says: "Make it again after a stop, or let it go on after a freeze", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/stop", id: "stopSandbox", says: "End every process in it", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/freeze", id: "freezeSandbox", says: "Stop every process in it where it stands", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/extend", id: "extendSandbox", says: "Let it live longer", query: &[], asks: Body::Json(of::<Extend>), status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/exec", id: "exec", says: "Run a command to its end, or in the background", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Json(of::<ExecResult>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/exec/stream", id: "execStream", says: "Run a command and stream its output", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs", id: "listExecs", says: "Commands that run, and the last that ended", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Execs>) },
@@ -80,6 +85,18 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/files/archive", id: "packFiles", says: "What is below a directory, as a tar archive", query: &[("path", false, "the directory; default: the workspace")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
     Route { method: "put", path: "/v1/sandboxes/{id}/files/archive", id: "unpackFiles", says: "Put what a tar archive has below a directory: files and directories", query: &[("path", false, "the directory; default: the workspace")], asks: Body::Bytes, status: "200", answers: Body::Json(of::<Unpacked>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/files/directory", id: "makeDirectory", says: "Make a directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/sandboxes/{id}/layer", id: "layer", says: "What is kept of its layer", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<LayerInfo>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/layer/diff", id: "layerDiff", says: "What it changed", query: &[CHANGED], asks: Body::Nothing, status: "200", answers: Body::Json(of::<LayerChanges>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/layer/patch", id: "layerPatch", says: "What it changed, as git apply and patch take it", query: &[CHANGED, ("binary", false, "true: binary files too")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "get", path: "/v1/sandboxes/{id}/layer/archive", id: "exportLayer", says: "Its layer as a tar archive; the sandbox must be stopped", query: &[("snapshot", false, "what it held then"), ("zstd", false, "true: compressed")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/apply", id: "applyLayer", says: "Bring what it changed to the real files, as far as its policy lets it write there; it must be stopped", query: &[], asks: Body::Json(of::<Chosen>), status: "200", answers: Body::Json(of::<Applied>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/discard", id: "discardLayer", says: "Throw away what it changed; it must be stopped", query: &[], asks: Body::Json(of::<Chosen>), status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/checkpoint", id: "checkpointLayer", says: "Remember what the layer holds, for an undo; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/undo", id: "undoLayer", says: "Take back what was changed since a checkpoint; it must be stopped", query: &[], asks: Body::Json(of::<Undo>), status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/fork", id: "forkLayer", says: "Another layer that holds the same; it must be stopped", query: &[], asks: Body::Json(of::<Fork>), status: "204", answers: Body::Nothing },
+    Route { method: "put", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}", id: "snapshotLayer", says: "Give what the layer holds a name; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "delete", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}", id: "forgetSnapshot", says: "Forget a snapshot", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", id: "restoreLayer", says: "Let the layer hold what it held then; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "post", path: "/v1/codebases", id: "createCodebase", says: "Make a codebase, empty or of a directory", query: &[], asks: Body::Json(of::<CreateCodebase>), status: "201", answers: Body::Json(of::<Codebase>) },
     Route { method: "get", path: "/v1/codebases", id: "listCodebases", says: "One's own codebases", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebases>) },
     Route { method: "get", path: "/v1/codebases/{codebase}", id: "getCodebase", says: "A codebase, by id or name", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebase>) },

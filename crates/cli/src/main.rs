@@ -13,7 +13,6 @@ mod help;
 #[cfg(test)]
 mod help_tests;
 mod inspect;
-mod judge;
 mod layers;
 mod output;
 mod ports;

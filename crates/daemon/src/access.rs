@@ -4,27 +4,31 @@
 //! the daemon's own user namespace: a command of a sandbox has the same user and is in another one.
 //! Over TCP: who knows the token. Web pages: nobody; a browser sends `Origin`, or a `Host` that is not
 //! this machine's own name for itself.
+//!
+//! Other daemons' interfaces have clients that send no token. There the kernel is asked whose the other
+//! end of the connection is: see [`crate::neighbour`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::serve::IncomingStream;
 use ringfence_supervisor::Caller;
 use tokio::net::{TcpListener, UnixListener};
 
+use crate::neighbour::Neighbour;
 use crate::problem::Problem;
 
 /// What is known of the other side of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Peer {
     /// `None`: the kernel did not say, or it is from elsewhere.
     Local(Option<u32>),
-    Remote,
+    Remote(Arc<Neighbour>),
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
@@ -35,13 +39,14 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 }
 
 impl Connected<IncomingStream<'_, TcpListener>> for Peer {
-    fn connect_info(_: IncomingStream<'_, TcpListener>) -> Self {
-        Self::Remote
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        let here = stream.io().local_addr().ok();
+        Self::Remote(Arc::new(Neighbour::new(here, *stream.remote_addr())))
     }
 }
 
 /// Whether a process is in our own user namespace, and so in no sandbox.
-fn is_outside(pid: i32) -> bool {
+pub(crate) fn is_outside(pid: i32) -> bool {
     let namespace = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/user")).ok();
     let ours = namespace("self");
     ours.is_some() && namespace(&pid.to_string()) == ours
@@ -68,7 +73,7 @@ pub(crate) async fn check(
     match peer {
         Peer::Local(Some(uid)) if uid == own => {}
         Peer::Local(_) => return Err(Problem::forbidden("this daemon serves another user")),
-        Peer::Remote => {
+        Peer::Remote(_) => {
             if !is_own_host(headers) {
                 return Err(Problem::forbidden("the Host of the request is not this machine"));
             }
@@ -81,11 +86,37 @@ pub(crate) async fn check(
     Ok(next.run(request).await)
 }
 
+/// Who asks at an interface whose clients have no token: a process of this very user, in no sandbox, and
+/// no web page. Why not, else.
+pub(crate) async fn neighbour(
+    peer: &Peer,
+    headers: &HeaderMap,
+    uri: &Uri,
+) -> Result<Caller, &'static str> {
+    if headers.contains_key(header::ORIGIN) {
+        return Err("web pages may not ask");
+    }
+    // HTTP/2 says it in the address.
+    let own = match uri.authority() {
+        Some(authority) if !headers.contains_key(header::HOST) => is_own_name(authority.as_str()),
+        _ => is_own_host(headers),
+    };
+    if !own {
+        return Err("the Host of the request is not this machine");
+    }
+    let Peer::Remote(neighbour) = peer else { return Err("nobody knows who asks") };
+    neighbour.admit().await?;
+    Ok(Caller { owner: rustix::process::geteuid().as_raw() })
+}
+
 /// A name that no page can make lead here.
 fn is_own_host(headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    let Ok(host) = host.to_str() else { return false };
+    host.to_str().is_ok_and(is_own_name)
+}
+
+fn is_own_name(host: &str) -> bool {
     if let Ok(address) = host.parse::<SocketAddr>() {
         return address.ip().is_loopback();
     }
@@ -105,7 +136,7 @@ fn has_token(headers: &HeaderMap, token: Option<&str>) -> bool {
 }
 
 /// In a time that says nothing of where they differ.
-fn is_same(a: &[u8], b: &[u8]) -> bool {
+pub(crate) fn is_same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b)) == 0
 }
 

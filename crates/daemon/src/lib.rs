@@ -4,9 +4,13 @@
 #![cfg(target_os = "linux")]
 
 mod access;
+pub mod agentfense;
+pub mod agentkernel;
 mod native;
+mod neighbour;
 mod places;
 mod problem;
+mod stamp;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -46,6 +50,10 @@ pub struct Options {
     pub private: bool,
     /// Loopback addresses to listen at besides the socket; callers there need the token.
     pub listen: Vec<SocketAddr>,
+    /// The interface of agentkernel, where it is asked for.
+    pub agentkernel: Option<agentkernel::Options>,
+    /// That of AgentFense.
+    pub agentfense: Option<agentfense::Options>,
     /// The program and arguments that are the spawner; one more is added, for [`spawner`].
     pub spawner: (PathBuf, Vec<String>),
 }
@@ -65,6 +73,13 @@ pub fn run(options: &Options) -> Result<(), Failed> {
             "--listen: {bad} is not a loopback address; without encryption the token could be read on the way"
         )));
     }
+    if let Some(dialect) = &options.agentkernel {
+        loopback("--agentkernel", dialect.address)?;
+    }
+    if let Some(dialect) = &options.agentfense {
+        loopback("--agentfense", dialect.grpc)?;
+        loopback("--agentfense", dialect.rest)?;
+    }
     let _lock = options.places.prepare()?;
     let open_files = ringfence_supervisor::spawner::more_files();
     let token = if options.listen.is_empty() { None } else { Some(options.places.token()?) };
@@ -75,6 +90,18 @@ pub fn run(options: &Options) -> Result<(), Failed> {
         .block_on(serve(options, token, open_files))
 }
 
+/// Whose the other end is can be told of connections on this machine only.
+fn loopback(flag: &str, address: SocketAddr) -> Result<(), Failed> {
+    if address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(Failed(format!("{flag}: {address} is not a loopback address")))
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failed> {
+    TcpListener::bind(address).await.map_err(failed(format!("{flag}: {address}")))
+}
+
 async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Result<(), Failed> {
     let (program, mut arguments) = options.spawner.clone();
     arguments.push(open_files.to_string());
@@ -83,20 +110,38 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     let unix = listen_unix(places)?;
     let mut tcp = Vec::new();
     for address in &options.listen {
-        let listener =
-            TcpListener::bind(address).await.map_err(failed(format!("--listen: {address}")))?;
-        tcp.push(listener);
+        tcp.push(bind("--listen", *address).await?);
     }
+    let kernel = match &options.agentkernel {
+        Some(dialect) => Some((bind("--agentkernel", dialect.address).await?, dialect)),
+        None => None,
+    };
+    let fense = match &options.agentfense {
+        Some(dialect) => Some((
+            bind("--agentfense", dialect.grpc).await?,
+            bind("--agentfense", dialect.rest).await?,
+        )),
+        None => None,
+    };
     let settings = Settings {
         store: places.state.join("state.db"),
         layers: places.layers(),
         spawner: (program, arguments),
         hidden: places.hidden(),
+        workspaces: places.workspaces(),
     };
     let supervisor = Supervisor::start(settings).await.map_err(|e| Failed(e.to_string()))?;
     let version = env!("CARGO_PKG_VERSION");
     let document = ringfence_api::openapi::document(version);
     let app = Arc::new(App { supervisor: supervisor.clone(), openapi: document.to_string() });
+    if let Some((listener, dialect)) = kernel {
+        let router = agentkernel::router(supervisor.clone(), dialect.key.clone());
+        tokio::spawn(serve_router(listener, router));
+    }
+    if let Some((grpc, rest)) = fense {
+        tokio::spawn(serve_router(grpc, agentfense::grpc(supervisor.clone())));
+        tokio::spawn(serve_router(rest, agentfense::rest(supervisor.clone())));
+    }
     let router = native::router(app);
     for listener in tcp {
         let door = Door { token: token.clone() };
@@ -121,6 +166,15 @@ where
     Peer: for<'a> Connected<IncomingStream<'a, L>>,
 {
     let router = router.layer(axum::middleware::from_fn_with_state(Arc::new(door), access::check));
+    serve_router(listener, router).await;
+}
+
+async fn serve_router<L>(listener: L, router: Router)
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+    Peer: for<'a> Connected<IncomingStream<'a, L>>,
+{
     let service = router.into_make_service_with_connect_info::<Peer>();
     // It does not end by itself.
     let _ = axum::serve(listener, service).await;

@@ -21,6 +21,7 @@ mod exec;
 mod fault;
 mod files;
 mod host;
+pub mod layers;
 mod link;
 mod log;
 pub mod machine;
@@ -32,9 +33,10 @@ mod supervisor;
 mod tended;
 mod terminal;
 pub mod trees;
+mod workspaces;
 
 pub use error::{Error, Kind};
-pub use exec::{Chunk, Exec, Stream};
+pub use exec::{Chunk, Exec, Following, Stream};
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
 pub use terminal::Terminal;
 

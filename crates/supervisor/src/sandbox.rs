@@ -1,6 +1,7 @@
 //! One sandbox: what it is, how it stands, what runs in it.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -11,16 +12,17 @@ use crate::error::{Error, Kind};
 use crate::exec::Exec;
 use crate::host::Host;
 use crate::link::Link;
-use crate::lock;
 use crate::machine::{Admitted, Ask, Denied, Event, admit, next};
 use crate::session::Sessions;
 use crate::spawner::Made;
 use crate::store::Row;
 use crate::tended;
 use crate::trees::Room;
+use crate::{lock, now_ms};
 
 /// Commands that have ended and are remembered.
 const REMEMBERED: usize = 32;
+const FOREVER: u64 = u64::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Sandbox {
@@ -29,6 +31,8 @@ pub(crate) struct Sandbox {
     pub made_of: CreateSandbox,
     pub created_ms: u64,
     pub key: Option<String>,
+    /// Its life, as it was last extended; [`FOREVER`] where it has no end.
+    ttl_seconds: AtomicU64,
     inner: Mutex<Inner>,
     /// Held while it is started, stopped, frozen or deleted: one at a time.
     pub life: tokio::sync::Mutex<()>,
@@ -80,10 +84,12 @@ impl Sandbox {
             since: Instant::now(),
             execs: VecDeque::new(),
         };
+        let ttl_seconds = AtomicU64::new(made_of.ttl_seconds.unwrap_or(FOREVER));
         Arc::new(Self {
             id,
             owner,
             made_of,
+            ttl_seconds,
             created_ms,
             key,
             inner: Mutex::new(inner),
@@ -102,13 +108,28 @@ impl Sandbox {
             created_ms: self.created_ms,
             state: inner.state,
             reason: inner.reason.clone(),
-            made_of: self.made_of.clone(),
+            made_of: CreateSandbox { ttl_seconds: self.ttl_seconds(), ..self.made_of.clone() },
             key: self.key.clone(),
         }
     }
 
+    fn ttl_seconds(&self) -> Option<u64> {
+        Some(self.ttl_seconds.load(Ordering::Relaxed)).filter(|ttl| *ttl != FOREVER)
+    }
+
+    /// It ends so much later; where it had no end, that long from now.
+    pub(crate) fn extend(&self, seconds: u64) {
+        let lived = now_ms().saturating_sub(self.created_ms) / 1000;
+        let longer = |ttl: u64| match ttl {
+            FOREVER => lived.saturating_add(seconds),
+            ttl => ttl.saturating_add(seconds),
+        };
+        let to = |ttl| Some(longer(ttl).min(FOREVER - 1));
+        let _ = self.ttl_seconds.fetch_update(Ordering::Relaxed, Ordering::Relaxed, to);
+    }
+
     pub(crate) fn expires_ms(&self) -> Option<u64> {
-        let ttl = self.made_of.ttl_seconds?;
+        let ttl = self.ttl_seconds()?;
         Some(self.created_ms.saturating_add(ttl.saturating_mul(1000)))
     }
 

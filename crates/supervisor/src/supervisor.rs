@@ -25,7 +25,7 @@ use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
 use crate::terminal::{self, Terminal};
-use crate::{fault, files, lock, now_ms, random_id, trees};
+use crate::{fault, files, layers, lock, now_ms, random_id, trees, workspaces};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -61,6 +61,11 @@ pub enum Command {
     Start(String),
     Stop(String),
     Freeze(String),
+    /// It ends later.
+    Extend {
+        sandbox: String,
+        seconds: u64,
+    },
     Delete(String),
     /// `whole`: the answer will be all of its output.
     Exec {
@@ -108,6 +113,10 @@ pub enum Command {
         path: String,
     },
     Codebases(codebases::Ask),
+    Layer {
+        sandbox: String,
+        ask: layers::Ask,
+    },
     InSession(session::Ask),
     InFiles(trees::Ask),
 }
@@ -124,6 +133,7 @@ pub enum Reply {
     File(FileInfo),
     Listing(Listing),
     Codebases(codebases::Answer),
+    Layer(layers::Answer),
     Session(Box<ringfence_api::Session>),
     Sessions(Vec<ringfence_api::Session>),
     Found(ringfence_api::FoundFiles),
@@ -142,6 +152,8 @@ pub struct Settings {
     pub spawner: (PathBuf, Vec<String>),
     /// Directories that no sandbox may see, whatever its policy.
     pub hidden: Vec<String>,
+    /// Where the workspaces are that are a sandbox's own.
+    pub workspaces: PathBuf,
 }
 
 /// A sandbox whose end the spawner will tell, and who waits for it.
@@ -201,6 +213,8 @@ impl Supervisor {
                 again.push(sandbox);
             }
         }
+        let known = lock(&supervisor.sandboxes).keys().cloned().collect();
+        workspaces::sweep(&supervisor.settings.workspaces, &known);
         let (sweeper, known) = (supervisor.own.clone(), supervisor.clone());
         tokio::task::spawn_blocking(move || {
             sweeper.sweep(|layer| lock(&known.sandboxes).contains_key(layer));
@@ -234,6 +248,12 @@ impl Supervisor {
             Command::Start(id) => self.begin(&self.find(caller, &id)?).await,
             Command::Stop(id) => self.stop(&self.find(caller, &id)?, "requested").await,
             Command::Freeze(id) => freeze(&self.find(caller, &id)?).await,
+            Command::Extend { sandbox, seconds } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                sandbox.extend(seconds);
+                self.keep(&sandbox).await?;
+                Ok(described(&sandbox))
+            }
             Command::Delete(id) => match self.find(caller, &id) {
                 Ok(sandbox) => self.delete(&sandbox).await,
                 // Again is no error; and nobody learns what others have.
@@ -280,6 +300,10 @@ impl Supervisor {
             Command::RemoveFile { sandbox, path } => {
                 let (live, path) = self.look(caller, &sandbox, &path)?;
                 files::remove(&live.link, &path).await.map(|()| Reply::Done)
+            }
+            Command::Layer { sandbox, ask } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                self.layer(&sandbox, ask).await.map(Reply::Layer)
             }
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
             Command::InSession(ask) => self.in_session(caller, ask).await,
@@ -420,13 +444,22 @@ impl Supervisor {
         let first = if made_of.stopped { State::Stopped } else { State::Creating };
         let state = (first, "created".to_owned());
         let id = random_id("sb_")?;
+        let own = made_of.workspace.is_empty() && made_of.codebase.is_none();
+        if own {
+            made_of.workspace = workspaces::path(&self.settings.workspaces, &id)?;
+        }
         let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
         self.enter(caller, &sandbox)?;
         fault::point("create.entered");
-        let brought = match first {
-            State::Creating => self.bring_up(&sandbox, "created").await,
-            _ => Ok(()),
+        let place = if own { workspaces::make(&sandbox.made_of) } else { Ok(()) };
+        let brought = match (place, first) {
+            (Ok(()), State::Creating) => self.bring_up(&sandbox, "created").await,
+            (Ok(()), _) => Ok(()),
+            (Err(e), _) => {
+                sandbox.happened(Event::Lost, &e.message);
+                Err(e)
+            }
         };
         fault::point("create.alive");
         let made = match brought {
@@ -664,6 +697,7 @@ impl Supervisor {
             }
             fault::point("destroy.ended");
             sandbox.happened(Event::Deleted, "requested");
+            workspaces::remove(&self.settings.workspaces, &sandbox.id).await;
         }
         lock(&self.sandboxes).remove(&sandbox.id);
         if let Some(layer) = tended::layer_of(&sandbox.made_of, &sandbox.id)
@@ -703,6 +737,38 @@ impl Supervisor {
         if self.host.lock().await.is_gone() {
             self.forget_shared();
         }
+    }
+
+    /// What is asked of a sandbox's layer. It does not start meanwhile.
+    async fn layer(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        ask: layers::Ask,
+    ) -> Result<layers::Answer, Error> {
+        let Some(name) = tended::layer_of(&sandbox.made_of, &sandbox.id) else {
+            return Err(Error::new(Kind::Conflict, "the sandbox has no layer")
+                .with("make it with \"layer\": true"));
+        };
+        let _life = sandbox.life.lock().await;
+        if ask.needs_rest() && sandbox.live().is_some() {
+            return Err(Error::new(Kind::Conflict, "the sandbox is not stopped")
+                .with("stop it first; what it changed stays"));
+        }
+        let moved = match &sandbox.made_of.codebase {
+            Some(codebase) => {
+                let tree = self.shelf.find(codebase, None).await?.tree;
+                Some((tree, PathBuf::from(ringfence_codebases::WORKSPACE)))
+            }
+            None => None,
+        };
+        let layer = layers::Layer {
+            store: self.settings.layers.clone(),
+            name: name.to_owned(),
+            made_of: sandbox.made_of.clone(),
+            hidden: self.settings.hidden.clone(),
+            moved,
+        };
+        files::blocking(move || layer.carry_out(ask)).await
     }
 
     /// Codebases are all of the daemon's user.
@@ -813,6 +879,7 @@ fn check(made_of: &CreateSandbox) -> Result<(), Error> {
         }
     }
     tended::check(made_of)?;
+    workspaces::check(&made_of.links)?;
     let long = |(k, v): (&String, &String)| k.len() > MOST_LABEL || v.len() > MOST_LABEL;
     if made_of.labels.len() > MOST_LABELS || made_of.labels.iter().any(long) {
         return Err(Error::invalid(format!(

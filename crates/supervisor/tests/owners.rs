@@ -30,8 +30,10 @@ async fn owners() {
     let shell = shell.replace("/proc/self/exe", &program.display().to_string());
     let settings = Settings {
         store: place.path().join("state.db"),
+        layers: place.path().join("store"),
         spawner: ("/bin/sh".into(), vec!["-c".into(), shell]),
         hidden: Vec::new(),
+        workspaces: place.path().join("workspaces"),
     };
     let supervisor = Supervisor::start(settings).await.unwrap();
     let (one, other) = (Caller { owner: 1 }, Caller { owner: 2 });

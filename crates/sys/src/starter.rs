@@ -319,17 +319,17 @@ extern "C" fn start(place: *mut libc::c_void) -> libc::c_int {
     }
 }
 
-/// Puts this process under the filters of its place and sends the listener away.
-///
-/// # Safety
-/// A message that carries one descriptor.
+/// A control message with one descriptor.
 #[repr(C)]
 struct Control {
     head: libc::cmsghdr,
     fd: libc::c_int,
-    _rest: libc::c_int,
+    rest: libc::c_int,
 }
 
+/// Puts this process under the filters of its place and sends the listener away.
+///
+/// # Safety
 /// The place is this process's; its filters and socket are those of a [`Watched`] that lives.
 unsafe fn watch(place: *const Place) -> i32 {
     const SPEC_ALLOW: usize = 1 << 2;

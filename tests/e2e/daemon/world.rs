@@ -25,7 +25,8 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) {
 pub struct Daemon<'a> {
     pub place: &'a Place,
     child: Child,
-    listen: Vec<String>,
+    flags: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Drop for Daemon<'_> {
@@ -124,13 +125,27 @@ impl<'a> Daemon<'a> {
     }
 
     pub fn listening(place: &'a Place, listen: &[String]) -> Self {
+        let flags: Vec<&str> = listen.iter().flat_map(|a| ["--listen", a.as_str()]).collect();
+        Self::with(place, &flags)
+    }
+
+    /// With these flags.
+    pub fn with(place: &'a Place, flags: &[&str]) -> Self {
+        Self::with_environment(place, flags, &[])
+    }
+
+    pub fn with_environment(place: &'a Place, flags: &[&str], extra: &[(&str, &str)]) -> Self {
         let run = place.root().join("run");
         if !run.exists() {
             std::fs::create_dir(&run).unwrap();
             std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)).unwrap();
             place.own(&run);
         }
-        let mut daemon = Self { place, child: spawn(place, listen, None), listen: listen.to_vec() };
+        let flags: Vec<String> = flags.iter().map(|&f| f.to_owned()).collect();
+        let environment: Vec<_> =
+            extra.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let child = spawn(place, &flags, &environment);
+        let mut daemon = Self { place, child, flags, environment };
         daemon.wait();
         daemon
     }
@@ -144,13 +159,15 @@ impl<'a> Daemon<'a> {
 
     /// After a kill.
     pub fn start_again(&mut self) {
-        self.child = spawn(self.place, &self.listen, None);
+        self.child = spawn(self.place, &self.flags, &self.environment);
         self.wait();
     }
 
     /// After a kill; this one dies at a labelled step.
     pub fn start_to_die(&mut self, step: &str) {
-        self.child = spawn(self.place, &self.listen, Some(step));
+        let mut environment = self.environment.clone();
+        environment.push(("RINGFENCE_FAULT".into(), step.into()));
+        self.child = spawn(self.place, &self.flags, &environment);
         self.wait();
     }
 
@@ -235,15 +252,12 @@ pub fn environment(place: &Place, command: &mut Command) {
         .env("RINGFENCE_STATE", place.home().join("state"));
 }
 
-fn spawn(place: &Place, listen: &[String], fault: Option<&str>) -> Child {
+fn spawn(place: &Place, flags: &[String], extra: &[(String, String)]) -> Child {
     let mut command = place.command(binary());
     environment(place, &mut command);
-    command.arg("daemon").stdout(Stdio::null());
-    for address in listen {
-        command.args(["--listen", address]);
-    }
-    if let Some(step) = fault {
-        command.env("RINGFENCE_FAULT", step);
+    command.arg("daemon").args(flags).stdout(Stdio::null());
+    for (name, value) in extra {
+        command.env(name, value);
     }
     command.spawn().unwrap()
 }

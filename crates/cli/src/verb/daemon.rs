@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ringfence_api::Health;
 use ringfence_client::{Client, Error};
-use ringfence_daemon::{Options, Places};
+use ringfence_daemon::{Options, Places, agentfense, agentkernel};
 use ringfence_sandbox::prepare::Request;
 
 use crate::exit::ExitCode;
@@ -20,6 +20,8 @@ use crate::output::{self, printable};
 
 /// The hidden verb of the process that makes jails.
 pub const SPAWNER: &str = "__spawner";
+/// The variable that agentkernel's own server takes its key from.
+const KEY: &str = "AGENTKERNEL_API_KEY";
 /// How long a daemon may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,17 +38,40 @@ fn listen() -> Arg {
         .help("Listen on loopback too, for callers with the token; repeatable")
 }
 
+fn dialects() -> [Arg; 2] {
+    let fense = Arg::new("agentfense")
+        .long("agentfense")
+        .value_name("ADDRESS:PORT")
+        .num_args(0..=2)
+        .default_missing_values([agentfense::GRPC, agentfense::REST])
+        .value_parser(clap::value_parser!(SocketAddr))
+        .help("Serve AgentFense's clients too, gRPC at 127.0.0.1:9000 and REST at 127.0.0.1:8080");
+    [kernel(), fense]
+}
+
+fn kernel() -> Arg {
+    Arg::new("agentkernel")
+        .long("agentkernel")
+        .value_name("ADDRESS:PORT")
+        .num_args(0..=1)
+        .default_missing_value(agentkernel::ADDRESS)
+        .value_parser(clap::value_parser!(SocketAddr))
+        .help("Serve agentkernel's clients too, at 127.0.0.1:18888 or where said")
+}
+
 pub fn command() -> Command {
+    let start = Command::new("start").about("Start it in the background");
     Command::new("daemon")
         .about("Serve sandboxes that stay, to this user's programs")
         .arg(listen())
+        .args(dialects())
         .arg(
             Arg::new("private")
                 .long("private")
                 .action(ArgAction::SetTrue)
                 .help("Serve one program alone: a socket of its own, until standard input ends"),
         )
-        .subcommand(Command::new("start").about("Start it in the background").arg(listen()))
+        .subcommand(start.arg(listen()).args(dialects()))
         .subcommand(Command::new("status").about("Say whether it runs").arg(json()))
         .subcommand(Command::new("stop").about("End it, and every sandbox that it keeps"))
         .after_help(
@@ -92,16 +117,34 @@ fn addresses(m: &ArgMatches) -> Vec<SocketAddr> {
     m.get_many::<SocketAddr>("listen").into_iter().flatten().copied().collect()
 }
 
+/// Both addresses of AgentFense's interface, where it is asked for.
+fn pair(m: &ArgMatches) -> Result<Option<agentfense::Options>, &'static str> {
+    let mut all = m.get_many::<SocketAddr>("agentfense").into_iter().flatten().copied();
+    match (all.next(), all.next()) {
+        (None, _) => Ok(None),
+        (Some(grpc), Some(rest)) => Ok(Some(agentfense::Options { grpc, rest })),
+        (Some(_), None) => Err("--agentfense: two addresses, of gRPC and of REST, or none"),
+    }
+}
+
 fn foreground(m: &ArgMatches) -> ExitCode {
+    let key = std::env::var(KEY).ok().filter(|key| !key.is_empty());
+    let address = m.get_one::<SocketAddr>("agentkernel").copied();
     let private = m.get_flag("private");
     let made = match private.then(Places::of_one_program).transpose() {
         Ok(made) => made,
+        Err(e) => return output::fail(e),
+    };
+    let fense = match pair(m) {
+        Ok(fense) => fense,
         Err(e) => return output::fail(e),
     };
     let options = Options {
         places: made.clone().unwrap_or_else(places),
         private,
         listen: addresses(m),
+        agentfense: fense,
+        agentkernel: address.map(|address| agentkernel::Options { address, key }),
         spawner: (myself(), vec![SPAWNER.into()]),
     };
     let result = ringfence_daemon::run(&options);
@@ -131,6 +174,12 @@ fn start(m: &ArgMatches) -> ExitCode {
     daemon.arg0("ringfence").arg("daemon").current_dir("/");
     for address in addresses(m) {
         daemon.arg("--listen").arg(address.to_string());
+    }
+    if let Some(address) = m.get_one::<SocketAddr>("agentkernel") {
+        daemon.arg("--agentkernel").arg(address.to_string());
+    }
+    if let Some(addresses) = m.get_many::<SocketAddr>("agentfense") {
+        daemon.arg("--agentfense").args(addresses.map(ToString::to_string));
     }
     let (log, path) = match places().log() {
         Ok(opened) => opened,

@@ -4,6 +4,7 @@ mod batch;
 mod codebases;
 mod exec;
 mod files;
+mod layers;
 mod sandboxes;
 mod sessions;
 mod terminal;
@@ -41,6 +42,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/start", post(sandboxes::start))
         .route("/v1/sandboxes/{id}/stop", post(sandboxes::stop))
         .route("/v1/sandboxes/{id}/freeze", post(sandboxes::freeze))
+        .route("/v1/sandboxes/{id}/extend", post(sandboxes::extend))
         .route("/v1/sandboxes/{id}/exec", post(exec::run))
         .route("/v1/sandboxes/{id}/exec/stream", post(exec::stream))
         .route("/v1/sandboxes/{id}/execs", get(exec::list))
@@ -63,6 +65,18 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/files/search", get(trees::search))
         .route("/v1/sandboxes/{id}/files/archive", get(trees::pack).put(trees::unpack))
         .route("/v1/sandboxes/{id}/files/directory", post(files::make_directory))
+        .route("/v1/sandboxes/{id}/layer", get(layers::info))
+        .route("/v1/sandboxes/{id}/layer/diff", get(layers::diff))
+        .route("/v1/sandboxes/{id}/layer/patch", get(layers::patch))
+        .route("/v1/sandboxes/{id}/layer/archive", get(layers::export))
+        .route("/v1/sandboxes/{id}/layer/apply", post(layers::apply))
+        .route("/v1/sandboxes/{id}/layer/discard", post(layers::discard))
+        .route("/v1/sandboxes/{id}/layer/checkpoint", post(layers::checkpoint))
+        .route("/v1/sandboxes/{id}/layer/undo", post(layers::undo))
+        .route("/v1/sandboxes/{id}/layer/fork", post(layers::fork))
+        .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", put(layers::snapshot))
+        .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", delete(layers::forget))
+        .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", post(layers::restore))
         .route("/v1/codebases", post(codebases::create).get(codebases::list))
         .route("/v1/codebases/{codebase}", get(codebases::get).delete(codebases::delete))
         .route("/v1/codebases/{codebase}/seal", post(codebases::seal))

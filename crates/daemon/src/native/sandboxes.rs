@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::Path;
 use axum::http::StatusCode;
-use ringfence_api::{CreateSandbox, Sandbox, Sandboxes};
+use ringfence_api::{CreateSandbox, Extend, Sandbox, Sandboxes};
 use ringfence_supervisor::{Command, Reply};
 
 use super::{Ask, Body, Handled, unexpected};
@@ -50,4 +50,12 @@ pub(crate) async fn stop(ask: Ask, Path(id): Path<String>) -> Handled<Json<Sandb
 
 pub(crate) async fn freeze(ask: Ask, Path(id): Path<String>) -> Handled<Json<Sandbox>> {
     one(ask.run(Command::Freeze(id)).await?)
+}
+
+pub(crate) async fn extend(
+    ask: Ask,
+    Path(id): Path<String>,
+    Body(Extend { seconds }): Body<Extend>,
+) -> Handled<Json<Sandbox>> {
+    one(ask.run(Command::Extend { sandbox: id, seconds }).await?)
 }

@@ -1,0 +1,290 @@
+//! agentkernel's own clients at the daemon, and who else comes to that door.
+
+use serde_json::{Value, json};
+
+use super::attacks::free_port;
+use super::clients;
+use super::world::{Answer, Daemon, answer, until};
+use crate::harness::{Place, User, as_each_user, has, is_root};
+
+fn start(place: &Place) -> (Daemon<'_>, u16) {
+    let port = free_port();
+    (Daemon::with(place, &["--agentkernel", &format!("127.0.0.1:{port}")]), port)
+}
+
+fn base(port: u16) -> [(&'static str, String); 1] {
+    [("AGENTKERNEL_BASE_URL", format!("http://localhost:{port}"))]
+}
+
+/// Workspaces of sandboxes' own that are there.
+fn workspaces(place: &Place) -> usize {
+    std::fs::read_dir(place.home().join("state/workspaces")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn the_python_client_as_it_is() {
+    as_each_user(|place| {
+        let (_daemon, port) = start(place);
+        let script = include_str!("agentkernel.py");
+        let Some(ran) = clients::python(place, script, &base(port)) else { return };
+        assert_eq!(ran.ok().out, "all is well\n");
+        until("every workspace went with its sandbox", || workspaces(place) == 0);
+    });
+}
+
+#[test]
+fn the_node_client_as_it_is() {
+    as_each_user(|place| {
+        let (_daemon, port) = start(place);
+        let script = include_str!("agentkernel.mjs");
+        let Some(ran) = clients::node(place, script, &base(port)) else { return };
+        assert_eq!(ran.ok().out, "all is well\n");
+        until("every workspace went with its sandbox", || workspaces(place) == 0);
+    });
+}
+
+fn ask(place: &Place, port: u16, args: &[&str], path: &str) -> Answer {
+    let mut command = place.command("curl");
+    answer(command.args(args).arg(format!("http://127.0.0.1:{port}{path}")))
+}
+
+fn post(place: &Place, port: u16, path: &str, body: &Value) -> Answer {
+    let body = body.to_string();
+    ask(place, port, &["-H", "Content-Type: application/json", "-d", &body], path)
+}
+
+/// What an error is here.
+#[track_caller]
+fn error(answer: &Answer) -> String {
+    let json = answer.json();
+    assert_eq!(json["success"], false, "{answer:?}");
+    json["error"].as_str().unwrap().to_owned()
+}
+
+/// A page in a browser, a name that was made to lead here, a form, another user: none gets anything, not
+/// even of what does not exist. The control is the same request without it.
+#[test]
+fn pages_names_forms_and_other_users() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let (daemon, port) = start(place);
+        for path in ["/health", "/sandboxes", "/nonexistent", "/metrics"] {
+            for header in ["Origin: https://evil.example", "Origin: null", "Host: evil.example"] {
+                error(&ask(place, port, &["-H", header], path).is(403));
+            }
+            let rebound = format!("Host: evil.example:{port}");
+            error(&ask(place, port, &["-H", &rebound], path).is(403));
+        }
+        ask(place, port, &[], "/sandboxes").is(200);
+        ask(place, port, &["-H", &format!("Host: localhost:{port}")], "/health").is(200);
+        let body = r#"{"command":["echo","x"]}"#;
+        for kind in ["Content-Type: text/plain", "Content-Type: application/x-www-form-urlencoded"]
+        {
+            error(&ask(place, port, &["-H", kind, "-d", body], "/run").is(415));
+        }
+        post(place, port, "/run", &json!({ "command": ["echo", "x"] })).is(200);
+        if is_root() {
+            let other = match place.user {
+                User::Me => Place::new(User::Ordinary),
+                User::Ordinary => Place::new(User::Me),
+            };
+            for path in ["/health", "/sandboxes", "/nonexistent"] {
+                let said = error(&ask(&other, port, &[], path).is(403));
+                assert_eq!(said, "this daemon serves another user");
+            }
+            let body = json!({ "command": ["echo", "x"] });
+            error(&post(&other, port, "/run", &body).is(403));
+        } else {
+            println!("skipped: needs root, to be two users");
+        }
+        drop(daemon);
+        let mut wide = place.ringfence(["daemon", "--agentkernel", "0.0.0.0:0"]);
+        super::world::environment(place, &mut wide);
+        crate::harness::Ran::of(&mut wide).failed_with(125).says("loopback");
+    });
+}
+
+/// Commands of a sandbox with the host's network have the user of the daemon, or one that is nobody's,
+/// and reach the port: they are told apart by their namespace. The control is the same command outside.
+#[test]
+fn a_command_of_a_sandbox_at_the_port() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let (_daemon, port) = start(place);
+        let script = format!("curl -sS -w '\\n%{{http_code}}' http://127.0.0.1:{port}/sandboxes");
+        let ran = place.shell(&["-t", "permissive"], &script).ok();
+        assert!(ran.out.ends_with("\n403"), "{ran:?}");
+        for profile in ["permissive", "moderate"] {
+            let run = json!({ "command": ["sh", "-c", script], "profile": profile });
+            let answer = post(place, port, "/run", &run).is(200).json();
+            let output = answer["data"]["output"].as_str().unwrap().to_owned();
+            assert!(output.ends_with("\n403"), "{output}");
+        }
+        assert!(place.bare(&script).ok().out.ends_with("\n200"));
+    });
+}
+
+/// Where a key is set it is asked for, and no sandbox sees it.
+#[test]
+fn the_key_is_asked_for() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let port = free_port();
+        let address = format!("127.0.0.1:{port}");
+        let key = [("AGENTKERNEL_API_KEY", "a-key-of-theirs")];
+        let _daemon = Daemon::with_environment(place, &["--agentkernel", &address], &key);
+        let get = |header: &str| ask(place, port, &["-H", header], "/sandboxes");
+        assert_eq!(
+            error(&ask(place, port, &[], "/sandboxes").is(401)),
+            "Missing Authorization header"
+        );
+        for wrong in ["Bearer a-key-of-their", "Bearer a-key-of-theirs2", "Bearer "] {
+            error(&get(&format!("Authorization: {wrong}")).is(401));
+        }
+        let said = error(&get("Authorization: Basic a-key-of-theirs").is(401));
+        assert_eq!(said, "Invalid authorization format. Use: Bearer <api_key>");
+        ask(place, port, &[], "/health").is(200);
+        get("Authorization: Bearer a-key-of-theirs").is(200);
+        let body = r#"{"command":["sh","-c","env; cat /proc/*/environ 2>&1; true"],"profile":"permissive"}"#;
+        let kind = "Content-Type: application/json";
+        let key = "Authorization: Bearer a-key-of-theirs";
+        let ran = ask(place, port, &["-H", kind, "-H", key, "-d", body], "/run").is(200);
+        assert!(!ran.body.contains("a-key-of-theirs"), "{ran:?}");
+    });
+}
+
+/// Paths of files that lead elsewhere, and links that do; bodies that are too large; callers that are
+/// slow. The control of each is the plain one.
+#[test]
+fn paths_bodies_and_slow_callers() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        std::fs::write(place.outside().join("secret"), "SECRET").unwrap();
+        place.own(&place.outside().join("secret"));
+        let (daemon, port) = start(place);
+        post(place, port, "/sandboxes", &json!({ "name": "box" })).is(201);
+        let outside = place.outside();
+        let outside = outside.to_str().unwrap().trim_start_matches('/');
+        let climb = "../".repeat(12);
+        let encoded = "%2e%2e%2f".repeat(12);
+        for path in [
+            format!("{climb}{outside}/secret"),
+            format!("{encoded}{outside}/secret"),
+            format!("app/{climb}{outside}/secret"),
+            format!("{outside}/secret"),
+            "proc/1/environ".to_owned(),
+            "proc/self/root/etc/shadow".to_owned(),
+        ] {
+            let path = format!("/sandboxes/box/files/{path}");
+            let answer = ask(place, port, &["--path-as-is"], &path);
+            assert!([400, 403, 404].contains(&answer.status), "{path}: {answer:?}");
+            assert!(!answer.body.contains("SECRET"), "{answer:?}");
+            let put = ["--path-as-is", "-X", "PUT", "-H", "Content-Type: application/json"];
+            let put: Vec<&str> = put.into_iter().chain(["-d", r#"{"content":"BAD"}"#]).collect();
+            let answer = ask(place, port, &put, &path);
+            // Below the private /tmp it is written: to that of the sandbox.
+            assert!([200, 400, 403, 404, 409].contains(&answer.status), "{path}: {answer:?}");
+            let secret = std::fs::read_to_string(place.outside().join("secret")).unwrap();
+            assert_eq!(secret, "SECRET", "{path}");
+        }
+        // A link that a command made: it leads where the command sees it lead.
+        let link = json!({ "command": ["ln", "-s", format!("/{outside}/secret"), "/app/link"] });
+        post(place, port, "/sandboxes/box/exec", &link).is(200);
+        let answer = ask(place, port, &[], "/sandboxes/box/files/app/link");
+        assert!(!answer.body.contains("SECRET"), "{answer:?}");
+        assert_eq!(std::fs::read_to_string(place.outside().join("secret")).unwrap(), "SECRET");
+        let fine = json!({ "files": { "/app/plain": "fine" } });
+        post(place, port, "/sandboxes/box/files", &fine).is(200);
+        ask(place, port, &[], "/sandboxes/box/files/app/plain").is(200);
+
+        let large = place.write("large", vec![b' '; (64 << 20) + 1]);
+        let large = format!("@{}", large.display());
+        let kind = "Content-Type: application/json";
+        let data = ["-H", kind, "-H", "Expect:", "--data-binary", &large];
+        error(&ask(place, port, &data, "/run").is(413));
+
+        // Half of a request, many times, and nothing more.
+        let slow: Vec<_> = (0..200)
+            .map(|_| {
+                use std::io::Write as _;
+                let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+                stream.write_all(b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Le").unwrap();
+                stream
+            })
+            .collect();
+        post(place, port, "/run", &json!({ "command": ["echo", "x"] })).is(200);
+        daemon.get("/v1/health").is(200);
+        drop(slow);
+    });
+}
+
+/// Its sandboxes are told apart from the daemon's others, survive the daemon with their files, and what
+/// they leave when they are removed is nothing.
+#[test]
+fn sandboxes_stay_apart_and_come_back() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let (mut daemon, port) = start(place);
+        daemon.create(&["--name", "native"]);
+        post(place, port, "/sandboxes", &json!({ "name": "theirs" })).is(201);
+        let names = || ask(place, port, &[], "/sandboxes").is(200).json()["data"].clone();
+        assert_eq!(names().as_array().unwrap().len(), 1);
+        ask(place, port, &[], "/sandboxes/native").is(404);
+        ask(place, port, &["-X", "DELETE"], "/sandboxes/native").is(404);
+        post(place, port, "/sandboxes/native/exec", &json!({ "command": ["true"] })).is(404);
+        post(place, port, "/sandboxes/theirs/files", &json!({ "files": { "/app/x": "kept" } }))
+            .is(200);
+        post(place, port, "/run", &json!({ "command": ["true"] })).is(200);
+        let family = daemon.kill();
+        until("all ended", || family.iter().all(|p| !p.is_there()));
+        std::fs::create_dir(place.home().join("state/workspaces/sb_left")).unwrap();
+        daemon.start_again();
+        until("it is back", || names()[0]["status"] == "running");
+        let read = || ask(place, port, &[], "/sandboxes/theirs/files/app/x");
+        until("it can be used", || read().status == 200);
+        assert_eq!(read().json()["data"]["content"], "kept");
+        assert_eq!(workspaces(place), 1, "what nobody knows is swept");
+        ask(place, port, &["-X", "POST"], "/sandboxes/theirs/stop").is(200);
+        assert!(error(&read().is(409)).contains("not running"));
+        ask(place, port, &["-X", "POST"], "/sandboxes/theirs/start").is(200);
+        read().is(200);
+        ask(place, port, &["-X", "DELETE"], "/sandboxes/theirs").is(200);
+        assert_eq!(workspaces(place), 0);
+    });
+}
+
+/// Who goes away ends what they ran, and leaves nothing.
+#[test]
+fn a_stream_that_nobody_reads_any_more() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let (_daemon, port) = start(place);
+        let mut command = place.command("curl");
+        let body = r#"{"command":["sh","-c","echo begun; exec sleep 1000"]}"#;
+        command.args(["-sSN", "-H", "Content-Type: application/json", "-d", body]);
+        command.arg(format!("http://127.0.0.1:{port}/run/stream"));
+        let mut curl = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut said = std::io::BufReader::new(curl.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("begun\\n") {
+            line.clear();
+            assert_ne!(std::io::BufRead::read_line(&mut said, &mut line).unwrap(), 0);
+        }
+        assert_eq!(workspaces(place), 1);
+        curl.kill().unwrap();
+        curl.wait().unwrap();
+        until("it went with its reader", || workspaces(place) == 0);
+    });
+}
