@@ -3,9 +3,11 @@
 
 mod agentkernel;
 mod attacks;
+mod batch;
 mod clients;
 mod codebases;
 mod exec;
+mod faults;
 mod files;
 mod layers;
 mod life;
@@ -13,4 +15,5 @@ mod names;
 mod sdk;
 mod sessions;
 mod terminal;
+mod trees;
 mod world;

@@ -2,14 +2,18 @@
 //! types ([`openapi`]), so that it cannot say anything else.
 #![forbid(unsafe_code)]
 
+mod batch;
 pub mod codebases;
 pub mod layers;
 pub mod openapi;
 mod sessions;
 mod terminal;
+mod trees;
 
+pub use batch::{BatchCreate, BatchCreated, BatchExec, BatchExecuted, BatchItem, Outcome};
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
 pub use terminal::{Attach, FromTerminal, TerminalSize, ToTerminal};
+pub use trees::{Found, FoundFiles, MoveFile, Search, Unpacked};
 
 use std::collections::BTreeMap;
 

@@ -7,9 +7,10 @@ use serde_json::{Map, Value, json};
 use crate::codebases::{Codebase, Codebases, CreateCodebase};
 use crate::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
 use crate::{
-    CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, Extend,
-    FileInfo, FromTerminal, Health, Kill, Listing, Output, Sandbox, Sandboxes, Session,
-    SessionExec, Sessions, ToTerminal,
+    BatchCreate, BatchCreated, BatchExec, BatchExecuted, CreateSandbox, CreateSession, ErrorBody,
+    Exec, ExecRequest, ExecResult, Execs, Extend, FileInfo, FoundFiles, FromTerminal, Health, Kill,
+    Listing, MoveFile, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions, ToTerminal,
+    Unpacked,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -66,6 +67,8 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/stream", id: "followExec", says: "Its output from an offset on, as it comes", query: &[("stdout_offset", false, "first byte of stdout"), ("stderr_offset", false, "first byte of stderr")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/execs/{exec}/kill", id: "killExec", says: "Send it and what it started a signal", query: &[], asks: Body::Json(of::<Kill>), status: "204", answers: Body::Nothing },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/terminal", id: "attachTerminal", says: "A WebSocket to its terminal: binary messages are bytes both ways, text messages as described", query: &[("offset", false, "first byte of its output"), ("hangup", false, "send it SIGHUP when the connection ends first: true or false")], asks: Body::Nothing, status: "101", answers: Body::Json(terminal) },
+    Route { method: "post", path: "/v1/batch/sandboxes", id: "batchCreate", says: "Make many sandboxes", query: &[], asks: Body::Json(of::<BatchCreate>), status: "200", answers: Body::Json(of::<BatchCreated>) },
+    Route { method: "post", path: "/v1/batch/exec", id: "batchExec", says: "Run many commands, in one sandbox or several, each to its end", query: &[], asks: Body::Json(of::<BatchExec>), status: "200", answers: Body::Json(of::<BatchExecuted>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/sessions", id: "createSession", says: "Start a shell that keeps directory, variables and functions", query: &[], asks: Body::Json(of::<CreateSession>), status: "201", answers: Body::Json(of::<Session>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/sessions", id: "listSessions", says: "Its sessions, and the last that were closed", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sessions>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/sessions/{session}", id: "getSession", says: "A session", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Session>) },
@@ -77,6 +80,10 @@ const ROUTES: &[Route] = &[
     Route { method: "delete", path: "/v1/sandboxes/{id}/files", id: "removeFile", says: "Remove a file or an empty directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "get", path: "/v1/sandboxes/{id}/files/stat", id: "statFile", says: "What a name is; a link is not followed", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FileInfo>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/files/list", id: "listFiles", says: "The names in a directory", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Listing>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/files/move", id: "moveFile", says: "Give a file or directory another name", query: &[], asks: Body::Json(of::<MoveFile>), status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/sandboxes/{id}/files/search", id: "searchFiles", says: "Names that match below a directory, or lines that have a text", query: &[("path", false, "the directory; default: the workspace"), ("name", false, "a pattern of names, or with a slash of paths"), ("content", false, "a text that a line has"), ("limit", false, "answers at most")], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FoundFiles>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/files/archive", id: "packFiles", says: "What is below a directory, as a tar archive", query: &[("path", false, "the directory; default: the workspace")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "put", path: "/v1/sandboxes/{id}/files/archive", id: "unpackFiles", says: "Put what a tar archive has below a directory: files and directories", query: &[("path", false, "the directory; default: the workspace")], asks: Body::Bytes, status: "200", answers: Body::Json(of::<Unpacked>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/files/directory", id: "makeDirectory", says: "Make a directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "get", path: "/v1/sandboxes/{id}/layer", id: "layer", says: "What is kept of its layer", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<LayerInfo>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/layer/diff", id: "layerDiff", says: "What it changed", query: &[CHANGED], asks: Body::Nothing, status: "200", answers: Body::Json(of::<LayerChanges>) },
@@ -133,7 +140,7 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": text }))
         .collect();
     for (name, required, says) in route.query {
-        let number = name.ends_with("offset") || *name == "length";
+        let number = name.ends_with("offset") || matches!(*name, "length" | "limit");
         let schema = if number { json!({ "type": "integer", "minimum": 0 }) } else { text.clone() };
         parameters.push(json!({
             "name": name, "in": "query", "required": required, "description": says, "schema": schema,

@@ -270,6 +270,8 @@ pub fn command() -> Command {
         .subcommand(verb::daemon::command())
         .subcommands(verb::sandboxes::commands())
         .subcommand(verb::attach::command())
+        .subcommand(verb::batch::command())
+        .subcommand(verb::files::command())
         .subcommand(verb::sessions::command())
         .subcommand(policy)
         .subcommand(

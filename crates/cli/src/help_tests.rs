@@ -47,6 +47,8 @@ fn help_of_the_verbs() {
         &["exec"],
         &["list"],
         &["attach"],
+        &["batch"],
+        &["files"],
         &["session"],
         &["session", "exec"],
         &["init"],

@@ -87,6 +87,8 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         "daemon" => verb::daemon::main(args),
         "create" | "start" | "exec" | "stop" | "remove" | "list" => verb::sandboxes::main(args),
         "attach" => verb::attach::main(args),
+        "files" => verb::files::main(args),
+        "batch" => verb::batch::main(args),
         "session" => verb::sessions::main(args),
         // Hidden: the daemon's process that makes jails.
         verb::daemon::SPAWNER => verb::daemon::spawner(args),

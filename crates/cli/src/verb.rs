@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod attach;
+pub mod batch;
 pub mod codebase;
 pub mod completions;
 pub mod daemon;
@@ -9,6 +10,7 @@ pub mod diff;
 pub mod discard;
 pub mod doctor;
 pub mod export;
+pub mod files;
 pub mod history;
 pub mod import;
 pub mod init;

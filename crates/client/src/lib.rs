@@ -105,6 +105,31 @@ impl Client {
         })
     }
 
+    /// Sends bytes, and reads the JSON answer.
+    pub fn put<T: DeserializeOwned>(&mut self, path: &str, bytes: Vec<u8>) -> Result<T, Error> {
+        let (_, bytes) = self.bytes(Method::PUT, path, Some(bytes))?;
+        serde_json::from_slice(&bytes).map_err(lost)
+    }
+
+    /// Writes an answer as it comes.
+    pub fn download(&mut self, path: &str, to: &mut dyn std::io::Write) -> Result<(), Error> {
+        let sender = &mut self.sender;
+        self.runtime.block_on(async {
+            let response = send(sender, Method::GET, path, None).await?;
+            let status = response.status();
+            let mut body = response.into_body();
+            if !status.is_success() {
+                let bytes = body.collect().await.map_err(lost)?.to_bytes();
+                return Err(refused(status, &bytes));
+            }
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(lost)?;
+                to.write_all(frame.data_ref().map_or(&[][..], |data| data)).map_err(lost)?;
+            }
+            to.flush().map_err(lost)
+        })
+    }
+
     /// Runs a command to its end.
     pub fn exec(&mut self, sandbox: &str, request: &ExecRequest) -> Result<ExecResult, Error> {
         self.call(Method::POST, &format!("/v1/sandboxes/{}/exec", segment(sandbox)), Some(request))

@@ -46,6 +46,18 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// As it is said.
+    pub(crate) fn body(self) -> ringfence_api::Problem {
+        ringfence_api::Problem {
+            status: self.status.as_u16(),
+            reason: self.reason.into(),
+            message: self.message,
+            remedy: self.remedy,
+        }
+    }
+}
+
 impl From<Error> for Problem {
     fn from(e: Error) -> Self {
         let status = match e.kind {
@@ -65,14 +77,7 @@ impl From<Error> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.status;
-        let body = ErrorBody {
-            error: ringfence_api::Problem {
-                status: status.as_u16(),
-                reason: self.reason.into(),
-                message: self.message,
-                remedy: self.remedy,
-            },
-        };
+        let body = ErrorBody { error: self.body() };
         let mut response = (status, Json(body)).into_response();
         if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

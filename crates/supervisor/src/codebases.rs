@@ -32,7 +32,7 @@ impl Content {
         Self(Arc::new(Mutex::new(Some(Box::new(from)))))
     }
 
-    fn take(&self) -> Box<dyn Read + Send> {
+    pub(crate) fn take(&self) -> Box<dyn Read + Send> {
         lock(&self.0).take().unwrap_or_else(|| Box::new(std::io::empty()))
     }
 }

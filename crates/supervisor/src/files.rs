@@ -26,7 +26,7 @@ const MOST_NAMES: usize = 10_000;
 /// would be the daemon.
 const KERNEL: [i64; 5] = [0x9fa0, 0x6265_6572, 0x27_e0eb, 0x6367_7270, 0x7367_6570];
 
-fn said(what: &str, path: &str, errno: Errno) -> Error {
+pub(crate) fn said(what: &str, path: &str, errno: Errno) -> Error {
     let text = ringfence_sys::raw::Errno(errno.raw_os_error()).to_string();
     let message = format!("cannot {what} {path}: {text}");
     match errno {
@@ -68,16 +68,20 @@ async fn open(
     }
 }
 
+/// Whether it lies in a file system of the kernel's, or nobody knows.
+pub(crate) fn is_kernels(fd: &OwnedFd) -> bool {
+    #[allow(clippy::unnecessary_cast, reason = "not unnecessary on every architecture")]
+    fstatfs(fd).map_or(true, |system| KERNEL.contains(&(system.f_type as i64)))
+}
+
 /// Only what lies on a disk is read or written here.
-fn plain(fd: &OwnedFd, path: &str, wanted: FileType) -> Result<(), Error> {
+pub(crate) fn plain(fd: &OwnedFd, path: &str, wanted: FileType) -> Result<(), Error> {
     let stat = fstat(fd).map_err(|e| said("look at", path, e))?;
     if FileType::from_raw_mode(stat.st_mode) != wanted {
         let what = if wanted == FileType::Directory { "directory" } else { "regular file" };
         return Err(Error::new(Kind::Refused, format!("{path} is not a {what}")));
     }
-    let system = fstatfs(fd).map_err(|e| said("look at", path, e))?;
-    #[allow(clippy::unnecessary_cast, reason = "not unnecessary on every architecture")]
-    if KERNEL.contains(&(system.f_type as i64)) && wanted != FileType::Directory {
+    if is_kernels(fd) && wanted != FileType::Directory {
         return Err(Error::new(Kind::Refused, format!("{path} is the kernel's")));
     }
     Ok(())

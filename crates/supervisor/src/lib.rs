@@ -18,6 +18,7 @@ mod channel;
 pub mod codebases;
 mod error;
 mod exec;
+mod fault;
 mod files;
 mod host;
 pub mod layers;
@@ -31,6 +32,7 @@ mod store;
 mod supervisor;
 mod tended;
 mod terminal;
+pub mod trees;
 mod workspaces;
 
 pub use error::{Error, Kind};

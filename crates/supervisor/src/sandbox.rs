@@ -17,6 +17,7 @@ use crate::session::Sessions;
 use crate::spawner::Made;
 use crate::store::Row;
 use crate::tended;
+use crate::trees::Room;
 use crate::{lock, now_ms};
 
 /// Commands that have ended and are remembered.
@@ -38,6 +39,8 @@ pub(crate) struct Sandbox {
     /// Idempotency keys of commands: of what request, and the command.
     pub keys: tokio::sync::Mutex<HashMap<String, (String, Arc<Exec>)>>,
     pub sessions: Sessions,
+    /// For searches and archives.
+    pub room: Room,
 }
 
 #[derive(Debug)]
@@ -93,6 +96,7 @@ impl Sandbox {
             life: tokio::sync::Mutex::default(),
             keys: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
+            room: Room::default(),
         })
     }
 

@@ -33,7 +33,7 @@ use crate::link::{self, End, Link, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::sandbox::{Live, Permit, Sandbox};
 use crate::supervisor::Asked;
-use crate::{lock, now_ms, random_id};
+use crate::{fault, lock, now_ms, random_id};
 
 /// Sessions of one sandbox that are open, and those remembered that are not.
 const MOST: usize = 32;
@@ -238,6 +238,7 @@ pub(crate) async fn create(
         return Err(Error::new(Kind::Refused, format!("{shell} does not answer as a shell does"))
             .with("use bash or sh; /proc must be visible in the sandbox"));
     }
+    fault::point("session.ready");
     drop(permit);
     sandbox.sessions.add(session.clone());
     Ok(session)
@@ -409,6 +410,7 @@ pub(crate) async fn exec(
     let order = format!(
         "{{ _ringfence={text}; . /proc/self/fd/7; }} <{stdin} >/proc/{pid}/fd/1 2>/proc/{pid}/fd/2; \\command printf 'e {number} %s\\n' \"$?\" >&9\n"
     );
+    fault::point("session.held");
     let line = Line { session: session.clone(), holder, number, killed };
     let home = Arc::downgrade(sandbox);
     let done = done(permit, home, id, whole);

@@ -133,8 +133,10 @@ fn read(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
 fn serve(connection: &Connection, receiver: &mpsc::Receiver<(Write, Done)>) {
     while let Ok(first) = receiver.recv() {
         let all: Vec<(Write, Done)> = std::iter::once(first).chain(receiver.try_iter()).collect();
+        crate::fault::point("store.begun");
         let outcome = carry_out(connection, all.iter().map(|(write, _)| write))
             .map_err(|e| Error::internal(format!("cannot write to the store: {e}")));
+        crate::fault::point("store.committed");
         for (_, done) in all {
             // Who does not wait does not need to know.
             let _ = done.send(outcome.clone());

@@ -25,7 +25,7 @@ use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
 use crate::terminal::{self, Terminal};
-use crate::{files, layers, lock, now_ms, random_id, workspaces};
+use crate::{fault, files, layers, lock, now_ms, random_id, trees, workspaces};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -118,6 +118,7 @@ pub enum Command {
         ask: layers::Ask,
     },
     InSession(session::Ask),
+    InFiles(trees::Ask),
 }
 
 /// What comes of it.
@@ -135,6 +136,9 @@ pub enum Reply {
     Layer(layers::Answer),
     Session(Box<ringfence_api::Session>),
     Sessions(Vec<ringfence_api::Session>),
+    Found(ringfence_api::FoundFiles),
+    Download(crate::codebases::Download),
+    Unpacked(ringfence_api::Unpacked),
 }
 
 /// How a supervisor is set up.
@@ -303,6 +307,38 @@ impl Supervisor {
             }
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
             Command::InSession(ask) => self.in_session(caller, ask).await,
+            Command::InFiles(ask) => self.in_files(caller, ask).await,
+        }
+    }
+
+    async fn in_files(&self, caller: Caller, ask: trees::Ask) -> Result<Reply, Error> {
+        use trees::Ask;
+        let (Ask::Move { sandbox, .. }
+        | Ask::Search { sandbox, .. }
+        | Ask::Pack { sandbox, .. }
+        | Ask::Unpack { sandbox, .. }) = &ask;
+        let sandbox = self.find(caller, sandbox)?;
+        let live = sandbox.look()?;
+        let at = |path: &str| trees::place(path, &live.made.cwd);
+        let link = live.link.clone();
+        match ask {
+            Ask::Move { from, to, .. } => {
+                let cwd = &live.made.cwd;
+                let (from, to) = (files::absolute(&from, cwd)?, files::absolute(&to, cwd)?);
+                trees::rename(&link, &from, &to).await.map(|()| Reply::Done)
+            }
+            Ask::Search { search, .. } => {
+                let (root, permit) = (at(&search.path)?, sandbox.room.take()?);
+                trees::search(link, permit, root, search).await.map(Reply::Found)
+            }
+            Ask::Pack { path, .. } => {
+                let (root, permit) = (at(&path)?, sandbox.room.take()?);
+                trees::pack(link, permit, root).await.map(Reply::Download)
+            }
+            Ask::Unpack { path, content, .. } => {
+                let (root, permit) = (at(&path)?, sandbox.room.take()?);
+                trees::unpack(link, permit, root, content).await.map(Reply::Unpacked)
+            }
         }
     }
 
@@ -415,6 +451,7 @@ impl Supervisor {
         let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
         self.enter(caller, &sandbox)?;
+        fault::point("create.entered");
         let place = if own { workspaces::make(&sandbox.made_of) } else { Ok(()) };
         let brought = match (place, first) {
             (Ok(()), State::Creating) => self.bring_up(&sandbox, "created").await,
@@ -424,6 +461,7 @@ impl Supervisor {
                 Err(e)
             }
         };
+        fault::point("create.alive");
         let made = match brought {
             Ok(()) => self.keep(&sandbox).await,
             Err(e) => Err(e),
@@ -437,6 +475,7 @@ impl Supervisor {
         if let (Some(keys), Some(key)) = (&mut keys, key) {
             keys.insert((caller.owner, key), (asked, id));
         }
+        fault::point("create.kept");
         Ok(described(&sandbox))
     }
 
@@ -529,7 +568,9 @@ impl Supervisor {
         };
         let (told, ended) = watch::channel(None);
         lock(&self.numbers).insert(number, (Arc::downgrade(sandbox), told));
+        fault::point("make.ordered");
         let made = host.make(number, &sandbox.made_of, tended).await;
+        fault::point("make.answered");
         let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
         match link {
             Ok((made, link)) => Ok(Live { number, host: own, link, made: Arc::new(made), ended }),
@@ -598,6 +639,7 @@ impl Supervisor {
         } else {
             sandbox.happened(Event::Making, "requested");
             self.bring_up(sandbox, "requested").await?;
+            fault::point("start.alive");
         }
         self.keep(sandbox).await?;
         Ok(described(sandbox))
@@ -608,6 +650,7 @@ impl Supervisor {
         if sandbox.may(Ask::Stop)? == Admitted::Already {
             return Ok(described(sandbox));
         }
+        fault::point("stop.begun");
         if let Some(live) = sandbox.live() {
             if sandbox.state() == State::Running {
                 let _ = live.link.signal(0, libc::SIGTERM).await;
@@ -618,6 +661,7 @@ impl Supervisor {
             }
             self.end(sandbox, live).await;
         }
+        fault::point("stop.ended");
         sandbox.happened(Event::Stopped, reason);
         self.keep(sandbox).await?;
         Ok(described(sandbox))
@@ -642,13 +686,16 @@ impl Supervisor {
     async fn delete(&self, sandbox: &Arc<Sandbox>) -> Result<Reply, Error> {
         let _life = sandbox.life.lock().await;
         if sandbox.may(Ask::Delete)? == Admitted::Go {
+            fault::point("destroy.begun");
             if sandbox.made_of.persistent {
                 // First: a sandbox that was said to be gone does not come back.
                 self.store.remove(sandbox.id.clone()).await?;
             }
+            fault::point("destroy.forgotten");
             if let Some(live) = sandbox.live() {
                 self.end(sandbox, live).await;
             }
+            fault::point("destroy.ended");
             sandbox.happened(Event::Deleted, "requested");
             workspaces::remove(&self.settings.workspaces, &sandbox.id).await;
         }
@@ -930,6 +977,7 @@ async fn exec(
         None => (link::null()?, None),
     };
     let fds = [stdin.as_fd(), out.as_fd(), err.as_fd()];
+    fault::point("exec.asked");
     let started = asked.start(&live.link, fds, false).await?;
     // The command has its own: the pipes end with it.
     drop((stdin, out, err));
@@ -951,6 +999,7 @@ async fn exec(
             sandbox.forget(&id);
         }
     };
+    fault::point("exec.started");
     let exec = Exec::new(birth, started, began, live.link.clone(), done)?;
     if remember || !exec.has_ended() {
         sandbox.remember(exec.clone());

@@ -163,6 +163,19 @@ impl<'a> Daemon<'a> {
         self.wait();
     }
 
+    /// After a kill; this one dies at a labelled step.
+    pub fn start_to_die(&mut self, step: &str) {
+        let mut environment = self.environment.clone();
+        environment.push(("RINGFENCE_FAULT".into(), step.into()));
+        self.child = spawn(self.place, &self.flags, &environment);
+        self.wait();
+    }
+
+    /// Whether it died, as by `kill -9`.
+    pub fn has_died(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     pub fn process(&self) -> Process {
         Process::of(self.child.id() as i32).unwrap()
     }

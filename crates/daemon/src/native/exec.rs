@@ -27,7 +27,12 @@ pub(super) fn input(text: Option<String>, base64: bool) -> Handled<Option<Vec<u8
     STANDARD.decode(text).map(Some).map_err(|e| Problem::invalid(format!("stdin: {e}")))
 }
 
-async fn begin(ask: &Ask, id: String, mut request: ExecRequest, whole: bool) -> Handled<Arc<Exec>> {
+pub(super) async fn begin(
+    ask: &Ask,
+    id: String,
+    mut request: ExecRequest,
+    whole: bool,
+) -> Handled<Arc<Exec>> {
     let input = input(request.stdin.take(), request.stdin_base64)?;
     let key = ask.key.clone();
     let request = Box::new(request);

@@ -1,5 +1,6 @@
 //! ringfence's own REST interface, `/v1`.
 
+mod batch;
 mod codebases;
 mod exec;
 mod files;
@@ -7,6 +8,7 @@ mod layers;
 mod sandboxes;
 mod sessions;
 mod terminal;
+mod trees;
 
 use std::sync::Arc;
 
@@ -48,6 +50,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/execs/{exec}/stream", get(exec::follow))
         .route("/v1/sandboxes/{id}/execs/{exec}/kill", post(exec::kill))
         .route("/v1/sandboxes/{id}/execs/{exec}/terminal", get(terminal::attach))
+        .route("/v1/batch/sandboxes", post(batch::create))
+        .route("/v1/batch/exec", post(batch::exec))
         .route("/v1/sandboxes/{id}/sessions", post(sessions::create).get(sessions::list))
         .route("/v1/sandboxes/{id}/sessions/{session}", get(sessions::get).delete(sessions::delete))
         .route("/v1/sandboxes/{id}/sessions/{session}/exec", post(sessions::run))
@@ -57,6 +61,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/files", delete(files::remove))
         .route("/v1/sandboxes/{id}/files/stat", get(files::stat))
         .route("/v1/sandboxes/{id}/files/list", get(files::list))
+        .route("/v1/sandboxes/{id}/files/move", post(trees::rename))
+        .route("/v1/sandboxes/{id}/files/search", get(trees::search))
+        .route("/v1/sandboxes/{id}/files/archive", get(trees::pack).put(trees::unpack))
         .route("/v1/sandboxes/{id}/files/directory", post(files::make_directory))
         .route("/v1/sandboxes/{id}/layer", get(layers::info))
         .route("/v1/sandboxes/{id}/layer/diff", get(layers::diff))

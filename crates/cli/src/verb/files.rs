@@ -1,0 +1,140 @@
+//! `ringfence files`: files of a sandbox that the daemon keeps, many at once.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::Read as _;
+
+use clap::{Arg, ArgMatches, Command};
+use ringfence_api::{FoundFiles, MoveFile, Unpacked};
+use ringfence_client::{GET, NOTHING, POST, segment};
+
+use super::daemon::connect;
+use super::sandboxes::{json, place, sandbox, text, value};
+use crate::exit::ExitCode;
+use crate::help;
+use crate::output::{self, printable};
+
+/// The most that is read from standard input as an archive.
+const MOST_ARCHIVE: u64 = 1 << 30;
+
+fn path() -> Arg {
+    Arg::new("path").value_name("DIR").help("As it is seen inside (default: the workspace)")
+}
+
+pub fn command() -> Command {
+    Command::new("files")
+        .about("Search, move, pack and unpack files of a sandbox, under its own rules")
+        .subcommand_required(true)
+        .subcommand(
+            Command::new("search")
+                .about("Find names, or lines that have a text")
+                .arg(sandbox())
+                .arg(path())
+                .arg(value("name", "PATTERN", "Names (*.rs), or with a slash paths (src/**/*.rs)"))
+                .arg(value("content", "TEXT", "Lines that have this text"))
+                .arg(
+                    value("limit", "N", "Answers at most (default: 1000)")
+                        .value_parser(clap::value_parser!(u32)),
+                )
+                .arg(json()),
+        )
+        .subcommand(
+            Command::new("move")
+                .about("Give a file or directory another name")
+                .arg(sandbox())
+                .arg(Arg::new("from").value_name("FROM").required(true))
+                .arg(Arg::new("to").value_name("TO").required(true)),
+        )
+        .subcommand(
+            Command::new("pack")
+                .about("Write what is below a directory to standard output, as a tar archive")
+                .arg(sandbox())
+                .arg(path()),
+        )
+        .subcommand(
+            Command::new("unpack")
+                .about("Put a tar archive from standard input below a directory")
+                .arg(sandbox())
+                .arg(path())
+                .arg(json()),
+        )
+        .after_help(
+            "What the sandbox may not read is not found and not packed. Links and devices are not unpacked.\n\nExamples:\n  ringfence files search box --name '*.rs' --content TODO\n  ringfence files pack box src > src.tar\n  tar c src | ringfence files unpack box",
+        )
+}
+
+pub fn main(args: &[OsString]) -> ExitCode {
+    let matches = match help::matches(args) {
+        Ok(m) => m,
+        Err(code) => return code,
+    };
+    let of = matches.subcommand_matches("files");
+    let done = match of.and_then(ArgMatches::subcommand) {
+        Some(("search", m)) => search(m),
+        Some(("move", m)) => rename(m),
+        Some(("pack", m)) => pack(m),
+        Some(("unpack", m)) => unpack(m),
+        _ => Err("no such verb".into()),
+    };
+    done.unwrap_or_else(output::fail)
+}
+
+fn at(m: &ArgMatches, what: &str) -> String {
+    format!("{}/files/{what}?path={}", place(m), segment(text(m, "path").unwrap_or_default()))
+}
+
+fn search(m: &ArgMatches) -> Result<ExitCode, String> {
+    let mut url = at(m, "search");
+    for name in ["name", "content"] {
+        if let Some(given) = text(m, name) {
+            let _ = write!(url, "&{name}={}", segment(given));
+        }
+    }
+    if let Some(limit) = m.get_one::<u32>("limit") {
+        let _ = write!(url, "&limit={limit}");
+    }
+    let found: FoundFiles = connect()?.call(GET, &url, NOTHING).map_err(|e| e.to_string())?;
+    if m.get_flag("json") {
+        return Ok(output::print_json(&found));
+    }
+    let mut out = String::new();
+    for hit in &found.found {
+        let path = printable(&hit.path);
+        let _ = match (&hit.line, &hit.text) {
+            (Some(line), Some(text)) => writeln!(out, "{path}:{line}:{}", printable(text)),
+            _ => writeln!(out, "{path}"),
+        };
+    }
+    if found.truncated {
+        output::say("there may be more: a limit was reached");
+    }
+    Ok(output::print(&out))
+}
+
+fn rename(m: &ArgMatches) -> Result<ExitCode, String> {
+    let given = |name| text(m, name).unwrap_or_default().to_owned();
+    let request = MoveFile { from: given("from"), to: given("to") };
+    let path = format!("{}/files/move", place(m));
+    connect()?.call::<()>(POST, &path, Some(&request)).map_err(|e| e.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pack(m: &ArgMatches) -> Result<ExitCode, String> {
+    let mut out = std::io::stdout().lock();
+    connect()?.download(&at(m, "archive"), &mut out).map_err(|e| e.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn unpack(m: &ArgMatches) -> Result<ExitCode, String> {
+    let mut bytes = Vec::new();
+    let read = std::io::stdin().lock().take(MOST_ARCHIVE + 1).read_to_end(&mut bytes);
+    read.map_err(|e| format!("standard input: {}", e.kind()))?;
+    if bytes.len() as u64 > MOST_ARCHIVE {
+        return Err(format!("standard input: more than {} MiB", MOST_ARCHIVE >> 20));
+    }
+    let done: Unpacked = connect()?.put(&at(m, "archive"), bytes).map_err(|e| e.to_string())?;
+    if m.get_flag("json") {
+        return Ok(output::print_json(&done));
+    }
+    Ok(output::print(&format!("{} files, {} bytes\n", done.files, done.bytes)))
+}

@@ -1,0 +1,184 @@
+//! The daemon killed at every labelled step of what it does. After the next start nothing that was
+//! acknowledged is lost, nothing that was said to be gone is back, and nothing is left.
+
+use std::collections::BTreeMap;
+
+use super::world::{Daemon, Process, until};
+use crate::harness::{Place, as_each_user, has};
+
+/// As `crates/supervisor/src/fault.rs` has them.
+const STEPS: [&str; 17] = [
+    "create.entered",
+    "make.ordered",
+    "make.answered",
+    "create.alive",
+    "store.begun",
+    "store.committed",
+    "create.kept",
+    "exec.asked",
+    "exec.started",
+    "session.ready",
+    "session.held",
+    "stop.begun",
+    "stop.ended",
+    "start.alive",
+    "destroy.begun",
+    "destroy.forgotten",
+    "destroy.ended",
+];
+/// Kills in every run of the tests, for each user; `RINGFENCE_FAULTS` asks for another number.
+const KILLS: usize = 34;
+
+/// What must be true of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    There,
+    Stopped,
+    Gone,
+    /// The request that decides it was not answered.
+    Either,
+}
+
+struct Run<'d, 'p> {
+    daemon: &'d mut Daemon<'p>,
+    known: BTreeMap<String, Known>,
+    seen: Vec<Process>,
+}
+
+impl Run<'_, '_> {
+    /// Asks; whether it was answered. What the daemon had started so far is remembered.
+    fn asks(&mut self, args: &[&str]) -> bool {
+        self.seen.extend(self.daemon.family());
+        self.daemon.ringfence(args).code == Some(0)
+    }
+
+    /// One request after the other, until the daemon is dead.
+    fn goes(&mut self, name: &str) {
+        let steps: [(&[&str], Option<Known>); 8] = [
+            (&["create", "--persistent", "--name", name], Some(Known::There)),
+            (&["exec", name, "--", "sh", "-c", "sleep 1000 & true"], None),
+            (&["session", "create", name], None),
+            (&["session", "line", name], None),
+            (&["stop", name], Some(Known::Stopped)),
+            (&["start", name], Some(Known::There)),
+            (&["exec", name, "--", "true"], None),
+            (&["remove", name], Some(Known::Gone)),
+        ];
+        let mut session = String::new();
+        for (args, then) in steps {
+            let before = self.known.get(name).copied().unwrap_or(Known::Gone);
+            let answered = match args {
+                ["session", "create", _] => {
+                    self.seen.extend(self.daemon.family());
+                    let ran = self.daemon.ringfence(args);
+                    ran.out.trim().clone_into(&mut session);
+                    ran.code == Some(0)
+                }
+                ["session", "line", _] => {
+                    self.asks(&["session", "exec", name, &session, "--", "true"])
+                }
+                args => self.asks(args),
+            };
+            if let Some(then) = then {
+                // Started or stopped it is there, whichever it was when the daemon died.
+                let unknown = if then == Known::Gone || before == Known::Gone {
+                    Known::Either
+                } else {
+                    Known::There
+                };
+                self.known.insert(name.into(), if answered { then } else { unknown });
+            }
+            if !answered {
+                until("it died, and did not only refuse", || self.daemon.has_died());
+                return;
+            }
+        }
+    }
+}
+
+fn is_as_known(daemon: &Daemon<'_>, known: &mut BTreeMap<String, Known>, step: &str) {
+    let listed = daemon.get("/v1/sandboxes").is(200).json();
+    let listed = listed["sandboxes"].as_array().unwrap();
+    let names: Vec<&str> = listed.iter().map(|s| s["name"].as_str().unwrap()).collect();
+    for (name, known) in known.iter() {
+        let is_there = names.contains(&name.as_str());
+        match known {
+            Known::There | Known::Stopped => assert!(is_there, "{step}: {name} is lost: {names:?}"),
+            Known::Gone => assert!(!is_there, "{step}: {name} is back: {names:?}"),
+            Known::Either => {}
+        }
+        if *known == Known::Stopped {
+            assert_eq!(daemon.sandbox(name)["state"], "stopped", "{step}: {name}");
+        }
+    }
+    for name in names {
+        assert!(known.contains_key(name), "{step}: nobody asked for {name}");
+        // What is there can be used, and then be removed.
+        until("it can be used", || {
+            daemon.ringfence(&["start", name]).code == Some(0)
+                && daemon.shell(name, "true").code == Some(0)
+        });
+        daemon.ringfence(&["remove", name]).ok();
+        known.insert(name.into(), Known::Gone);
+    }
+}
+
+fn kills() -> usize {
+    std::env::var("RINGFENCE_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS)
+}
+
+fn left_in(place: &Place) -> String {
+    place
+        .bare(
+            "ls -A; ls -A ../run/ringfence; grep -c \"$(dirname $PWD)\" /proc/self/mountinfo; true",
+        )
+        .ok()
+        .out
+}
+
+#[test]
+fn killed_at_every_labelled_step() {
+    if !has("curl") {
+        return;
+    }
+    if !cfg!(debug_assertions) || std::env::var_os("RINGFENCE_BIN").is_some() {
+        println!("skipped: only a debug build has labelled steps");
+        return;
+    }
+    as_each_user(|place| {
+        let mut daemon = Daemon::start(place);
+        let mut known = BTreeMap::new();
+        let clean = left_in(place);
+        let mut died = 0;
+        for n in 0..kills() {
+            let step = STEPS[n % STEPS.len()];
+            // Also the second time: in the store, of a stop; of a make, when it is started again.
+            let again = matches!(
+                step,
+                "store.begun"
+                    | "store.committed"
+                    | "make.ordered"
+                    | "make.answered"
+                    | "exec.asked"
+                    | "exec.started"
+            );
+            let time = if again { n / STEPS.len() % 2 + 1 } else { 1 };
+            daemon.kill();
+            daemon.start_to_die(&format!("{step}:{time}"));
+            let mut run =
+                Run { daemon: &mut daemon, known: std::mem::take(&mut known), seen: Vec::new() };
+            run.goes(&format!("box{n}"));
+            let seen;
+            (known, seen) = (run.known, run.seen);
+            // The last answer may have been on its way.
+            until("it died at its step", || daemon.has_died());
+            died += 1;
+            until("what it had started is gone", || seen.iter().all(|p| !p.is_there()));
+            crate::residue::no_process_of(&place.workspace());
+            daemon.start_again();
+            is_as_known(&daemon, &mut known, step);
+            assert_eq!(left_in(place), clean, "{step}");
+        }
+        println!("{died} kills at {} steps", STEPS.len());
+    });
+}
