@@ -75,10 +75,9 @@ pub(crate) fn is_own(made_of: &CreateSandbox) -> bool {
 /// What can be seen to be wrong without looking at the host.
 pub(crate) fn check(made_of: &CreateSandbox) -> Result<(), Error> {
     match (&made_of.codebase, made_of.workspace.as_str()) {
-        (Some(_), "") => {}
+        // With neither, it is a directory of its own.
+        (_, "") => {}
         (Some(_), _) => return Err(Error::invalid("workspace and codebase exclude each other")),
-        // A directory of its own.
-        (None, "") => {}
         (None, path) if !path.starts_with('/') => {
             return Err(Error::invalid("workspace: not an absolute path")
                 .with("name the directory to work in, or a codebase"));

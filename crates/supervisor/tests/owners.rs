@@ -32,6 +32,7 @@ async fn owners() {
         store: place.path().join("state.db"),
         spawner: ("/bin/sh".into(), vec!["-c".into(), shell]),
         hidden: Vec::new(),
+        layers: place.path().join("layers"),
         workspaces: place.path().join("workspaces"),
     };
     let supervisor = Supervisor::start(settings).await.unwrap();
