@@ -13,13 +13,13 @@ use crate::harness::{Place, Ran, as_each_user, binary, has};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const MS: Duration = Duration::from_millis(1);
-const CTRL_C: &str = "\x03";
+pub const CTRL_C: &str = "\x03";
 const CTRL_D: &str = "\x04";
-const CTRL_Z: &str = "\x1a";
+pub const CTRL_Z: &str = "\x1a";
 const CTRL_BACKSLASH: &str = "\x1c";
 
 /// An interactive shell in a terminal; `$RF` is the binary.
-struct Shell {
+pub struct Shell {
     master: OwnedFd,
     child: Child,
     seen: Vec<u8>,
@@ -29,7 +29,7 @@ struct Shell {
 }
 
 impl Shell {
-    fn new(p: &Place) -> Self {
+    pub fn new(p: &Place) -> Self {
         let master =
             openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
@@ -57,12 +57,12 @@ impl Shell {
         shell
     }
 
-    fn resize(&self, rows: u16, columns: u16) {
+    pub fn resize(&self, rows: u16, columns: u16) {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&self.master, size).unwrap();
     }
 
-    fn send(&self, keys: &str) {
+    pub fn send(&self, keys: &str) {
         let mut left = keys.as_bytes();
         while !left.is_empty() {
             let n = rustix::io::write(&self.master, left).unwrap();
@@ -73,7 +73,7 @@ impl Shell {
     /// Waits until the terminal shows this after what was waited for before. Answers what came
     /// in between.
     #[track_caller]
-    fn expect(&mut self, text: &str) -> String {
+    pub fn expect(&mut self, text: &str) -> String {
         let start = Instant::now();
         loop {
             let new = &self.seen[self.from..];
@@ -94,7 +94,7 @@ impl Shell {
 
     /// Waits for the shell to be back.
     #[track_caller]
-    fn prompt(&mut self) {
+    pub fn prompt(&mut self) {
         self.expect("@ ");
     }
 
@@ -112,7 +112,7 @@ impl Shell {
     /// Types a line at the prompt and waits until the shell has run it. Answers what it printed.
     /// One line: what is typed while a command runs goes to the command.
     #[track_caller]
-    fn run(&mut self, line: &str) -> String {
+    pub fn run(&mut self, line: &str) -> String {
         self.marks += 1;
         // Written so that the echo of the line is not taken for its output.
         self.send(&format!("{line}; echo =\"{}\"=\n", self.marks));

@@ -3,10 +3,13 @@
 #![forbid(unsafe_code)]
 
 pub mod codebases;
+pub mod layers;
 pub mod openapi;
 mod sessions;
+mod terminal;
 
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
+pub use terminal::{Attach, FromTerminal, TerminalSize, ToTerminal};
 
 use std::collections::BTreeMap;
 
@@ -178,6 +181,9 @@ pub struct ExecRequest {
     /// Answer as soon as it runs; ask for its output and end by its id.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub background: bool,
+    /// Give it a terminal of this size; all it writes is `stdout` then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
 }
 
 /// What a command used.

@@ -5,9 +5,11 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use crate::codebases::{Codebase, Codebases, CreateCodebase};
+use crate::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
 use crate::{
     CreateSandbox, CreateSession, ErrorBody, Exec, ExecRequest, ExecResult, Execs, Extend,
-    FileInfo, Health, Kill, Listing, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions,
+    FileInfo, FromTerminal, Health, Kill, Listing, Output, Sandbox, Sandboxes, Session,
+    SessionExec, Sessions, ToTerminal,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -39,6 +41,9 @@ struct Route {
 
 const PATH: (&str, bool, &str) = ("path", true, "as it is seen inside; relative to the workspace");
 
+const CHANGED: (&str, bool, &str) =
+    ("path", false, "only what lies there or below; relative to the workspace");
+
 const IN_CODEBASE: (&str, bool, &str) =
     ("path", true, "relative to the codebase, or below /workspace");
 
@@ -60,6 +65,7 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}", id: "getExec", says: "A command", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Exec>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/stream", id: "followExec", says: "Its output from an offset on, as it comes", query: &[("stdout_offset", false, "first byte of stdout"), ("stderr_offset", false, "first byte of stderr")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Output>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/execs/{exec}/kill", id: "killExec", says: "Send it and what it started a signal", query: &[], asks: Body::Json(of::<Kill>), status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/terminal", id: "attachTerminal", says: "A WebSocket to its terminal: binary messages are bytes both ways, text messages as described", query: &[("offset", false, "first byte of its output"), ("hangup", false, "send it SIGHUP when the connection ends first: true or false")], asks: Body::Nothing, status: "101", answers: Body::Json(terminal) },
     Route { method: "post", path: "/v1/sandboxes/{id}/sessions", id: "createSession", says: "Start a shell that keeps directory, variables and functions", query: &[], asks: Body::Json(of::<CreateSession>), status: "201", answers: Body::Json(of::<Session>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/sessions", id: "listSessions", says: "Its sessions, and the last that were closed", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sessions>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/sessions/{session}", id: "getSession", says: "A session", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Session>) },
@@ -72,6 +78,18 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/files/stat", id: "statFile", says: "What a name is; a link is not followed", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FileInfo>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/files/list", id: "listFiles", says: "The names in a directory", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Listing>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/files/directory", id: "makeDirectory", says: "Make a directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/sandboxes/{id}/layer", id: "layer", says: "What is kept of its layer", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<LayerInfo>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/layer/diff", id: "layerDiff", says: "What it changed", query: &[CHANGED], asks: Body::Nothing, status: "200", answers: Body::Json(of::<LayerChanges>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/layer/patch", id: "layerPatch", says: "What it changed, as git apply and patch take it", query: &[CHANGED, ("binary", false, "true: binary files too")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "get", path: "/v1/sandboxes/{id}/layer/archive", id: "exportLayer", says: "Its layer as a tar archive; the sandbox must be stopped", query: &[("snapshot", false, "what it held then"), ("zstd", false, "true: compressed")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/apply", id: "applyLayer", says: "Bring what it changed to the real files, as far as its policy lets it write there; it must be stopped", query: &[], asks: Body::Json(of::<Chosen>), status: "200", answers: Body::Json(of::<Applied>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/discard", id: "discardLayer", says: "Throw away what it changed; it must be stopped", query: &[], asks: Body::Json(of::<Chosen>), status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/checkpoint", id: "checkpointLayer", says: "Remember what the layer holds, for an undo; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/undo", id: "undoLayer", says: "Take back what was changed since a checkpoint; it must be stopped", query: &[], asks: Body::Json(of::<Undo>), status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/fork", id: "forkLayer", says: "Another layer that holds the same; it must be stopped", query: &[], asks: Body::Json(of::<Fork>), status: "204", answers: Body::Nothing },
+    Route { method: "put", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}", id: "snapshotLayer", says: "Give what the layer holds a name; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "delete", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}", id: "forgetSnapshot", says: "Forget a snapshot", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "post", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", id: "restoreLayer", says: "Let the layer hold what it held then; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "post", path: "/v1/codebases", id: "createCodebase", says: "Make a codebase, empty or of a directory", query: &[], asks: Body::Json(of::<CreateCodebase>), status: "201", answers: Body::Json(of::<Codebase>) },
     Route { method: "get", path: "/v1/codebases", id: "listCodebases", says: "One's own codebases", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebases>) },
     Route { method: "get", path: "/v1/codebases/{codebase}", id: "getCodebase", says: "A codebase, by id or name", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebase>) },
@@ -87,6 +105,11 @@ const ROUTES: &[Route] = &[
     Route { method: "post", path: "/v1/codebases/{codebase}/files/directory", id: "makeCodebaseDirectory", says: "Make a directory, and those on the way", query: &[IN_CODEBASE], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "post", path: "/v1/codebases/{codebase}/files/move", id: "moveCodebaseFile", says: "Give a file or directory another name", query: &[IN_CODEBASE, ("to", true, "its path then")], asks: Body::Nothing, status: "204", answers: Body::Nothing },
 ];
+
+/// What text messages over a terminal's socket say, from either side.
+fn terminal(generator: &mut SchemaGenerator) -> Value {
+    json!({ "oneOf": [of::<ToTerminal>(generator), of::<FromTerminal>(generator)] })
+}
 
 /// The routes, for whoever serves them: method and path.
 pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {

@@ -269,6 +269,7 @@ pub fn command() -> Command {
         .subcommand(verb::codebase::command())
         .subcommand(verb::daemon::command())
         .subcommands(verb::sandboxes::commands())
+        .subcommand(verb::attach::command())
         .subcommand(verb::sessions::command())
         .subcommand(policy)
         .subcommand(

@@ -46,6 +46,7 @@ fn help_of_the_verbs() {
         &["create"],
         &["exec"],
         &["list"],
+        &["attach"],
         &["session"],
         &["session", "exec"],
         &["init"],

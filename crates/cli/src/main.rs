@@ -13,7 +13,6 @@ mod help;
 #[cfg(test)]
 mod help_tests;
 mod inspect;
-mod judge;
 mod layers;
 mod output;
 mod ports;
@@ -87,6 +86,7 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         "trust" => verb::trust::main(args),
         "daemon" => verb::daemon::main(args),
         "create" | "start" | "exec" | "stop" | "remove" | "list" => verb::sandboxes::main(args),
+        "attach" => verb::attach::main(args),
         "session" => verb::sessions::main(args),
         // Hidden: the daemon's process that makes jails.
         verb::daemon::SPAWNER => verb::daemon::spawner(args),

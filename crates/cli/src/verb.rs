@@ -1,6 +1,7 @@
 //! One file per verb.
 
 pub mod apply;
+pub mod attach;
 pub mod codebase;
 pub mod completions;
 pub mod daemon;

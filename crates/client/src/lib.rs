@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![cfg(unix)]
 
+pub mod terminal;
+
 use std::path::Path;
 
 use http_body_util::{BodyExt as _, Full};

@@ -365,6 +365,15 @@ impl Codebase {
             .map_err(Error::os("open", self.tree()))
     }
 
+    /// The same by path, for whoever was told of the version and must not wait for the record.
+    pub fn index_of(tree: &Path, version: u64) -> Option<Names> {
+        let path = tree.parent()?;
+        let dir = rustix::fs::open(path, fd::DIRECTORY, Mode::empty()).ok()?;
+        let names = Names::open(dir.as_fd(), index::INDEX).ok().flatten()?;
+        let state = index::state(dir.as_fd(), path, version).ok()?;
+        (names.state() == state).then_some(names)
+    }
+
     /// The index, if it is that of the tree as it was recorded. Whoever goes by it looks afterwards, when
     /// nobody can change the codebase, whether it is kept ([`Names::is_kept`]).
     pub fn index(&self) -> Option<Names> {

@@ -29,7 +29,7 @@ impl Places {
     pub fn of_one_program() -> Result<Self, Failed> {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         // The name of a socket has at most 107 bytes.
-        let fits = |p: &PathBuf| p.is_absolute() && p.as_os_str().len() < 70;
+        let fits = |p: &PathBuf| p.is_absolute() && p.as_os_str().len() < 64;
         let base = runtime.filter(fits).unwrap_or_else(std::env::temp_dir);
         let random = ringfence_supervisor::random().map_err(|e| Failed(e.to_string()))?;
         let made = base.join(format!("ringfence-{}", random.get(..16).unwrap_or(&random)));
@@ -37,13 +37,20 @@ impl Places {
             .mode(0o700)
             .create(&made)
             .map_err(failed(made.display().to_string()))?;
-        // Beside the state lie its layers and codebases.
-        Ok(Self { state: made.join("daemon"), runtime: made })
+        // Beside the state lie its layers and codebases, which are shown inside; the socket is hidden.
+        let state = made.join("state");
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&state)
+            .map_err(failed(state.display().to_string()))?;
+        Ok(Self { runtime: made.join("run"), state: state.join("daemon") })
     }
 
     /// What [`of_one_program`](Self::of_one_program) made.
     pub fn remove(&self) {
-        let _ = std::fs::remove_dir_all(&self.runtime);
+        if let Some(made) = self.runtime.parent() {
+            let _ = std::fs::remove_dir_all(made);
+        }
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -44,7 +44,8 @@ pub const MOST_STRINGS: usize = MOST_BYTES - HEAD;
 
 /// Kinds of messages.
 pub mod kind {
-    /// Start a command: [`super::Request`] with three descriptors.
+    /// Start a command: its strings, with three descriptors. With `value` 1 the first is a terminal that
+    /// controls it.
     pub const EXEC: u8 = 1;
     /// Send signal `value` to command `token` and what it started, or with token 0 to everything.
     pub const SIGNAL: u8 = 2;
@@ -542,7 +543,7 @@ impl Resident<'_> {
             }
             names.broker.begin_as_first();
         }
-        match self.starter.start(place, len, HEAD, head.counts, fds) {
+        match self.starter.start(place, len, HEAD, head.counts, (fds, head.value == 1)) {
             Err(errno @ Errno(libc::EINVAL | libc::E2BIG)) => refuse(Refusal::Request, errno.0),
             Err(errno) => refuse(Refusal::Process, errno.0),
             Ok(pid) => {

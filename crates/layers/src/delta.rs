@@ -119,8 +119,9 @@ impl Trees {
         let record = &layer.record.roots[index];
         let trees = Self::of(&record.path, record.mode, layer.trees(index))?;
         let host = rustix::fs::fstat(&trees.host).map_err(Error::os("look at", &record.path))?;
-        // Device numbers of some file systems change when the host starts again.
-        if fd::id(&host).1 != record.ino {
+        // Device numbers of some file systems change when the host starts again. A codebase that is changed
+        // while it is in use gets another tree, with which layers are compared from then on.
+        if fd::id(&host).1 != record.ino && !layer.is_over_codebase(&record.path) {
             return Err(Error::OtherRoot { layer: layer.name.clone(), path: record.path.clone() });
         }
         Ok(trees)

@@ -97,6 +97,8 @@ struct Use {
 }
 
 const USE: &str = "last.json";
+/// Trees that layers may lie over.
+const CODEBASES: &str = "codebases";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootRecord {
@@ -602,7 +604,7 @@ impl Store {
 
     /// Where codebases lie, which layers may lie over.
     pub fn codebases(&self) -> PathBuf {
-        let path = self.path.join("codebases");
+        let path = self.path.join(CODEBASES);
         std::fs::canonicalize(&path).unwrap_or(path)
     }
 
@@ -694,6 +696,11 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Whether a root is the tree of a codebase of this store.
+    pub(crate) fn is_over_codebase(&self, root: &Path) -> bool {
+        self.deltas.parent().is_some_and(|store| root.starts_with(store.join(CODEBASES)))
+    }
+
     /// An apply was interrupted.
     pub fn unfinished(&self) -> bool {
         has_journal(&self.dir)

@@ -73,6 +73,28 @@ impl GlobRule<'_> {
         self.globs.iter().any(|g| g.matches(&names))
     }
 
+    /// Names of which every match below `root` has one; `None` where that cannot be said.
+    pub fn marks(&self, root: &Path) -> Option<BTreeSet<Mark>> {
+        let root = Clean::new(root, Path::new("/"));
+        let above = root.names();
+        let mut marks = BTreeSet::new();
+        for glob in &self.globs {
+            let mut own = BTreeSet::new();
+            mark(glob, &above, &mut own)?;
+            let elsewhere = glob.prefix.iter().zip(&above).any(|(part, name)| part != name);
+            if own.is_empty() && !elsewhere {
+                return None;
+            }
+            // Some parts may be met above the root; without any of them nothing tells.
+            let inside = glob.prefix.len() >= above.len();
+            if !inside && !elsewhere {
+                return None;
+            }
+            marks.append(&mut own);
+        }
+        Some(marks)
+    }
+
     /// How many components below `base` a match can lie at most; `None` for any depth.
     pub fn max_depth(&self) -> Option<usize> {
         let base = self.base.components().count().saturating_sub(1);

@@ -10,8 +10,10 @@ mod copies;
 #[cfg(unix)]
 pub mod discover;
 #[cfg(target_os = "linux")]
-pub mod inspection;
+pub mod held;
 #[cfg(target_os = "linux")]
+pub mod inspection;
+pub mod judge;
 pub mod layer;
 #[cfg(target_os = "linux")]
 pub mod lower;

@@ -39,6 +39,7 @@ pub struct NamesPlan {
     /// What planning found in the workspace, and whether in its index.
     known: Option<(PathBuf, Vec<Entry>)>,
     by_index: bool,
+    codebase: bool,
 }
 
 /// Where rules of names are to hold.
@@ -49,6 +50,9 @@ pub struct Of<'a> {
     pub cache: Option<PathBuf>,
     /// The names of the workspace.
     pub index: Option<Arc<Index>>,
+    /// The workspace is a codebase, which may be changed until its layer is in use: without an index that
+    /// tells, what planning found is looked at again.
+    pub codebase: bool,
 }
 
 /// What cannot be had of the masks.
@@ -66,7 +70,7 @@ impl NamesPlan {
     /// `None` where no rule speaks of names in what a layer may lie over, unless the run has the
     /// `means` already: whether init says what may be changed.
     pub fn new(policy: &Policy, extra: &[Rule], of: Of<'_>, means: Option<bool>) -> Option<Self> {
-        let Of { places, cache, index } = of;
+        let Of { places, cache, index, codebase } = of;
         let own = policy.files.rules.iter().filter(|rule| rule.priority < priority::GUARD);
         let views = own.clone().any(|rule| rule.permission == Permission::View);
         let own: Vec<Rule> = own.chain(extra).cloned().collect();
@@ -121,6 +125,7 @@ impl NamesPlan {
             index,
             known: None,
             by_index: false,
+            codebase,
         })
     }
 
@@ -175,7 +180,7 @@ impl NamesPlan {
             Some(walk) => walk,
             None => self.walk(tree, shown)?,
         };
-        if walk.truncated.is_none() {
+        if walk.truncated.is_none() && (self.by_index || !self.codebase) {
             self.known = Some((shown.to_owned(), entries_of(&walk)));
         }
         Ok(walk)

@@ -253,7 +253,12 @@ pub(crate) fn prepare_for(
     let mut found = Findings::new(&rules, workspace.is_some(), listing);
     if request.layer.is_some() && request.rung == Rung::Namespaces && workspace.is_some() {
         let cache = walk_cache(request, &places);
-        let of = names::Of { places: &places, cache, index: request.index.clone() };
+        let of = names::Of {
+            places: &places,
+            cache,
+            index: request.index.clone(),
+            codebase: request.moved.is_some(),
+        };
         found.names = NamesPlan::new(policy, &extra, of, means.names);
     }
 
@@ -982,11 +987,16 @@ impl<'a> Findings<'a> {
             let matcher = PatternMatcher { rules, globs: &globs, workspace: &workspace.path };
             let options = WalkOptions { cache: cache.as_deref(), ..WalkOptions::default() };
             let root = workspace.open().map_err(|e| path_error(&workspace.path, e))?;
-            let walk = discover::walk(root.as_fd(), &matcher, &options).map_err(|e| {
-                PrepareError::Walk {
-                    path: workspace.path.display().to_string(),
-                    problem: plain(&e),
-                }
+            let indexed = request.index.as_deref().and_then(|index| {
+                discover::indexed_patterns(&globs, index, root.as_fd(), &workspace.path)
+            });
+            let walk = match indexed {
+                Some(walk) => Ok(walk),
+                None => discover::walk(root.as_fd(), &matcher, &options),
+            };
+            let walk = walk.map_err(|e| PrepareError::Walk {
+                path: workspace.path.display().to_string(),
+                problem: plain(&e),
             })?;
             self.matches(&walk, &workspace.path, notes)?;
             self.directories = walk.statistics.directories;

@@ -139,14 +139,16 @@ fn said(e: &ringfence_codebases::Error) -> Error {
     use ringfence_codebases::Error as E;
     use rustix::io::Errno;
     let kind = match e {
-        E::NoCodebase(_) | E::Missing(_) => Kind::NotFound,
+        E::NoCodebase(_) | E::Missing(_) | E::Os { errno: Errno::NOENT | Errno::NOTDIR, .. } => {
+            Kind::NotFound
+        }
         E::Taken(_) | E::Sealed(_) | E::InUse { .. } => Kind::Conflict,
-        E::Name(_) | E::File { .. } => Kind::Invalid,
-        E::Refused(_) | E::Archive(_) | E::Stream { .. } => Kind::Refused,
+        E::Name(_) | E::File { .. } | E::Os { errno: Errno::NAMETOOLONG, .. } => Kind::Invalid,
+        E::Refused(_)
+        | E::Archive(_)
+        | E::Stream { .. }
+        | E::Os { errno: Errno::ACCESS | Errno::PERM, .. } => Kind::Refused,
         E::Os { errno: Errno::NOSPC | Errno::DQUOT, .. } => Kind::Limit,
-        E::Os { errno: Errno::NOENT | Errno::NOTDIR, .. } => Kind::NotFound,
-        E::Os { errno: Errno::ACCESS | Errno::PERM, .. } => Kind::Refused,
-        E::Os { errno: Errno::NAMETOOLONG, .. } => Kind::Invalid,
         _ => Kind::Internal,
     };
     let error = Error::new(kind, e.to_string());
@@ -201,6 +203,8 @@ impl Shelf {
             let found = told(all.get(&name))?;
             if let Some(layer) = layer {
                 told(all.settle(&found, &layer))?;
+                // A start goes by the index. Without one it takes longer, and no more.
+                let _ = all.names(&found);
             }
             let tree = std::fs::canonicalize(found.tree())
                 .map_err(|e| Error::internal(format!("{}: {e}", found.tree().display())))?;

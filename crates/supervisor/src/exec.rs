@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::error::Error;
 use crate::link::{End, Link, Started};
 use crate::log::{Follower, Log, Piece};
+use crate::terminal::Terminal;
 use crate::{lock, now_ms};
 
 /// Read from a pipe at once: as much as it holds.
@@ -52,6 +53,7 @@ pub struct Exec {
     killed: Mutex<Option<&'static str>>,
     /// Of a line in a session: who signals what it started, and nothing else of the shell.
     kills: Option<mpsc::Sender<i32>>,
+    terminal: Option<Arc<Terminal>>,
 }
 
 /// What a command is started with, besides the program.
@@ -77,7 +79,7 @@ impl Exec {
         link: Arc<Link>,
         done: impl FnOnce() + Send + 'static,
     ) -> Result<Arc<Self>, Error> {
-        Self::taken_over(birth, started, began, link, None, done)
+        Self::taken_over(birth, started, began, link, (None, None), done)
     }
 
     /// The same for a line in a session.
@@ -89,7 +91,19 @@ impl Exec {
         kills: mpsc::Sender<i32>,
         done: impl FnOnce() + Send + 'static,
     ) -> Result<Arc<Self>, Error> {
-        Self::taken_over(birth, started, began, link, Some(kills), done)
+        Self::taken_over(birth, started, began, link, (Some(kills), None), done)
+    }
+
+    /// The same for a command whose output comes from a terminal.
+    pub(crate) fn on_terminal(
+        birth: Birth,
+        started: Started,
+        began: Instant,
+        link: Arc<Link>,
+        terminal: Arc<Terminal>,
+        done: impl FnOnce() + Send + 'static,
+    ) -> Result<Arc<Self>, Error> {
+        Self::taken_over(birth, started, began, link, (None, Some(terminal)), done)
     }
 
     fn taken_over(
@@ -97,7 +111,7 @@ impl Exec {
         started: Started,
         began: Instant,
         link: Arc<Link>,
-        kills: Option<mpsc::Sender<i32>>,
+        (kills, terminal): (Option<mpsc::Sender<i32>>, Option<Arc<Terminal>>),
         done: impl FnOnce() + Send + 'static,
     ) -> Result<Arc<Self>, Error> {
         let logs = [Arc::new(Log::new(birth.kept)), Arc::new(Log::new(birth.kept))];
@@ -126,6 +140,7 @@ impl Exec {
             ended,
             killed: Mutex::new(None),
             kills,
+            terminal,
         });
         let watched = exec.clone();
         tokio::spawn(async move {
@@ -201,6 +216,11 @@ impl Exec {
             return Ok(());
         }
         self.kill_for("killed", signal).await
+    }
+
+    /// Its terminal, where it has one.
+    pub fn terminal(&self) -> Option<&Terminal> {
+        self.terminal.as_deref()
     }
 
     pub(crate) fn has_ended(&self) -> bool {

@@ -20,6 +20,7 @@ mod error;
 mod exec;
 mod files;
 mod host;
+pub mod layers;
 mod link;
 mod log;
 pub mod machine;
@@ -29,11 +30,13 @@ pub mod spawner;
 mod store;
 mod supervisor;
 mod tended;
+mod terminal;
 mod workspaces;
 
 pub use error::{Error, Kind};
 pub use exec::{Chunk, Exec, Following, Stream};
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
+pub use terminal::Terminal;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};

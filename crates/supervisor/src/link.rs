@@ -58,6 +58,8 @@ pub(crate) struct Program<'a> {
     pub candidates: &'a [String],
     pub argv: &'a [String],
     pub environment: &'a [String],
+    /// Its standard input is a terminal that is to control it.
+    pub terminal: bool,
 }
 
 impl Link {
@@ -113,7 +115,8 @@ impl Link {
     ) -> Result<Result<Started, Refused>, Error> {
         let (started, wait) = oneshot::channel();
         let (ended, end) = oneshot::channel();
-        let mut head = Head { kind: kind::EXEC, ..Head::default() };
+        let value = i32::from(program.terminal);
+        let mut head = Head { kind: kind::EXEC, value, ..Head::default() };
         let message = message(program, &mut head)?;
         let token = self.expect(Waits::Command { started: Some(started), ended })?;
         head.token = token;

@@ -20,8 +20,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ringfence_api::{CreateSession, SessionExec, SessionState, Usage};
-use ringfence_sandbox::lower::candidates;
+use ringfence_api::{CreateSession, ExecRequest, SessionExec, SessionState, Usage};
 use ringfence_sandbox::resident::{Head, kind};
 use rustix::fs::{MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, memfd_create};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -30,11 +29,11 @@ use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec};
-use crate::link::{self, End, Link, Program, Started};
+use crate::link::{self, End, Link, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::sandbox::{Live, Permit, Sandbox};
-use crate::supervisor::{not_started, variables};
-use crate::{files, lock, now_ms, random_id};
+use crate::supervisor::Asked;
+use crate::{lock, now_ms, random_id};
 
 /// Sessions of one sandbox that are open, and those remembered that are not.
 const MOST: usize = 32;
@@ -178,46 +177,38 @@ pub(crate) async fn create(
     sandbox: &Arc<Sandbox>,
     request: &CreateSession,
 ) -> Result<Arc<Session>, Error> {
-    variables(&request.environment)?;
     if sandbox.sessions.open() >= MOST {
         return Err(Error::new(Kind::Limit, format!("there are {MOST} sessions already"))
             .with("delete some"));
     }
     let shell = request.shell.clone().unwrap_or_else(|| "/bin/sh".into());
     let (live, permit) = sandbox.enter()?;
-    let mut environment = live.made.environment.clone();
-    environment.extend(sandbox.made_of.environment.clone());
-    environment.extend(request.environment.clone());
-    let path = environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
-    let candidates: Vec<String> = candidates(shell.as_ref(), path.as_ref())
-        .into_iter()
-        .filter_map(|path| path.into_os_string().into_string().ok())
-        .collect();
-    if shell.is_empty() || shell.contains('\0') || candidates.is_empty() {
+    if shell.is_empty() || shell.contains('\0') {
         return Err(Error::invalid("shell: not the name or path of a program"));
     }
     let name = shell.rsplit('/').next().unwrap_or_default();
-    let mut argv = vec![name.to_owned()];
+    let mut argv = vec![shell.clone()];
     if name == "bash" {
         argv.push("--norc".into());
     }
     argv.extend(["-i".into(), "-s".into()]);
-    let pairs: Vec<String> = environment
-        .iter()
-        .filter(|(name, _)| !INTERACTIVE.contains(&name.as_str()))
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
-    let cwd = match &request.cwd {
-        Some(cwd) => files::absolute(cwd, &live.made.cwd)?,
-        None => live.made.cwd.clone(),
+    let asked = ExecRequest {
+        argv,
+        environment: request.environment.clone(),
+        cwd: request.cwd.clone(),
+        ..ExecRequest::default()
     };
+    let mut asked = Asked::of(sandbox, &live, &asked)?.without(&INTERACTIVE);
+    // As it calls itself in what it says.
+    if let Some(first) = asked.argv.first_mut() {
+        name.clone_into(first);
+    }
     let internal = |e: std::io::Error| Error::internal(e.to_string());
     let (read_orders, orders) = link::pipe()?;
     let (records, write_records) = link::pipe()?;
     let sourced = sourced().map_err(|e| internal(e.into()))?;
-    let asked = Program { cwd: &cwd, candidates: &candidates, argv: &argv, environment: &pairs };
     let fds = [read_orders.as_fd(), write_records.as_fd(), sourced.as_fd()];
-    let started = live.link.exec(asked, fds).await?.map_err(|r| not_started(&shell, r))?;
+    let started = asked.start(&live.link, fds, false).await?;
     drop((read_orders, write_records, sourced));
     for fd in [&orders, &records] {
         rustix::io::ioctl_fionbio(fd, true).map_err(|e| internal(e.into()))?;
@@ -394,7 +385,7 @@ pub(crate) async fn exec(
         None => (link::null()?, None),
     };
     let has_input = input.is_some();
-    let holder = hold(session, &live, [&stdin, &out, &err]).await?;
+    let holder = hold(sandbox, session, &live, [&stdin, &out, &err]).await?;
     drop((stdin, out, err));
     let id = random_id("ex_")?;
     let timeout = request.timeout_ms.or(live.made.timeout_ms).map(Duration::from_millis);
@@ -456,20 +447,18 @@ fn open_pipe() -> Result<(OwnedFd, OwnedFd), Error> {
 }
 
 /// A process that has these open and does nothing.
-async fn hold(session: &Session, live: &Live, fds: [&OwnedFd; 3]) -> Result<Started, Error> {
-    let name = session.shell.rsplit('/').next().unwrap_or_default();
-    let environment = live.made.environment.get("PATH").map(|p| format!("PATH={p}"));
-    let path = live.made.environment.get("PATH").map_or("/bin:/usr/bin", String::as_str);
-    let candidates: Vec<String> = candidates(session.shell.as_ref(), path.as_ref())
-        .into_iter()
-        .filter_map(|path| path.into_os_string().into_string().ok())
-        .collect();
-    let argv = [name.to_owned(), "-c".into(), "while :; do kill -STOP $$; done".into()];
-    let environment: Vec<String> = environment.into_iter().collect();
-    let asked =
-        Program { cwd: "/", candidates: &candidates, argv: &argv, environment: &environment };
-    let fds = fds.map(|fd| fd.as_fd());
-    live.link.exec(asked, fds).await?.map_err(|r| not_started(&session.shell, r))
+async fn hold(
+    sandbox: &Sandbox,
+    session: &Session,
+    live: &Live,
+    fds: [&OwnedFd; 3],
+) -> Result<Started, Error> {
+    let idle = "while :; do kill -STOP $$; done";
+    let request = ExecRequest {
+        argv: vec![session.shell.clone(), "-c".into(), idle.into()],
+        ..ExecRequest::default()
+    };
+    Asked::of(sandbox, live, &request)?.start(&live.link, fds.map(|fd| fd.as_fd()), false).await
 }
 
 /// A line on its way.

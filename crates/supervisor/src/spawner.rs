@@ -12,10 +12,12 @@ use std::sync::Arc;
 
 use ringfence_api::CreateSandbox;
 use ringfence_policy::{
-    Effect, Entry, Format, Fragment, Network, NoFiles, Origin, Permission, Policy, Rule, priority,
+    Effect, Entry, Format, Fragment, NoFiles, Origin, Permission, Policy, Rule, priority,
     resolve_layers,
 };
+use ringfence_proxy::Config;
 use ringfence_sandbox::lower::{Command, Resident};
+use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
@@ -106,8 +108,14 @@ pub fn more_files() -> u64 {
     limit.current.unwrap_or(u64::MAX)
 }
 
+/// A sandbox and what serves it.
+struct Kept {
+    running: Running,
+    filter: Option<ringfence_proxy::Filter>,
+}
+
 struct Spawner {
-    running: BTreeMap<u64, Running>,
+    running: BTreeMap<u64, Kept>,
     open_files: u64,
     /// It is there for one sandbox, and ends with it.
     alone: bool,
@@ -119,8 +127,8 @@ impl Spawner {
         loop {
             let (ordered, ended) = self.wait(orders)?;
             for number in ended {
-                if let Some(running) = self.running.remove(&number) {
-                    say(orders, &ended_word(number, running), None)?;
+                if let Some(kept) = self.running.remove(&number) {
+                    say(orders, &ended_word(number, kept), None)?;
                     if self.alone {
                         return Ok(());
                     }
@@ -136,15 +144,15 @@ impl Spawner {
             let order = buffer.get(..length).unwrap_or_default();
             match serde_json::from_slice(order).map_err(io::Error::other)? {
                 Order::Kill { number } => {
-                    if let Some(running) = self.running.get(&number) {
-                        running.jailed.kill();
+                    if let Some(kept) = self.running.get(&number) {
+                        kept.running.jailed.kill();
                     }
                 }
                 Order::Make { number, made_of, hidden, tended } => {
                     let alone = tended.as_ref().is_some_and(|t| t.alone);
                     match make(&made_of, &hidden, tended.as_deref(), self.open_files) {
-                        Ok((running, made, channel)) => {
-                            self.running.insert(number, running);
+                        Ok((kept, made, channel)) => {
+                            self.running.insert(number, kept);
                             say(orders, &Word::Made { number, made }, Some(&channel))?;
                         }
                         Err(Error { kind, message, .. }) => {
@@ -165,7 +173,7 @@ impl Spawner {
     fn wait(&self, orders: BorrowedFd<'_>) -> io::Result<(bool, Vec<u64>)> {
         let mut fds = Vec::with_capacity(self.running.len() + 1);
         fds.push(PollFd::from_borrowed_fd(orders, PollFlags::IN));
-        let pidfds = self.running.values().map(|r| r.jailed.pidfd());
+        let pidfds = self.running.values().map(|kept| kept.running.jailed.pidfd());
         fds.extend(pidfds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
         let ordered = fds.first().is_some_and(|fd| !fd.revents().is_empty());
@@ -176,11 +184,11 @@ impl Spawner {
 
     /// All at once, then the bookkeeping of each.
     fn end_all(&mut self) {
-        for running in self.running.values() {
-            running.jailed.kill();
+        for kept in self.running.values() {
+            kept.running.jailed.kill();
         }
-        for (number, running) in std::mem::take(&mut self.running) {
-            let _ = ended_word(number, running);
+        for (number, kept) in std::mem::take(&mut self.running) {
+            let _ = ended_word(number, kept);
         }
     }
 }
@@ -191,7 +199,8 @@ fn say(to: BorrowedFd<'_>, word: &Word, fd: Option<&OwnedFd>) -> io::Result<()> 
     channel::send(to, &bytes, &fds)
 }
 
-fn ended_word(number: u64, mut running: Running) -> Word {
+fn ended_word(number: u64, Kept { mut running, filter }: Kept) -> Word {
+    drop(filter);
     let waited = running.jailed.wait();
     let (reason, held) = match running.finish(waited, None) {
         Ok((_, status)) => status.end.map(|end| (end.reason, end.held)).unwrap_or_default(),
@@ -219,9 +228,9 @@ pub(crate) fn policy_of(made_of: &CreateSandbox) -> Result<Policy, Error> {
         layers.push((tended::rules(&made_of.rules), None));
     }
     let policy = resolve_layers(layers, &NoFiles).and_then(Fragment::finish).map_err(wrong)?;
-    if matches!(policy.network, Network::Filtered { .. }) {
-        return Err(Error::invalid("network: the daemon's sandboxes reach no hosts")
-            .with("leave network.allow empty, or use `ringfence run`"));
+    if policy.network.inspects() {
+        return Err(Error::invalid("network.inspect: the daemon's sandboxes are not inspected")
+            .with("leave network.inspect out, or use `ringfence run`"));
     }
     if !policy.ssh.agent.is_empty() {
         return Err(Error::invalid("ssh: the daemon's sandboxes have no ssh agent")
@@ -231,7 +240,7 @@ pub(crate) fn policy_of(made_of: &CreateSandbox) -> Result<Policy, Error> {
 }
 
 /// Whatever the rules grant, this stays hidden.
-fn hide(policy: &mut Policy, directory: &str) -> Result<(), Error> {
+pub(crate) fn hide(policy: &mut Policy, directory: &str) -> Result<(), Error> {
     let path = PathBuf::from(directory);
     let path = std::fs::canonicalize(&path).unwrap_or(path);
     let rule = Rule::grant_path(&path, Permission::None, "the daemon").ok_or_else(|| {
@@ -257,7 +266,7 @@ fn make(
     hidden: &[String],
     tended: Option<&Tended>,
     open_files: u64,
-) -> Result<(Running, Made, OwnedFd), Error> {
+) -> Result<(Kept, Made, OwnedFd), Error> {
     let mut policy = policy_of(made_of)?;
     for directory in hidden {
         hide(&mut policy, directory)?;
@@ -267,9 +276,10 @@ fn make(
     if let Some(tended) = tended {
         tended.ask(&mut policy, &mut request)?;
     }
+    request.filter = Filter::of(&policy.network).map_err(refused)?;
     let mut plan = prepare(&policy, &request).map_err(refused)?;
     link(&mut plan, made_of);
-    if tended.is_none_or(|t| !t.alone) && plan.has_view() {
+    if tended.is_none_or(|t| !t.alone) && (plan.has_view() || plan.filter.is_some()) {
         // What serves it is a thread that may wait, and its end has to be this sandbox's alone.
         return Err(Error::new(Kind::Alone, "needs a spawner of its own"));
     }
@@ -286,7 +296,9 @@ fn make(
         resident: Some(Resident { channel: Arc::new(theirs), open_files }),
         agent_events: None,
     };
-    let running = run::start(plan, &policy, &command, None).map_err(|f| refused(f.error))?;
+    let filter = plan.filter.clone();
+    let mut running = run::start(plan, &policy, &command, None).map_err(|f| refused(f.error))?;
+    let filter = filter_of(filter, &mut running, &policy)?;
     made.degraded = running.status.degraded.iter().map(words).collect();
     if running.has_view() {
         // Its threads are ours; init keeps the limit that it was given.
@@ -296,7 +308,21 @@ fn make(
     // Init has its own copy now, and not earlier: it begins in our descriptor table. Ours would keep its
     // channel open after it.
     drop(command);
-    Ok((running, made, ours))
+    Ok((Kept { running, filter }, made, ours))
+}
+
+/// Without it nothing leaves the sandbox; where it ends, its sockets close and nothing does any more.
+fn filter_of(
+    wanted: Option<Filter>,
+    running: &mut Running,
+    policy: &Policy,
+) -> Result<Option<ringfence_proxy::Filter>, Error> {
+    let (Some(wanted), Some(made)) = (wanted, running.network.take()) else { return Ok(None) };
+    let config = Config::of(&policy.network, wanted.rules, made, Arc::new(|_| {}));
+    let config = Config { init: Some(running.jailed.pid()), ..config };
+    ringfence_proxy::Filter::start(config)
+        .map(Some)
+        .map_err(|e| Error::internal(format!("the egress filter cannot start: {e}")))
 }
 
 /// The names at the root that lead into the workspace. What has its place there already stays.

@@ -1,7 +1,7 @@
 //! Owns the sandboxes.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::codebases::{self, Shelf};
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec};
 use crate::host::{self, End, Host};
-use crate::link::{self, Link, Program, Refused};
+use crate::link::{self, Link, Program, Refused, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
 use crate::sandbox::{Live, Sandbox};
@@ -24,7 +24,8 @@ use crate::session::{self, Session};
 use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
-use crate::{files, lock, now_ms, random_id, workspaces};
+use crate::terminal::{self, Terminal};
+use crate::{files, layers, lock, now_ms, random_id, workspaces};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -112,6 +113,10 @@ pub enum Command {
         path: String,
     },
     Codebases(codebases::Ask),
+    Layer {
+        sandbox: String,
+        ask: layers::Ask,
+    },
     InSession(session::Ask),
 }
 
@@ -127,6 +132,7 @@ pub enum Reply {
     File(FileInfo),
     Listing(Listing),
     Codebases(codebases::Answer),
+    Layer(layers::Answer),
     Session(Box<ringfence_api::Session>),
     Sessions(Vec<ringfence_api::Session>),
 }
@@ -290,6 +296,10 @@ impl Supervisor {
             Command::RemoveFile { sandbox, path } => {
                 let (live, path) = self.look(caller, &sandbox, &path)?;
                 files::remove(&live.link, &path).await.map(|()| Reply::Done)
+            }
+            Command::Layer { sandbox, ask } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                self.layer(&sandbox, ask).await.map(Reply::Layer)
             }
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
             Command::InSession(ask) => self.in_session(caller, ask).await,
@@ -682,6 +692,38 @@ impl Supervisor {
         }
     }
 
+    /// What is asked of a sandbox's layer. It does not start meanwhile.
+    async fn layer(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        ask: layers::Ask,
+    ) -> Result<layers::Answer, Error> {
+        let Some(name) = tended::layer_of(&sandbox.made_of, &sandbox.id) else {
+            return Err(Error::new(Kind::Conflict, "the sandbox has no layer")
+                .with("make it with \"layer\": true"));
+        };
+        let _life = sandbox.life.lock().await;
+        if ask.needs_rest() && sandbox.live().is_some() {
+            return Err(Error::new(Kind::Conflict, "the sandbox is not stopped")
+                .with("stop it first; what it changed stays"));
+        }
+        let moved = match &sandbox.made_of.codebase {
+            Some(codebase) => {
+                let tree = self.shelf.find(codebase, None).await?.tree;
+                Some((tree, PathBuf::from(ringfence_codebases::WORKSPACE)))
+            }
+            None => None,
+        };
+        let layer = layers::Layer {
+            store: self.settings.layers.clone(),
+            name: name.to_owned(),
+            made_of: sandbox.made_of.clone(),
+            hidden: self.settings.hidden.clone(),
+            moved,
+        };
+        files::blocking(move || layer.carry_out(ask)).await
+    }
+
     /// Codebases are all of the daemon's user.
     async fn codebases(
         &self,
@@ -862,30 +904,22 @@ async fn exec(
     whole: bool,
     remember: bool,
 ) -> Result<Arc<Exec>, Error> {
-    let argv = argv(request)?;
-    variables(&request.environment)?;
     let (live, permit) = sandbox.enter()?;
     let began = Instant::now();
     let made = &live.made;
-    let mut environment = made.environment.clone();
-    environment.extend(sandbox.made_of.environment.clone());
-    environment.extend(request.environment.clone());
-    let program = argv.first().map(String::as_str).unwrap_or_default();
-    let path = environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
-    let candidates: Vec<String> = candidates(program.as_ref(), path.as_ref())
-        .into_iter()
-        .filter_map(|path| path.into_os_string().into_string().ok())
-        .collect();
-    if candidates.is_empty() {
-        return Err(not_started(
-            program,
-            Refused { refusal: Refusal::Execute, errno: libc::ENOENT },
-        ));
+    let asked = Asked::of(sandbox, &live, request)?;
+    if let Some(size) = request.terminal {
+        let terminal = Terminal::open(&live.link, size).await?;
+        let id = random_id("ex_")?;
+        return terminal::start(
+            sandbox,
+            (live, permit),
+            &asked,
+            terminal,
+            (id, request.timeout_ms),
+        )
+        .await;
     }
-    let cwd = match &request.cwd {
-        Some(cwd) => files::absolute(cwd, &made.cwd)?,
-        None => made.cwd.clone(),
-    };
     let (stdout, out) = link::pipe()?;
     let (stderr, err) = link::pipe()?;
     let (stdin, input) = match input {
@@ -895,10 +929,8 @@ async fn exec(
         }
         None => (link::null()?, None),
     };
-    let pairs: Vec<String> = environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let asked = Program { cwd: &cwd, candidates: &candidates, argv: &argv, environment: &pairs };
     let fds = [stdin.as_fd(), out.as_fd(), err.as_fd()];
-    let started = live.link.exec(asked, fds).await?.map_err(|r| not_started(program, r))?;
+    let started = asked.start(&live.link, fds, false).await?;
     // The command has its own: the pipes end with it.
     drop((stdin, out, err));
     let id = random_id("ex_")?;
@@ -906,7 +938,7 @@ async fn exec(
     let birth = Birth {
         id: id.clone(),
         sandbox: sandbox.id.clone(),
-        argv,
+        argv: asked.argv,
         output: [stdout, stderr],
         input,
         timeout,
@@ -924,6 +956,65 @@ async fn exec(
         sandbox.remember(exec.clone());
     }
     Ok(exec)
+}
+
+/// What is to be executed, as init takes it.
+pub(crate) struct Asked {
+    pub argv: Vec<String>,
+    candidates: Vec<String>,
+    environment: Vec<String>,
+    cwd: String,
+}
+
+impl Asked {
+    pub(crate) fn of(sandbox: &Sandbox, live: &Live, request: &ExecRequest) -> Result<Self, Error> {
+        let argv = argv(request)?;
+        variables(&request.environment)?;
+        let mut environment = live.made.environment.clone();
+        environment.extend(sandbox.made_of.environment.clone());
+        environment.extend(request.environment.clone());
+        let program = argv.first().map(String::as_str).unwrap_or_default();
+        let path = environment.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
+        let candidates: Vec<String> = candidates(program.as_ref(), path.as_ref())
+            .into_iter()
+            .filter_map(|path| path.into_os_string().into_string().ok())
+            .collect();
+        if candidates.is_empty() {
+            let refused = Refused { refusal: Refusal::Execute, errno: libc::ENOENT };
+            return Err(not_started(program, refused));
+        }
+        let cwd = match &request.cwd {
+            Some(cwd) => files::absolute(cwd, &live.made.cwd)?,
+            None => live.made.cwd.clone(),
+        };
+        let environment = environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        Ok(Self { argv, candidates, environment, cwd })
+    }
+
+    /// Drops variables.
+    pub(crate) fn without(mut self, names: &[&str]) -> Self {
+        self.environment.retain(|pair| {
+            !names.contains(&pair.split_once('=').map_or(pair.as_str(), |(name, _)| name))
+        });
+        self
+    }
+
+    pub(crate) async fn start(
+        &self,
+        link: &Link,
+        fds: [BorrowedFd<'_>; 3],
+        terminal: bool,
+    ) -> Result<Started, Error> {
+        let program = self.argv.first().map(String::as_str).unwrap_or_default();
+        let asked = Program {
+            cwd: &self.cwd,
+            candidates: &self.candidates,
+            argv: &self.argv,
+            environment: &self.environment,
+            terminal,
+        };
+        link.exec(asked, fds).await?.map_err(|r| not_started(program, r))
+    }
 }
 
 fn argv(request: &ExecRequest) -> Result<Vec<String>, Error> {

@@ -3,9 +3,11 @@
 //! down when it ends, is no other sandbox's business. If that spawner ends, the sandbox does.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ringfence_api::CreateSandbox;
 use ringfence_api::codebases::{FilePermission, FileRule, Layer, PatternType};
+use ringfence_codebases::Codebase;
 use ringfence_layers::{Quota, Store};
 use ringfence_policy::{Fragment, Located, OrderedKind, OrderedRule, Origin, Permission, Policy};
 use ringfence_sandbox::layer::LayerRequest;
@@ -24,8 +26,8 @@ pub(crate) struct Tended {
     /// The spawner makes this one only, and ends with it.
     pub alone: bool,
     pub layer: Option<String>,
-    /// Name and tree.
-    pub codebase: Option<(String, PathBuf)>,
+    /// Name, tree and version.
+    pub codebase: Option<(String, PathBuf, u64)>,
 }
 
 impl Tended {
@@ -33,13 +35,14 @@ impl Tended {
         Self {
             alone: true,
             layer: layer_of(&sandbox.made_of, &sandbox.id).map(ToOwned::to_owned),
-            codebase: codebase.map(|found| (found.name.clone(), found.tree.clone())),
+            codebase: codebase.map(|f| (f.name.clone(), f.tree.clone(), f.version)),
         }
     }
 
     /// As the command line does for `run --codebase` and `run --layer`.
     pub(crate) fn ask(&self, policy: &mut Policy, request: &mut Request) -> Result<(), Error> {
-        if let Some((name, tree)) = &self.codebase {
+        if let Some((name, tree, version)) = &self.codebase {
+            request.index = Codebase::index_of(tree, *version).map(Arc::new);
             request.workspace = Some(tree.clone());
             request.moved = Some(Moved {
                 name: name.clone(),
@@ -75,7 +78,7 @@ pub(crate) fn is_own(made_of: &CreateSandbox) -> bool {
 /// What can be seen to be wrong without looking at the host.
 pub(crate) fn check(made_of: &CreateSandbox) -> Result<(), Error> {
     match (&made_of.codebase, made_of.workspace.as_str()) {
-        // With neither, it is a directory of its own.
+        // The codebase, or a directory of its own.
         (_, "") => {}
         (Some(_), _) => return Err(Error::invalid("workspace and codebase exclude each other")),
         (None, path) if !path.starts_with('/') => {

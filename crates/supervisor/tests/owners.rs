@@ -30,6 +30,7 @@ async fn owners() {
     let shell = shell.replace("/proc/self/exe", &program.display().to_string());
     let settings = Settings {
         store: place.path().join("state.db"),
+        layers: place.path().join("store"),
         spawner: ("/bin/sh".into(), vec!["-c".into(), shell]),
         hidden: Vec::new(),
         layers: place.path().join("layers"),

@@ -73,6 +73,8 @@ struct Place {
     pointers: [*const libc::c_char; MOST_STRINGS],
     counts: Counts,
     fds: [i32; 3],
+    /// The first of them is to control the new session.
+    terminal: bool,
     /// Of [`Watched`]: the filters, and the socket; without, no instructions.
     filters: [libc::sock_fprog; 2],
     socket: i32,
@@ -132,14 +134,15 @@ impl<'a> Starter<'a> {
     }
 
     /// Starts what the bytes from `offset` to `len` of a free place say, with `fds` (3 or above) as 0, 1
-    /// and 2, as the leader of a session of its own. Answers its pid; it may still fail.
+    /// and 2, as the leader of a session of its own, which the first of these controls where it is a
+    /// `terminal`. Answers its pid; it may still fail.
     pub fn start(
         &mut self,
         place: usize,
         len: usize,
         offset: usize,
         counts: Counts,
-        fds: [i32; 3],
+        (fds, terminal): ([i32; 3], bool),
     ) -> Result<i32> {
         let at = self.place(place);
         // SAFETY: the place is free, so nobody else refers to it until the clone below.
@@ -151,6 +154,7 @@ impl<'a> Starter<'a> {
         point(strings, counts, &mut p.pointers)?;
         p.counts = counts;
         p.fds = fds;
+        p.terminal = terminal;
         let (filter, watch, socket) = match self.watched {
             Some(Watched { filter, watch, socket }) => (filter, watch, socket),
             None => (&[][..], &[][..], -1),
@@ -272,6 +276,12 @@ extern "C" fn start(place: *mut libc::c_void) -> libc::c_int {
                 fail(Step::Descriptors, r);
             }
         }
+        if (*place).terminal {
+            let r = call(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0]);
+            if r < 0 {
+                fail(Step::Descriptors, r);
+            }
+        }
         let r = watch(place);
         if r < 0 {
             fail(Step::Filter, r);
@@ -309,17 +319,17 @@ extern "C" fn start(place: *mut libc::c_void) -> libc::c_int {
     }
 }
 
-/// Puts this process under the filters of its place and sends the listener away.
-///
-/// # Safety
-/// A message that carries one descriptor.
+/// A control message with one descriptor.
 #[repr(C)]
 struct Control {
     head: libc::cmsghdr,
     fd: libc::c_int,
-    _rest: libc::c_int,
+    rest: libc::c_int,
 }
 
+/// Puts this process under the filters of its place and sends the listener away.
+///
+/// # Safety
 /// The place is this process's; its filters and socket are those of a [`Watched`] that lives.
 unsafe fn watch(place: *const Place) -> i32 {
     const SPEC_ALLOW: usize = 1 << 2;
@@ -421,7 +431,7 @@ mod tests {
         let mut starter = Starter::new(None).unwrap();
         let len = fill(&mut starter, strings);
         let fds = [0, 1, 2].map(|fd| raw::dup_from(fd, 10).unwrap());
-        let pid = starter.start(0, len, 0, counts, fds);
+        let pid = starter.start(0, len, 0, counts, (fds, false));
         fds.into_iter().for_each(raw::close);
         let pid = pid?;
         while starter.progress(0) == Progress::Pending {

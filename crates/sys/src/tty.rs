@@ -1,5 +1,7 @@
 //! Terminal calls that must work between `clone3` and `execve`.
 
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
 use crate::raw::{Errno, Result};
 
 fn ioctl(fd: i32, request: libc::c_ulong, argument: usize) -> Result<i32> {
@@ -15,6 +17,13 @@ pub fn open_peer(master: i32) -> Result<i32> {
     ioctl(master, libc::TIOCSPTLCK as _, (&raw const unlock) as usize)?;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     ioctl(master, libc::TIOCGPTPEER as _, flags as usize)
+}
+
+/// The same for a program's own descriptors.
+pub fn open_other_end(master: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    let fd = open_peer(master.as_raw_fd())?;
+    // SAFETY: the kernel has just made it for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Makes `slave` the controlling terminal of the calling session leader.

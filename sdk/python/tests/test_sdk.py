@@ -19,6 +19,7 @@ from ringfence import (
     Conflict,
     DaemonUnavailable,
     Ended,
+    FileRule,
     InvalidRequest,
     NotFound,
     Output,
@@ -210,8 +211,62 @@ if sys.argv[1] == "killed":
     for how in ("ended", "killed"):
         ran = subprocess.run([sys.executable, "-c", script, how], env=environment, stdout=subprocess.PIPE, check=how == "ended")
         where, pid = ran.stdout.decode().split()
-        assert Path(where).parent.parent == tmp_path, "one of its own"
+        assert Path(where).parent.parent.parent == tmp_path, "one of its own"
         until = time.monotonic() + 20
-        while time.monotonic() < until and (Path(where).parent.exists() or Path("/proc", pid).exists()):
+        while time.monotonic() < until and (Path(where).parent.parent.exists() or Path("/proc", pid).exists()):
             time.sleep(0.02)
-        assert not Path(where).parent.exists() and not Path("/proc", pid).exists(), how
+        assert not Path(where).parent.parent.exists() and not Path("/proc", pid).exists(), how
+
+
+def test_a_session_keeps_its_state(box: Sandbox) -> None:
+    with box.session("bash", environment={"A": "1"}) as session:
+        assert session.run("cd /tmp; B=2; f() { echo f $1; }").ok
+        assert session.run("pwd; echo $A $B; f x; echo e >&2").stdout == "/tmp\n1 2\nf x\n"
+        assert session.run("read x; echo $x", stdin="fed\n").stdout == "fed\n"
+        assert session.run("sleep 60", timeout=0.3).reason == "timeout"
+        assert session.run("pwd").stdout == "/tmp\n", "it goes on"
+        with pytest.raises(CommandFailed):
+            session.run("false", check=True)
+        text = "".join(e.text for e in session.stream("echo streamed") if isinstance(e, Output))
+        assert text == "streamed\n"
+        assert [one.state for one in box.sessions()] == ["active"]
+    assert [one.state for one in box.sessions()] == ["closed"]
+
+
+def test_codebases_rules_and_layers(project: Path) -> None:
+    (project / "src").mkdir()
+    (project / "src" / "main.py").write_text("print(1)\n")
+    (project / "key.pem").write_text("secret")
+    (project / "left.log").write_text("x")
+    with Client() as client:
+        made = client.create_codebase("app", project, exclude=["*.log"])
+        try:
+            assert (made.info.files, made.info.sealed) == (2, False)
+            made.write_file("README.md", "later")
+            assert made.read_text("README.md") == "later"
+            assert made.refresh().version > 1
+            rules = [FileRule("**", "write"), FileRule("**/*.pem", "none", priority=10)]
+            boxes = [client.create(codebase="app", rules=rules) for _ in range(2)]
+            try:
+                first, second = boxes
+                assert first.run("ls").stdout.split() == ["README.md", "src"]
+                first.write_file("src/main.py", "print(2)\n")
+                assert first.run("python3 src/main.py; pwd").stdout == "2\n/workspace\n"
+                assert second.read_text("src/main.py") == "print(1)\n", "each has its own"
+                assert made.read_text("src/main.py") == "print(1)\n", "and the codebase does not change"
+                with pytest.raises(Conflict):
+                    made.delete()
+            finally:
+                for one in boxes:
+                    one.delete()
+            # In a directory, with a layer: the real one does not change.
+            one = client.create(project, layer=True)
+            try:
+                one.run("echo new > new", check=True)
+                assert one.read_text("new") == "new\n" and not (project / "new").exists()
+            finally:
+                one.delete()
+        finally:
+            made.delete()
+        with pytest.raises(NotFound):
+            client.codebase("app")

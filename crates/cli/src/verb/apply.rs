@@ -15,9 +15,9 @@ use super::diff::search;
 use super::layers::{meant, place, short};
 use super::policy;
 use crate::flags::{Id, Typed};
-use crate::judge::OfPolicy;
 use crate::output::{self, printable};
 use crate::{exit, help};
+use ringfence_sandbox::judge::OfPolicy;
 
 /// Something was left in the layer.
 const LEFT: u8 = 1;

@@ -5,7 +5,7 @@ mod explain;
 mod reload;
 mod show;
 
-pub use explain::{clean, held as held_by_plan};
+pub use explain::clean;
 
 use crate::exit::ExitCode;
 use std::ffi::OsString;

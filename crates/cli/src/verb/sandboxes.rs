@@ -86,6 +86,14 @@ pub fn commands() -> [Command; 6] {
             .arg(value("cwd", "DIR", "Where it starts, as it is seen inside"))
             .arg(value("timeout", "TIME", "Kill it and what it started after this long (10s, 5m)"))
             .arg(
+                Arg::new("terminal")
+                    .long("terminal")
+                    .short('t')
+                    .action(ArgAction::SetTrue)
+                    .conflicts_with("json")
+                    .help("Give it a terminal, which this one shows"),
+            )
+            .arg(
                 Arg::new("json")
                     .long("json")
                     .action(ArgAction::SetTrue)
@@ -100,7 +108,7 @@ pub fn commands() -> [Command; 6] {
                     .value_parser(clap::value_parser!(OsString)),
             )
             .after_help(
-                "Standard input goes to the command as a whole, where it is not a terminal.\n\nExit codes:\n  the command's own; 128+N when signal N ended it; 125 it was not run\n\nExamples:\n  ringfence exec box -- make test\n  ringfence exec box --timeout 30s --json -- ./check\n  tar c src | ringfence exec box -- tar x",
+                "Standard input goes to the command as a whole, where it is not a terminal.\n\nExit codes:\n  the command's own; 128+N when signal N ended it; 125 it was not run\n\nExamples:\n  ringfence exec box -- make test\n  ringfence exec box --timeout 30s --json -- ./check\n  ringfence exec -t box -- vim notes\n  tar c src | ringfence exec box -- tar x",
             ),
         Command::new("stop")
             .about("End every process in a sandbox; `start` makes it again")
@@ -287,12 +295,14 @@ fn exec(m: &ArgMatches) -> Result<ExitCode, String> {
         argv,
         environment: pairs(m, "env")?,
         cwd: text(m, "cwd").map(ToOwned::to_owned),
-        stdin: input()?,
-        stdin_base64: true,
         timeout_ms: time(m, "timeout")?,
         ..ExecRequest::default()
     };
     let name = text(m, "sandbox").unwrap_or_default();
+    if m.get_flag("terminal") {
+        return super::attach::start(name, request, true);
+    }
+    let request = ExecRequest { stdin: input()?, stdin_base64: true, ..request };
     let mut client = connect()?;
     if m.get_flag("json") {
         let result = client.exec(name, &request).map_err(|e| e.to_string())?;

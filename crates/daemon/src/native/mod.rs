@@ -3,8 +3,10 @@
 mod codebases;
 mod exec;
 mod files;
+mod layers;
 mod sandboxes;
 mod sessions;
+mod terminal;
 
 use std::sync::Arc;
 
@@ -45,6 +47,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/execs/{exec}", get(exec::get))
         .route("/v1/sandboxes/{id}/execs/{exec}/stream", get(exec::follow))
         .route("/v1/sandboxes/{id}/execs/{exec}/kill", post(exec::kill))
+        .route("/v1/sandboxes/{id}/execs/{exec}/terminal", get(terminal::attach))
         .route("/v1/sandboxes/{id}/sessions", post(sessions::create).get(sessions::list))
         .route("/v1/sandboxes/{id}/sessions/{session}", get(sessions::get).delete(sessions::delete))
         .route("/v1/sandboxes/{id}/sessions/{session}/exec", post(sessions::run))
@@ -55,6 +58,18 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/files/stat", get(files::stat))
         .route("/v1/sandboxes/{id}/files/list", get(files::list))
         .route("/v1/sandboxes/{id}/files/directory", post(files::make_directory))
+        .route("/v1/sandboxes/{id}/layer", get(layers::info))
+        .route("/v1/sandboxes/{id}/layer/diff", get(layers::diff))
+        .route("/v1/sandboxes/{id}/layer/patch", get(layers::patch))
+        .route("/v1/sandboxes/{id}/layer/archive", get(layers::export))
+        .route("/v1/sandboxes/{id}/layer/apply", post(layers::apply))
+        .route("/v1/sandboxes/{id}/layer/discard", post(layers::discard))
+        .route("/v1/sandboxes/{id}/layer/checkpoint", post(layers::checkpoint))
+        .route("/v1/sandboxes/{id}/layer/undo", post(layers::undo))
+        .route("/v1/sandboxes/{id}/layer/fork", post(layers::fork))
+        .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", put(layers::snapshot))
+        .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", delete(layers::forget))
+        .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", post(layers::restore))
         .route("/v1/codebases", post(codebases::create).get(codebases::list))
         .route("/v1/codebases/{codebase}", get(codebases::get).delete(codebases::delete))
         .route("/v1/codebases/{codebase}/seal", post(codebases::seal))

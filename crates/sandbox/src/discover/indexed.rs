@@ -1,15 +1,17 @@
 //! What a walk for rules of names would find, out of the index of a tree: as much work as there are
 //! answers, not as there are files.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
 use std::io::Result;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use ringfence_layers::index::{Covering, Seen};
 use ringfence_layers::mask::Cover;
 use ringfence_layers::names::{Like, Named, Names};
-use ringfence_policy::{ANY_NAME, CompiledRules, Mark, Permission};
+use ringfence_policy::{ANY_NAME, CompiledRules, GlobRule, Mark, Permission};
 use rustix::fs::FileType;
 
 use super::fd;
@@ -34,11 +36,6 @@ pub fn indexed(
     if index.depth() > MAX_DEPTH as u64 || !plain_where_unmarked(rules, shown, index.depth()) {
         return None;
     }
-    let likes = marks.iter().map(|mark| match mark {
-        Mark::Exactly(name) => Like::Exactly(name),
-        Mark::Starts(start) => Like::Starts(start),
-        Mark::Ends(end) => Like::Ends(end),
-    });
     let mut looked = Looked {
         covering: Covering::new(rules, shown),
         index,
@@ -46,21 +43,73 @@ pub fn indexed(
         below: 0,
         covered: Vec::new(),
     };
-    for named in index.candidates(likes).ok()? {
+    for named in index.candidates(marks.iter().map(like)).ok()? {
         looked.candidate(named).ok()?;
         if looked.below > MOST_BELOW {
             return None;
         }
     }
-    let mut walk = Walk { repositories: looked.repositories().ok()?, ..Walk::default() };
-    for (named, cover) in &looked.covered {
-        walk.matches.push(found(tree, named, *cover)?);
+    let covered = looked.covered.iter().filter(|(named, _)| named.is_dir());
+    let hidden: HashSet<&[u8]> = covered.map(|(named, _)| &*named.path).collect();
+    let repositories = repositories(index, &hidden).ok()?;
+    let covers = looked.covered.iter().map(|(named, cover)| {
+        found(tree, named, if *cover == Cover::Hidden { HIDDEN } else { LISTED })
+    });
+    Some(answer(index, covers.collect::<Option<_>>()?, repositories))
+}
+
+/// As [`indexed`], for patterns: which of them names what, and nothing ends a walk.
+pub fn indexed_patterns(
+    globs: &[GlobRule<'_>],
+    index: &Names,
+    tree: BorrowedFd<'_>,
+    shown: &Path,
+) -> Option<Walk> {
+    let mut marks = BTreeSet::new();
+    for glob in globs {
+        marks.append(&mut glob.marks(shown)?);
     }
-    walk.matches.sort_unstable();
-    walk.matches.dedup();
+    if index.depth() > MAX_DEPTH as u64 {
+        return None;
+    }
+    let mut matches = Vec::new();
+    let mut look = |named: &Named| -> Option<()> {
+        let path = shown.join(OsStr::from_bytes(&named.path));
+        if let Some(rule) = globs.iter().position(|glob| glob.matches(&path)) {
+            matches.push(found(tree, named, rule as u32)?);
+        }
+        Some(())
+    };
+    let mut seen = 0;
+    for named in index.candidates(marks.iter().map(like)).ok()? {
+        look(&named)?;
+        if named.is_dir() {
+            let below = index.below(&named.path).ok()?;
+            seen += below.len();
+            if seen > MOST_BELOW {
+                return None;
+            }
+            below.iter().try_for_each(&mut look)?;
+        }
+    }
+    let repositories = repositories(index, &HashSet::new()).ok()?;
+    Some(answer(index, matches, repositories))
+}
+
+fn like(mark: &Mark) -> Like<'_> {
+    match mark {
+        Mark::Exactly(name) => Like::Exactly(name),
+        Mark::Starts(start) => Like::Starts(start),
+        Mark::Ends(end) => Like::Ends(end),
+    }
+}
+
+fn answer(index: &Names, mut matches: Vec<Found>, repositories: Vec<RepositoryHint>) -> Walk {
+    matches.sort_unstable();
+    matches.dedup();
     let directories = index.directories() + 1;
-    walk.statistics = Statistics { directories, threads: 1, ..Statistics::default() };
-    Some(walk)
+    let statistics = Statistics { directories, threads: 1, ..Statistics::default() };
+    Walk { matches, repositories, statistics, ..Walk::default() }
 }
 
 /// Whether a path of which no name is marked is seen as it is, at every depth.
@@ -120,42 +169,37 @@ impl Looked<'_> {
         }
         Ok(())
     }
+}
 
-    /// Directories that git may take for a repository, where a walk would come to.
-    fn repositories(&self) -> Result<Vec<RepositoryHint>> {
-        let covered = self.covered.iter().filter(|(named, _)| named.is_dir());
-        let hidden: HashSet<&[u8]> = covered.map(|(named, _)| &*named.path).collect();
-        let reached = |path: &[u8]| !above(path).any(|directory| hidden.contains(directory));
-        let mut hints = Vec::new();
-        let dot_git = self.index.candidates(DOT_GIT.map(Like::Exactly))?;
-        for named in dot_git.iter().filter(|named| reached(&named.path)) {
-            hints.push(RepositoryHint::new(parent(&named.path).to_vec(), Shape::DotGit));
-        }
-        for named in self.index.like(Like::Exactly(b"HEAD"))? {
-            let directory = parent(&named.path);
-            let name = directory.rsplit(|b| *b == b'/').next();
-            if named.is_dir() || name == Some(b".git") || !reached(&named.path) {
-                continue;
-            }
-            let holds = |name: &str| {
-                let path = match directory {
-                    b"" => name.as_bytes().to_vec(),
-                    _ => [directory, b"/", name.as_bytes()].concat(),
-                };
-                let kind = self.index.get(&path).map(|found| found.map(|found| found.kind));
-                Ok::<_, std::io::Error>(matches!(
-                    kind?,
-                    Some(FileType::Directory | FileType::Symlink)
-                ))
-            };
-            if holds("objects")? && holds("refs")? {
-                hints.push(RepositoryHint::new(directory.to_vec(), Shape::Bare));
-            }
-        }
-        hints.sort_unstable();
-        hints.dedup();
-        Ok(hints)
+/// Directories that git may take for a repository, where a walk would come to: not below hidden ones.
+fn repositories(index: &Names, hidden: &HashSet<&[u8]>) -> Result<Vec<RepositoryHint>> {
+    let reached = |path: &[u8]| !above(path).any(|directory| hidden.contains(directory));
+    let mut hints = Vec::new();
+    let dot_git = index.candidates(DOT_GIT.map(Like::Exactly))?;
+    for named in dot_git.iter().filter(|named| reached(&named.path)) {
+        hints.push(RepositoryHint::new(parent(&named.path).to_vec(), Shape::DotGit));
     }
+    for named in index.like(Like::Exactly(b"HEAD"))? {
+        let directory = parent(&named.path);
+        let name = directory.rsplit(|b| *b == b'/').next();
+        if named.is_dir() || name == Some(b".git") || !reached(&named.path) {
+            continue;
+        }
+        let holds = |name: &str| {
+            let path = match directory {
+                b"" => name.as_bytes().to_vec(),
+                _ => [directory, b"/", name.as_bytes()].concat(),
+            };
+            let kind = index.get(&path).map(|found| found.map(|found| found.kind));
+            Ok::<_, std::io::Error>(matches!(kind?, Some(FileType::Directory | FileType::Symlink)))
+        };
+        if holds("objects")? && holds("refs")? {
+            hints.push(RepositoryHint::new(directory.to_vec(), Shape::Bare));
+        }
+    }
+    hints.sort_unstable();
+    hints.dedup();
+    Ok(hints)
 }
 
 /// Directories above a relative path, but for the root.
@@ -168,7 +212,7 @@ fn parent(path: &[u8]) -> &[u8] {
 }
 
 /// What is covered, as it is there. Of hard links the other names have to be found, which takes a walk.
-fn found(tree: BorrowedFd<'_>, named: &Named, cover: Cover) -> Option<Found> {
+fn found(tree: BorrowedFd<'_>, named: &Named, rule: u32) -> Option<Found> {
     let place = fd::open_beneath(tree, &named.path, fd::PLACE).ok()?;
     let stat = rustix::fs::fstat(&place).ok()?;
     let is_dir = named.is_dir();
@@ -178,7 +222,7 @@ fn found(tree: BorrowedFd<'_>, named: &Named, cover: Cover) -> Option<Found> {
     let (dev, ino) = fd::id(&stat);
     Some(Found {
         path: to_path(&named.path),
-        rule: if cover == Cover::Hidden { HIDDEN } else { LISTED },
+        rule,
         is_dir,
         is_symlink: named.kind == FileType::Symlink,
         in_git: above(&named.path).any(|directory| name(directory) == b".git"),

@@ -34,7 +34,7 @@ pub use {
         ConfigFile, GitGuards, GitOptions, Guard, Kind, Repository, discover_git, identity,
         read_copy,
     },
-    indexed::indexed,
+    indexed::{indexed, indexed_patterns},
     names::{
         Absent, Appeared, Before, HELD_SUFFIX, NewRepository, absent_names, hold,
         inspect_new_repository, sweep,

@@ -28,7 +28,7 @@ pub const MAX_THREADS: u32 = 8;
 /// a thread costs as much as listing ten directories.
 const SERIAL_DIRECTORIES: usize = 64;
 /// Directories whose stamps one thread checks before another is worth starting.
-const SERIAL_STAMPS: usize = 2_048;
+const SERIAL_STAMPS: usize = 1_024;
 /// Fewer directories are walked as quickly as a cache is read, so none is written for them.
 const CACHE_FROM: usize = 256;
 /// A directory that changed this shortly before it was listed may change again without its ctime
@@ -208,8 +208,8 @@ pub fn walk(
     let bytes = store.as_ref().and_then(|store| store.load(&key));
     let cached = bytes.as_deref().and_then(cache::decode).unwrap_or_default();
 
-    let mut tree =
-        if cached.is_empty() { Tree::fresh(&walker) } else { Tree::renewed(&walker, &cached) };
+    let cache_read = !cached.is_empty();
+    let mut tree = if cache_read { Tree::renewed(&walker, cached) } else { Tree::fresh(&walker) };
     tree.find_aliases(&walker);
     let truncated = walker.truncated.lock().unwrap_or_else(PoisonError::into_inner).take();
     let worth = tree.changed && truncated.is_none() && tree.directories() >= CACHE_FROM;
@@ -223,7 +223,7 @@ pub fn walk(
         listed: tree.new.len() as u64,
         entries: walker.entries.load(Ordering::Relaxed),
         threads: tree.threads,
-        cache_read: !cached.is_empty(),
+        cache_read,
         cache_written,
     };
     Ok(tree.answer(walker.root_dev, truncated, statistics))
@@ -728,8 +728,8 @@ impl<'a> Tree<'a> {
     }
 
     /// Lists again what changed since `cached` was written, and keeps the rest.
-    fn renewed(walker: &Walker<'_>, cached: &[Cached<'a>]) -> Self {
-        let mut states = walker.check(cached);
+    fn renewed(walker: &Walker<'_>, cached: Vec<Cached<'a>>) -> Self {
+        let mut states = walker.check(&cached);
         // What lies below a directory that is gone belongs to another directory of that name.
         for (index, record) in cached.iter().enumerate() {
             if record.parent.is_some_and(|parent| states[parent as usize] == State::Gone) {
@@ -753,10 +753,10 @@ impl<'a> Tree<'a> {
             })
             .collect();
         if tasks.is_empty() && !states.contains(&State::Gone) {
-            let (new, old) = (Vec::new(), cached.to_vec());
-            return Self { new, old, shared, changed: false, threads: 1 };
+            let new = Vec::new();
+            return Self { new, old: cached, shared, changed: false, threads: 1 };
         }
-        let known = Known { cached, states: &states, shared: Some(&shared) };
+        let known = Known { cached: &cached, states: &states, shared: Some(&shared) };
         let (produced, threads) = walker.run(tasks, known);
         let present: HashSet<usize> = produced.present.iter().copied().collect();
         // What is gone takes all below with it; parents come before their children.

@@ -4,10 +4,10 @@
     >>> with Sandbox.create(".", profiles=["agent-safe"]) as box:
     ...     print(box.run("echo hello").stdout)
 
-Each class has an asynchronous twin: `AsyncSandbox`, `AsyncClient`, `AsyncExec`.
+Each class has an asynchronous twin: `AsyncSandbox`, `AsyncClient`, `AsyncSession`, ...
 """
 
-from ._async import AsyncClient, AsyncExec, AsyncSandbox
+from ._async import AsyncClient, AsyncCodebase, AsyncExec, AsyncSandbox, AsyncSession
 from ._errors import (
     ApiError,
     Busy,
@@ -21,16 +21,19 @@ from ._errors import (
     PermissionDenied,
     RingfenceError,
 )
-from ._sync import Client, Exec, Sandbox
+from ._sync import Client, Codebase, Exec, Sandbox, Session
 from ._types import (
+    CodebaseInfo,
     Ended,
     Event,
     ExecInfo,
     ExecResult,
     FileInfo,
+    FileRule,
     Output,
     ResourceLimits,
     SandboxInfo,
+    SessionInfo,
     Started,
     Usage,
 )
@@ -39,10 +42,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "AsyncCodebase",
     "AsyncExec",
     "AsyncSandbox",
+    "AsyncSession",
     "Busy",
     "Client",
+    "Codebase",
+    "CodebaseInfo",
     "CommandFailed",
     "CommandTimeout",
     "Conflict",
@@ -53,6 +60,7 @@ __all__ = [
     "ExecInfo",
     "ExecResult",
     "FileInfo",
+    "FileRule",
     "InvalidRequest",
     "LimitReached",
     "NotFound",
@@ -62,6 +70,8 @@ __all__ = [
     "RingfenceError",
     "Sandbox",
     "SandboxInfo",
+    "Session",
+    "SessionInfo",
     "Started",
     "Usage",
 ]

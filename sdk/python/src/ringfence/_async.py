@@ -14,13 +14,16 @@ from ._calls import Call, EventReader
 from ._daemon import find_or_start
 from ._errors import ApiError, CommandFailed, CommandTimeout, DaemonUnavailable, from_answer
 from ._types import (
+    CodebaseInfo,
     Command,
     Event,
     ExecInfo,
     ExecResult,
     FileInfo,
+    FileRule,
     ResourceLimits,
     SandboxInfo,
+    SessionInfo,
 )
 
 T = TypeVar("T")
@@ -100,8 +103,11 @@ class AsyncClient:
 
     async def create(
         self,
-        workspace: Union[str, Path] = ".",
+        workspace: Union[None, str, Path] = None,
         *,
+        codebase: Optional[str] = None,
+        layer: Union[bool, str, None] = None,
+        rules: Sequence[FileRule] = (),
         name: Optional[str] = None,
         profiles: Sequence[str] = (),
         policy: Optional[Mapping[str, Any]] = None,
@@ -113,8 +119,11 @@ class AsyncClient:
         idle_stop: Optional[float] = None,
         idempotency_key: Optional[str] = None,
     ) -> "AsyncSandbox":
-        """Makes a sandbox. What commands write in `workspace` is written to the real directory.
+        """Makes a sandbox in a directory (`workspace`; default: the current one) or in a codebase.
 
+        What commands write is written to the real directory, unless `layer` is true (a layer of the
+        sandbox's own, which goes with it) or the name of a layer that stays; in a codebase it always
+        goes to a layer. `rules` are of names in the workspace, over those of profiles and policy.
         `profiles` are built-in ones, lowest first (`ringfence policy profiles`); `policy` is what a policy
         file would say, over them. `ttl` and `idle_stop` are whole seconds. A `persistent` one survives
         the daemon. The same `idempotency_key` makes one sandbox, however often it is sent.
@@ -123,7 +132,10 @@ class AsyncClient:
         taken, `LimitReached` where there are too many.
         """
         call = _calls.create(
-            os.path.abspath(workspace),
+            None if codebase is not None and workspace is None else os.path.abspath(workspace or "."),
+            codebase=codebase,
+            layer=layer,
+            rules=rules,
             name=name,
             profiles=list(profiles),
             policy=policy,
@@ -144,6 +156,29 @@ class AsyncClient:
     async def list(self) -> List[SandboxInfo]:
         """All of one's sandboxes."""
         return await self._do(_calls.list_sandboxes())
+
+    async def create_codebase(
+        self,
+        name: str,
+        directory: Union[None, str, Path] = None,
+        *,
+        exclude: Sequence[str] = (),
+        owner: Optional[str] = None,
+        sealed: bool = False,
+    ) -> "AsyncCodebase":
+        """Makes a codebase: a copy of a directory of this machine, else an empty one. `exclude` are patterns
+        as in `.gitignore`. Raises `Conflict` for a name that is taken."""
+        where = None if directory is None else os.path.abspath(directory)
+        call = _calls.create_codebase(name, where, exclude, owner, sealed)
+        return AsyncCodebase(self, await self._do(call))
+
+    async def codebase(self, name: str) -> "AsyncCodebase":
+        """The codebase of this name or id. Raises `NotFound`."""
+        return AsyncCodebase(self, await self._do(_calls.get_codebase(name)))
+
+    async def codebases(self) -> List[CodebaseInfo]:
+        """All of one's codebases."""
+        return await self._do(_calls.codebases())
 
 
 def _refused(status: int, content: bytes) -> ApiError:
@@ -187,7 +222,130 @@ class AsyncExec:
         await self._client._do(_calls.kill(self.info.sandbox, self.info.id, signal))
 
 
-class AsyncSandbox:
+class _AsyncFiles:
+    """Files of a sandbox, under its own rules, or of a codebase. Paths are relative to the workspace, or
+    to the codebase."""
+
+    _client: AsyncClient
+
+    def _files(self) -> str:
+        raise NotImplementedError
+
+    async def read_file(self, path: str, offset: int = 0, length: Optional[int] = None) -> bytes:
+        """Bytes of a file. Raises `NotFound`, `PermissionDenied`."""
+        return await self._client._do(_calls.read_file(self._files(), path, offset, length))
+
+    async def read_text(self, path: str) -> str:
+        """A file as UTF-8."""
+        return (await self.read_file(path)).decode()
+
+    async def write_file(self, path: str, data: Union[str, bytes]) -> None:
+        """Writes a file as a whole: others see what was there before, or all of it."""
+        await self._client._do(_calls.write_file(self._files(), path, _encoded(data) or b""))
+
+    async def remove_file(self, path: str) -> None:
+        """Removes a file or an empty directory."""
+        await self._client._do(_calls.remove_file(self._files(), path))
+
+    async def make_directory(self, path: str) -> None:
+        """Makes a directory; what is above it must be there."""
+        await self._client._do(_calls.make_directory(self._files(), path))
+
+    async def stat(self, path: str) -> FileInfo:
+        """What a name is; symbolic links are not followed at the end."""
+        return await self._client._do(_calls.stat(self._files(), path))
+
+    async def list_files(self, path: str = ".") -> List[FileInfo]:
+        """The names in a directory."""
+        return await self._client._do(_calls.list_files(self._files(), path))
+
+
+class AsyncCodebase(_AsyncFiles):
+    """A named tree that sandboxes are made from. They do not change it: what they write goes to layers."""
+
+    def __init__(self, client: AsyncClient, info: CodebaseInfo) -> None:
+        self._client = client
+        self.info = info
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    def _files(self) -> str:
+        return _calls.codebase_files(self.id)
+
+    async def refresh(self) -> CodebaseInfo:
+        """Asks how it stands."""
+        self.info = await self._client._do(_calls.get_codebase(self.id))
+        return self.info
+
+    async def seal(self) -> CodebaseInfo:
+        """From now on nothing can be put into it."""
+        self.info = await self._client._do(_calls.seal_codebase(self.id))
+        return self.info
+
+    async def delete(self) -> None:
+        """Removes it. Raises `Conflict` while a sandbox is made from it."""
+        await self._client._do(_calls.delete_codebase(self.id))
+
+
+class AsyncSession:
+    """A shell in a sandbox that keeps directory, variables and functions from one command to the next.
+
+    As a context manager it is closed at the end.
+    """
+
+    def __init__(self, client: AsyncClient, info: SessionInfo) -> None:
+        self._client = client
+        self.info = info
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    async def __aenter__(self) -> "AsyncSession":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def refresh(self) -> SessionInfo:
+        """Asks how it stands."""
+        self.info = await self._client._do(_calls.get_session(self.info.sandbox, self.id))
+        return self.info
+
+    async def run(
+        self,
+        command: str,
+        *,
+        stdin: Union[None, str, bytes] = None,
+        timeout: Optional[float] = None,
+        check: bool = False,
+    ) -> ExecResult:
+        """Runs text of the shell's to its end. At the `timeout` (seconds) it is killed and the shell goes on.
+
+        Raises `Conflict` when the session is closed; with `check`, as `AsyncSandbox.run`.
+        """
+        call = _calls.session_run(
+            self.info.sandbox, self.id, command, stdin=_encoded(stdin), timeout=timeout
+        )
+        return _checked(await self._client._do(call), check)
+
+    def stream(
+        self, command: str, *, stdin: Union[None, str, bytes] = None, timeout: Optional[float] = None
+    ) -> AsyncIterator[Event]:
+        """As `run`, and hands out what it does as it comes."""
+        call = _calls.session_stream(
+            self.info.sandbox, self.id, command, stdin=_encoded(stdin), timeout=timeout
+        )
+        return self._client._events(call)
+
+    async def close(self) -> None:
+        """Ends the shell and what runs in it."""
+        await self._client._do(_calls.delete_session(self.info.sandbox, self.id))
+
+
+class AsyncSandbox(_AsyncFiles):
     """A sandbox of the daemon: a directory in which confined commands run.
 
     As a context manager it is deleted at the end.
@@ -198,8 +356,11 @@ class AsyncSandbox:
         self._owns_client = owns_client
         self.info = info
 
+    def _files(self) -> str:
+        return _calls.sandbox_files(self.id)
+
     @classmethod
-    async def create(cls, workspace: Union[str, Path] = ".", **options: Any) -> "AsyncSandbox":
+    async def create(cls, workspace: Union[None, str, Path] = None, **options: Any) -> "AsyncSandbox":
         """Makes one in this user's daemon, else in one that is started for this process alone.
 
         The options are those of `AsyncClient.create`.
@@ -278,10 +439,7 @@ class AsyncSandbox:
         call = _calls.run(
             self.id, command, stdin=_encoded(stdin), cwd=cwd, environment=environment, timeout=timeout
         )
-        result = await self._client._do(call)
-        if check and not result.ok:
-            raise (CommandTimeout if result.reason == "timeout" else CommandFailed)(result)
-        return result
+        return _checked(await self._client._do(call), check)
 
     def stream(
         self,
@@ -322,33 +480,26 @@ class AsyncSandbox:
         """The command of this id. Raises `NotFound`."""
         return AsyncExec(self._client, await self._client._do(_calls.get_exec(self.id, id)))
 
-    async def read_file(self, path: str, offset: int = 0, length: Optional[int] = None) -> bytes:
-        """Bytes of a file, as a command inside would see it. Raises `NotFound`, `PermissionDenied`."""
-        return await self._client._do(_calls.read_file(self.id, path, offset, length))
+    async def session(
+        self,
+        shell: Optional[str] = None,
+        *,
+        cwd: Optional[str] = None,
+        environment: Optional[Mapping[str, str]] = None,
+    ) -> AsyncSession:
+        """Starts a shell that stays: `bash`, `sh` (the default) or the path of one."""
+        call = _calls.create_session(self.id, shell, cwd, environment)
+        return AsyncSession(self._client, await self._client._do(call))
 
-    async def read_text(self, path: str) -> str:
-        """A file as UTF-8."""
-        return (await self.read_file(path)).decode()
+    async def sessions(self) -> List[SessionInfo]:
+        """The shells that are open, and the last that were closed."""
+        return await self._client._do(_calls.sessions(self.id))
 
-    async def write_file(self, path: str, data: Union[str, bytes]) -> None:
-        """Writes a file as a whole: others see what was there before, or all of it."""
-        await self._client._do(_calls.write_file(self.id, path, _encoded(data) or b""))
 
-    async def remove_file(self, path: str) -> None:
-        """Removes a file or an empty directory."""
-        await self._client._do(_calls.remove_file(self.id, path))
-
-    async def make_directory(self, path: str) -> None:
-        """Makes a directory; what is above it must be there."""
-        await self._client._do(_calls.make_directory(self.id, path))
-
-    async def stat(self, path: str) -> FileInfo:
-        """What a name is; symbolic links are not followed at the end."""
-        return await self._client._do(_calls.stat(self.id, path))
-
-    async def list_files(self, path: str = ".") -> List[FileInfo]:
-        """The names in a directory."""
-        return await self._client._do(_calls.list_files(self.id, path))
+def _checked(result: ExecResult, check: bool) -> ExecResult:
+    if check and not result.ok:
+        raise (CommandTimeout if result.reason == "timeout" else CommandFailed)(result)
+    return result
 
 
 def _encoded(data: Union[None, str, bytes]) -> Optional[bytes]:

@@ -8,20 +8,23 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Generic, List, Mapping, Optional, TypeVar
+from typing import Any, Callable, Dict, Generic, List, Mapping, Optional, Sequence, TypeVar, Union
 from urllib.parse import quote
 
 from ._errors import RingfenceError
 from ._types import (
+    CodebaseInfo,
     Command,
     Ended,
     Event,
     ExecInfo,
     ExecResult,
     FileInfo,
+    FileRule,
     Output,
     ResourceLimits,
     SandboxInfo,
+    SessionInfo,
     Started,
     _bytes,
     _files,
@@ -64,8 +67,11 @@ def health() -> Call[Mapping[str, Any]]:
 
 
 def create(
-    workspace: str,
+    workspace: Optional[str],
     *,
+    codebase: Optional[str],
+    layer: Union[bool, str, None],
+    rules: Sequence[FileRule],
     name: Optional[str],
     profiles: List[str],
     policy: Optional[Mapping[str, Any]],
@@ -83,6 +89,9 @@ def create(
     body = _without_none(
         {
             "workspace": workspace,
+            "codebase": codebase,
+            "layer": layer or None,
+            "rules": [rule._data() for rule in rules] or None,
             "name": name,
             "profiles": profiles or None,
             "policy": merged or None,
@@ -212,37 +221,129 @@ def kill(id: str, exec: str, signal: int) -> Call[None]:
     return Call("POST", _exec(id, exec, "/kill"), _nothing, json={"signal": signal})
 
 
-def _file(method: str, id: str, rest: str, path: str, read: Callable[[bytes], T], **more: Any) -> Call[T]:
+def _session(id: str, session: str, rest: str = "") -> str:
+    return _sandbox(id, f"/sessions/{quote(session, safe='')}{rest}")
+
+
+def create_session(
+    id: str, shell: Optional[str], cwd: Optional[str], environment: Optional[Mapping[str, str]]
+) -> Call[SessionInfo]:
+    body = _without_none(
+        {"shell": shell, "cwd": cwd, "environment": dict(environment) if environment else None}
+    )
+    return Call("POST", _sandbox(id, "/sessions"), _json(SessionInfo._of), json=body)
+
+
+def sessions(id: str) -> Call[List[SessionInfo]]:
+    read = _json(lambda data: [SessionInfo._of(one) for one in data["sessions"]])
+    return Call("GET", _sandbox(id, "/sessions"), read)
+
+
+def get_session(id: str, session: str) -> Call[SessionInfo]:
+    return Call("GET", _session(id, session), _json(SessionInfo._of))
+
+
+def delete_session(id: str, session: str) -> Call[None]:
+    return Call("DELETE", _session(id, session), _nothing)
+
+
+def _text(command: str, stdin: Optional[bytes], timeout: Optional[float]) -> Dict[str, Any]:
+    body = _request(command, stdin, None, None, timeout, False)
+    body["command"] = body.pop("shell")
+    return body
+
+
+def session_run(
+    id: str, session: str, command: str, *, stdin: Optional[bytes], timeout: Optional[float]
+) -> Call[ExecResult]:
+    path = _session(id, session, "/exec")
+    return Call("POST", path, _json(ExecResult._of), json=_text(command, stdin, timeout))
+
+
+def session_stream(
+    id: str, session: str, command: str, *, stdin: Optional[bytes], timeout: Optional[float]
+) -> Call[None]:
+    path = _session(id, session, "/exec/stream")
+    return Call("POST", path, _nothing, json=_text(command, stdin, timeout))
+
+
+def _codebase(name: str, rest: str = "") -> str:
+    return f"/v1/codebases/{quote(name, safe='')}{rest}"
+
+
+def create_codebase(
+    name: str, directory: Optional[str], exclude: Sequence[str], owner: Optional[str], sealed: bool
+) -> Call[CodebaseInfo]:
+    body = _without_none(
+        {
+            "name": name,
+            "directory": directory,
+            "exclude": list(exclude) or None,
+            "owner": owner,
+            "sealed": sealed or None,
+        }
+    )
+    return Call("POST", "/v1/codebases", _json(CodebaseInfo._of), json=body)
+
+
+def codebases() -> Call[List[CodebaseInfo]]:
+    read = _json(lambda data: [CodebaseInfo._of(one) for one in data["codebases"]])
+    return Call("GET", "/v1/codebases", read)
+
+
+def get_codebase(name: str) -> Call[CodebaseInfo]:
+    return Call("GET", _codebase(name), _json(CodebaseInfo._of))
+
+
+def delete_codebase(name: str) -> Call[None]:
+    return Call("DELETE", _codebase(name), _nothing)
+
+
+def seal_codebase(name: str) -> Call[CodebaseInfo]:
+    return Call("POST", _codebase(name, "/seal"), _json(CodebaseInfo._of))
+
+
+def _file(method: str, base: str, rest: str, path: str, read: Callable[[bytes], T], **more: Any) -> Call[T]:
     params = {"path": path, **more.pop("params", {})}
-    return Call(method, _sandbox(id, f"/files{rest}"), read, params=params, **more)
+    return Call(method, f"{base}/files{rest}", read, params=params, **more)
 
 
-def read_file(id: str, path: str, offset: int, length: Optional[int]) -> Call[bytes]:
+def sandbox_files(id: str) -> str:
+    """What files of a sandbox are below."""
+    return _sandbox(id)
+
+
+def codebase_files(name: str) -> str:
+    """What files of a codebase are below."""
+    return _codebase(name)
+
+
+def read_file(base: str, path: str, offset: int, length: Optional[int]) -> Call[bytes]:
     params = {"offset": str(offset)} if offset else {}
     if length is not None:
         params["length"] = str(length)
-    return _file("GET", id, "", path, bytes, params=params)
+    return _file("GET", base, "", path, bytes, params=params)
 
 
-def write_file(id: str, path: str, data: bytes) -> Call[None]:
+def write_file(base: str, path: str, data: bytes) -> Call[None]:
     headers = {"Content-Type": "application/octet-stream"}
-    return _file("PUT", id, "", path, _nothing, content=data, headers=headers)
+    return _file("PUT", base, "", path, _nothing, content=data, headers=headers)
 
 
-def remove_file(id: str, path: str) -> Call[None]:
-    return _file("DELETE", id, "", path, _nothing)
+def remove_file(base: str, path: str) -> Call[None]:
+    return _file("DELETE", base, "", path, _nothing)
 
 
-def make_directory(id: str, path: str) -> Call[None]:
-    return _file("POST", id, "/directory", path, _nothing)
+def make_directory(base: str, path: str) -> Call[None]:
+    return _file("POST", base, "/directory", path, _nothing)
 
 
-def stat(id: str, path: str) -> Call[FileInfo]:
-    return _file("GET", id, "/stat", path, _json(FileInfo._of))
+def stat(base: str, path: str) -> Call[FileInfo]:
+    return _file("GET", base, "/stat", path, _json(FileInfo._of))
 
 
-def list_files(id: str, path: str) -> Call[List[FileInfo]]:
-    return _file("GET", id, "/list", path, _json(_files))
+def list_files(base: str, path: str) -> Call[List[FileInfo]]:
+    return _file("GET", base, "/list", path, _json(_files))
 
 
 class EventReader:

@@ -14,13 +14,16 @@ from ._calls import Call, EventReader
 from ._daemon import find_or_start
 from ._errors import ApiError, CommandFailed, CommandTimeout, DaemonUnavailable, from_answer
 from ._types import (
+    CodebaseInfo,
     Command,
     Event,
     ExecInfo,
     ExecResult,
     FileInfo,
+    FileRule,
     ResourceLimits,
     SandboxInfo,
+    SessionInfo,
 )
 
 T = TypeVar("T")
@@ -100,8 +103,11 @@ class Client:
 
     def create(
         self,
-        workspace: Union[str, Path] = ".",
+        workspace: Union[None, str, Path] = None,
         *,
+        codebase: Optional[str] = None,
+        layer: Union[bool, str, None] = None,
+        rules: Sequence[FileRule] = (),
         name: Optional[str] = None,
         profiles: Sequence[str] = (),
         policy: Optional[Mapping[str, Any]] = None,
@@ -113,8 +119,11 @@ class Client:
         idle_stop: Optional[float] = None,
         idempotency_key: Optional[str] = None,
     ) -> "Sandbox":
-        """Makes a sandbox. What commands write in `workspace` is written to the real directory.
+        """Makes a sandbox in a directory (`workspace`; default: the current one) or in a codebase.
 
+        What commands write is written to the real directory, unless `layer` is true (a layer of the
+        sandbox's own, which goes with it) or the name of a layer that stays; in a codebase it always
+        goes to a layer. `rules` are of names in the workspace, over those of profiles and policy.
         `profiles` are built-in ones, lowest first (`ringfence policy profiles`); `policy` is what a policy
         file would say, over them. `ttl` and `idle_stop` are whole seconds. A `persistent` one survives
         the daemon. The same `idempotency_key` makes one sandbox, however often it is sent.
@@ -123,7 +132,10 @@ class Client:
         taken, `LimitReached` where there are too many.
         """
         call = _calls.create(
-            os.path.abspath(workspace),
+            None if codebase is not None and workspace is None else os.path.abspath(workspace or "."),
+            codebase=codebase,
+            layer=layer,
+            rules=rules,
             name=name,
             profiles=list(profiles),
             policy=policy,
@@ -144,6 +156,29 @@ class Client:
     def list(self) -> List[SandboxInfo]:
         """All of one's sandboxes."""
         return self._do(_calls.list_sandboxes())
+
+    def create_codebase(
+        self,
+        name: str,
+        directory: Union[None, str, Path] = None,
+        *,
+        exclude: Sequence[str] = (),
+        owner: Optional[str] = None,
+        sealed: bool = False,
+    ) -> "Codebase":
+        """Makes a codebase: a copy of a directory of this machine, else an empty one. `exclude` are patterns
+        as in `.gitignore`. Raises `Conflict` for a name that is taken."""
+        where = None if directory is None else os.path.abspath(directory)
+        call = _calls.create_codebase(name, where, exclude, owner, sealed)
+        return Codebase(self, self._do(call))
+
+    def codebase(self, name: str) -> "Codebase":
+        """The codebase of this name or id. Raises `NotFound`."""
+        return Codebase(self, self._do(_calls.get_codebase(name)))
+
+    def codebases(self) -> List[CodebaseInfo]:
+        """All of one's codebases."""
+        return self._do(_calls.codebases())
 
 
 def _refused(status: int, content: bytes) -> ApiError:
@@ -187,7 +222,130 @@ class Exec:
         self._client._do(_calls.kill(self.info.sandbox, self.info.id, signal))
 
 
-class Sandbox:
+class _Files:
+    """Files of a sandbox, under its own rules, or of a codebase. Paths are relative to the workspace, or
+    to the codebase."""
+
+    _client: Client
+
+    def _files(self) -> str:
+        raise NotImplementedError
+
+    def read_file(self, path: str, offset: int = 0, length: Optional[int] = None) -> bytes:
+        """Bytes of a file. Raises `NotFound`, `PermissionDenied`."""
+        return self._client._do(_calls.read_file(self._files(), path, offset, length))
+
+    def read_text(self, path: str) -> str:
+        """A file as UTF-8."""
+        return (self.read_file(path)).decode()
+
+    def write_file(self, path: str, data: Union[str, bytes]) -> None:
+        """Writes a file as a whole: others see what was there before, or all of it."""
+        self._client._do(_calls.write_file(self._files(), path, _encoded(data) or b""))
+
+    def remove_file(self, path: str) -> None:
+        """Removes a file or an empty directory."""
+        self._client._do(_calls.remove_file(self._files(), path))
+
+    def make_directory(self, path: str) -> None:
+        """Makes a directory; what is above it must be there."""
+        self._client._do(_calls.make_directory(self._files(), path))
+
+    def stat(self, path: str) -> FileInfo:
+        """What a name is; symbolic links are not followed at the end."""
+        return self._client._do(_calls.stat(self._files(), path))
+
+    def list_files(self, path: str = ".") -> List[FileInfo]:
+        """The names in a directory."""
+        return self._client._do(_calls.list_files(self._files(), path))
+
+
+class Codebase(_Files):
+    """A named tree that sandboxes are made from. They do not change it: what they write goes to layers."""
+
+    def __init__(self, client: Client, info: CodebaseInfo) -> None:
+        self._client = client
+        self.info = info
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    def _files(self) -> str:
+        return _calls.codebase_files(self.id)
+
+    def refresh(self) -> CodebaseInfo:
+        """Asks how it stands."""
+        self.info = self._client._do(_calls.get_codebase(self.id))
+        return self.info
+
+    def seal(self) -> CodebaseInfo:
+        """From now on nothing can be put into it."""
+        self.info = self._client._do(_calls.seal_codebase(self.id))
+        return self.info
+
+    def delete(self) -> None:
+        """Removes it. Raises `Conflict` while a sandbox is made from it."""
+        self._client._do(_calls.delete_codebase(self.id))
+
+
+class Session:
+    """A shell in a sandbox that keeps directory, variables and functions from one command to the next.
+
+    As a context manager it is closed at the end.
+    """
+
+    def __init__(self, client: Client, info: SessionInfo) -> None:
+        self._client = client
+        self.info = info
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def refresh(self) -> SessionInfo:
+        """Asks how it stands."""
+        self.info = self._client._do(_calls.get_session(self.info.sandbox, self.id))
+        return self.info
+
+    def run(
+        self,
+        command: str,
+        *,
+        stdin: Union[None, str, bytes] = None,
+        timeout: Optional[float] = None,
+        check: bool = False,
+    ) -> ExecResult:
+        """Runs text of the shell's to its end. At the `timeout` (seconds) it is killed and the shell goes on.
+
+        Raises `Conflict` when the session is closed; with `check`, as `Sandbox.run`.
+        """
+        call = _calls.session_run(
+            self.info.sandbox, self.id, command, stdin=_encoded(stdin), timeout=timeout
+        )
+        return _checked(self._client._do(call), check)
+
+    def stream(
+        self, command: str, *, stdin: Union[None, str, bytes] = None, timeout: Optional[float] = None
+    ) -> Iterator[Event]:
+        """As `run`, and hands out what it does as it comes."""
+        call = _calls.session_stream(
+            self.info.sandbox, self.id, command, stdin=_encoded(stdin), timeout=timeout
+        )
+        return self._client._events(call)
+
+    def close(self) -> None:
+        """Ends the shell and what runs in it."""
+        self._client._do(_calls.delete_session(self.info.sandbox, self.id))
+
+
+class Sandbox(_Files):
     """A sandbox of the daemon: a directory in which confined commands run.
 
     As a context manager it is deleted at the end.
@@ -198,8 +356,11 @@ class Sandbox:
         self._owns_client = owns_client
         self.info = info
 
+    def _files(self) -> str:
+        return _calls.sandbox_files(self.id)
+
     @classmethod
-    def create(cls, workspace: Union[str, Path] = ".", **options: Any) -> "Sandbox":
+    def create(cls, workspace: Union[None, str, Path] = None, **options: Any) -> "Sandbox":
         """Makes one in this user's daemon, else in one that is started for this process alone.
 
         The options are those of `Client.create`.
@@ -278,10 +439,7 @@ class Sandbox:
         call = _calls.run(
             self.id, command, stdin=_encoded(stdin), cwd=cwd, environment=environment, timeout=timeout
         )
-        result = self._client._do(call)
-        if check and not result.ok:
-            raise (CommandTimeout if result.reason == "timeout" else CommandFailed)(result)
-        return result
+        return _checked(self._client._do(call), check)
 
     def stream(
         self,
@@ -322,33 +480,26 @@ class Sandbox:
         """The command of this id. Raises `NotFound`."""
         return Exec(self._client, self._client._do(_calls.get_exec(self.id, id)))
 
-    def read_file(self, path: str, offset: int = 0, length: Optional[int] = None) -> bytes:
-        """Bytes of a file, as a command inside would see it. Raises `NotFound`, `PermissionDenied`."""
-        return self._client._do(_calls.read_file(self.id, path, offset, length))
+    def session(
+        self,
+        shell: Optional[str] = None,
+        *,
+        cwd: Optional[str] = None,
+        environment: Optional[Mapping[str, str]] = None,
+    ) -> Session:
+        """Starts a shell that stays: `bash`, `sh` (the default) or the path of one."""
+        call = _calls.create_session(self.id, shell, cwd, environment)
+        return Session(self._client, self._client._do(call))
 
-    def read_text(self, path: str) -> str:
-        """A file as UTF-8."""
-        return (self.read_file(path)).decode()
+    def sessions(self) -> List[SessionInfo]:
+        """The shells that are open, and the last that were closed."""
+        return self._client._do(_calls.sessions(self.id))
 
-    def write_file(self, path: str, data: Union[str, bytes]) -> None:
-        """Writes a file as a whole: others see what was there before, or all of it."""
-        self._client._do(_calls.write_file(self.id, path, _encoded(data) or b""))
 
-    def remove_file(self, path: str) -> None:
-        """Removes a file or an empty directory."""
-        self._client._do(_calls.remove_file(self.id, path))
-
-    def make_directory(self, path: str) -> None:
-        """Makes a directory; what is above it must be there."""
-        self._client._do(_calls.make_directory(self.id, path))
-
-    def stat(self, path: str) -> FileInfo:
-        """What a name is; symbolic links are not followed at the end."""
-        return self._client._do(_calls.stat(self.id, path))
-
-    def list_files(self, path: str = ".") -> List[FileInfo]:
-        """The names in a directory."""
-        return self._client._do(_calls.list_files(self.id, path))
+def _checked(result: ExecResult, check: bool) -> ExecResult:
+    if check and not result.ok:
+        raise (CommandTimeout if result.reason == "timeout" else CommandFailed)(result)
+    return result
 
 
 def _encoded(data: Union[None, str, bytes]) -> Optional[bytes]:

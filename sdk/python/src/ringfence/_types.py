@@ -41,6 +41,28 @@ class ResourceLimits:
 
 
 @dataclass(frozen=True)
+class FileRule:
+    """What may be done with names in the workspace. The highest priority decides, then a file over a
+    directory over a glob, then the more specific pattern."""
+
+    pattern: str
+    """Relative to the workspace."""
+    permission: str
+    """`none` (they do not exist), `view` (listed only), `read` or `write`."""
+    priority: int = 0
+    type: str = "glob"
+    """`glob`, `directory` (itself and what is below) or `file`."""
+
+    def _data(self) -> Dict[str, Any]:
+        return {
+            "pattern": self.pattern,
+            "permission": self.permission,
+            "priority": self.priority,
+            "type": self.type,
+        }
+
+
+@dataclass(frozen=True)
 class SandboxInfo:
     """A sandbox as the daemon describes it."""
 
@@ -61,6 +83,10 @@ class SandboxInfo:
     """Commands that are running."""
     degraded: Sequence[str] = ()
     """What is weaker than it should be, a line for each."""
+    codebase: Optional[str] = None
+    """The id of the codebase that it works in."""
+    layer: Optional[str] = None
+    """The name of the layer that its changes go to."""
 
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> "SandboxInfo":
@@ -218,6 +244,57 @@ class FileInfo:
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> "FileInfo":
         return cls(**{key: data[key] for key in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A shell that stays."""
+
+    id: str
+    sandbox: str
+    shell: str
+    state: str
+    """`active` or `closed`."""
+    pid: int
+    """The shell's process id inside."""
+    busy: bool
+    """A command runs in it."""
+    created_ms: int
+    """Milliseconds since 1970."""
+    reason: Optional[str] = None
+    """Why it is closed: `exit`, `signal`, `deleted`, `timeout` or `sandbox`."""
+    closed_ms: Optional[int] = None
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "SessionInfo":
+        return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})
+
+
+@dataclass(frozen=True)
+class CodebaseInfo:
+    """A named tree that sandboxes are made from."""
+
+    id: str
+    name: str
+    owner: str
+    created_ms: int
+    """Milliseconds since 1970."""
+    updated_ms: int
+    size: int
+    """Bytes of all files."""
+    files: int
+    entries: int
+    """Everything with a name."""
+    sealed: bool
+    """Nothing can be put into it any more."""
+    version: int
+    """Raised by every change."""
+    sandboxes: Sequence[str] = ()
+    """Ids of the sandboxes that are made from it."""
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "CodebaseInfo":
+        return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})
 
 
 def _files(data: Mapping[str, Any]) -> List[FileInfo]:

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use ringfence_layers::names::{self as index, Named, Names};
 use ringfence_policy::{
-    Base, Effect, Files, Fragment, Kind, Origin, Permission, Places, Policy, Rule, pattern,
+    Base, CompiledRules, Effect, Files, Fragment, GlobRule, Kind, Origin, Permission, Places,
+    Policy, Rule, pattern,
 };
 
-use super::super::{Walk, indexed};
+use super::super::{Matcher, Verdict, Walk, WalkOptions, indexed, indexed_patterns, walk};
 use super::{temporary, write};
 use crate::names::{NamesPlan, Of};
 
@@ -44,20 +45,51 @@ fn listed(root: &Path, at: &Path, out: &mut Vec<Named>) {
     }
 }
 
-/// What is found by index, if that answers, and what by a walk.
-fn both(root: &Path, rules: Vec<Rule>) -> (Option<Walk>, Walk) {
-    let (dir, at) = temporary();
+fn index_of(root: &Path) -> Names {
+    let (_dir, at) = temporary();
     let mut all = Vec::new();
     listed(root, Path::new(""), &mut all);
     index::write(&mut all, [0; 4], &mut std::fs::File::create(at.join("names")).unwrap()).unwrap();
-    let names = Names::open(std::fs::File::open(&at).unwrap().as_fd(), "names").unwrap().unwrap();
+    Names::open(std::fs::File::open(&at).unwrap().as_fd(), "names").unwrap().unwrap()
+}
+
+/// What is found by index, if that answers, and what by a walk.
+fn both(root: &Path, rules: Vec<Rule>) -> (Option<Walk>, Walk) {
+    let names = index_of(root);
     let places = Places { workspace: root.to_owned(), home: PathBuf::from("/h") };
-    let of = Of { places: &places, cache: None, index: None };
+    let of = Of { places: &places, cache: None, index: None, codebase: false };
     let plan = NamesPlan::new(&policy(rules), &[], of, Some(true)).unwrap();
     let tree: std::os::fd::OwnedFd = std::fs::File::open(root).unwrap().into();
     let walked = plan.walk(&tree, root).unwrap();
-    drop(dir);
     (indexed(plan.rules(), &names, tree.as_fd(), root), walked)
+}
+
+struct Patterns<'a>(&'a [GlobRule<'a>], &'a Path);
+
+impl Matcher for Patterns<'_> {
+    fn verdict(&self, path: &[u8], _: bool) -> Verdict {
+        let path = self.1.join(std::ffi::OsStr::from_bytes(path));
+        match self.0.iter().position(|glob| glob.matches(&path)) {
+            Some(rule) => Verdict::Match { rule: rule as u32, descend: true },
+            None => Verdict::Pass,
+        }
+    }
+
+    fn fingerprint(&self) -> [u8; 16] {
+        [0; 16]
+    }
+}
+
+/// The same for patterns, of which nothing ends a walk.
+fn both_of_patterns(root: &Path, rules: Vec<Rule>) -> (Option<Walk>, Walk) {
+    let names = index_of(root);
+    let places = Places { workspace: root.to_owned(), home: PathBuf::from("/h") };
+    let policy = policy(rules);
+    let rules = CompiledRules::new(&policy, &places);
+    let globs = rules.glob_rules();
+    let tree = std::fs::File::open(root).unwrap();
+    let walked = walk(tree.as_fd(), &Patterns(&globs, root), &WalkOptions::default()).unwrap();
+    (indexed_patterns(&globs, &names, tree.as_fd(), root), walked)
 }
 
 fn assert_same(by_index: &Walk, walked: &Walk) {
@@ -127,7 +159,7 @@ fn an_index_that_does_not_fit_answers_nothing() {
         rule(Kind::Path, Effect::Grant, Permission::Write, "."),
         rule(Kind::Path, Effect::Cap, Permission::None, "**/*.key"),
     ];
-    let of = Of { places: &places, cache: None, index: None };
+    let of = Of { places: &places, cache: None, index: None, codebase: false };
     let plan = NamesPlan::new(&policy(rules), &[], of, None).unwrap();
     let tree = std::fs::File::open(&root).unwrap();
     assert!(indexed(plan.rules(), &names, tree.as_fd(), &root).is_none());
@@ -166,7 +198,7 @@ fn a_rule() -> impl Strategy<Value = Rule> {
 
 #[test]
 fn random_trees_and_rules() {
-    let answered = Cell::new(0);
+    let (answered, patterns) = (Cell::new(0), Cell::new(0));
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 300,
         failure_persistence: None,
@@ -196,6 +228,12 @@ fn random_trees_and_rules() {
                     false => rule(Kind::Path, Effect::Grant, Permission::Write, "."),
                 });
             }
+            let (by_index, walked) = both_of_patterns(&root, rules.clone());
+            if let Some(by_index) = by_index {
+                patterns.set(patterns.get() + 1);
+                prop_assert_eq!(&by_index.matches, &walked.matches);
+                prop_assert_eq!(&by_index.repositories, &walked.repositories);
+            }
             let (by_index, walked) = both(&root, rules);
             if let Some(by_index) = by_index {
                 answered.set(answered.get() + 1);
@@ -209,5 +247,6 @@ fn random_trees_and_rules() {
             Ok(())
         })
         .unwrap();
-    assert!(answered.get() > 50, "only {} cases were answered by index", answered.get());
+    let counts = (answered.get(), patterns.get());
+    assert!(counts.0 > 50 && counts.1 > 50, "{counts:?} cases were answered by index");
 }

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use ringfence_layers::review::Judge;
 use ringfence_policy::{CompiledRules, Permission, Places, Policy, Rule};
-use ringfence_sandbox::plan::Plan;
-use ringfence_sandbox::prepare::{Request, places, prepare};
-use ringfence_sandbox::run::RunError;
 
-use crate::output::printable;
-use crate::verb::policy::held_by_plan;
+use crate::held::held;
+use crate::plan::{Plan, shown};
+use crate::prepare::{Request, places, prepare};
+use crate::run::RunError;
 
 /// The rules, and the plan that a run here would have.
 pub struct OfPolicy<'a> {
@@ -39,6 +38,12 @@ impl<'a> OfPolicy<'a> {
     }
 }
 
+impl std::fmt::Debug for OfPolicy<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OfPolicy").finish_non_exhaustive()
+    }
+}
+
 impl Judge for OfPolicy<'_> {
     fn refusal(&self, path: &Path) -> Option<String> {
         let decision = self.rules.decide(path);
@@ -55,7 +60,7 @@ impl Judge for OfPolicy<'_> {
             }
         }
         // What only a look at the host shows: where git's files really are, and what they name.
-        let (permission, words) = held_by_plan(&self.plan, path);
+        let (permission, words) = held(&self.plan, path);
         (permission < Permission::Write).then(|| format!("the policy: {words}"))
     }
 }
@@ -63,7 +68,7 @@ impl Judge for OfPolicy<'_> {
 fn by_rule(permission: Permission, rule: Option<&Rule>) -> String {
     match rule {
         Some(rule) => {
-            format!("the policy gives {permission} only: {}", printable(&rule.to_string()))
+            format!("the policy gives {permission} only: {}", shown(Path::new(&rule.to_string())))
         }
         None => "the policy gives nothing here".into(),
     }
