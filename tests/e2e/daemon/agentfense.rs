@@ -13,9 +13,9 @@ fn start(place: &Place) -> (Daemon<'_>, u16, u16) {
     (Daemon::with(place, &["--agentfense", &first, &second]), grpc, rest)
 }
 
-/// Whether rules of names can be held here: they are refused where they cannot.
+/// Whether rules of names can be held over a layer here: they are refused where they cannot.
 fn has_rules(place: &Place) -> bool {
-    let ran = place.shell(&["-t", "view-only"], "true");
+    let ran = place.shell(&["-t", "view-only", "--layer", "probe"], "true");
     if ran.code != Some(0) {
         println!("skipped: no rules of names here: {}", ran.err.trim());
     }
