@@ -15,7 +15,7 @@ const NODE: [&str; 1] = ["agentkernel@0.18.1"];
 fn installed() -> Option<&'static Path> {
     static DIRECTORY: OnceLock<Option<(Option<std::process::Child>, PathBuf)>> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
-        if let Some(named) = std::env::var_os("RINGFENCE_CLIENTS") {
+        if let Some(named) = std::env::var_os("RINGFENCE_CLIENTS").filter(|n| !n.is_empty()) {
             return Some((None, PathBuf::from(named)));
         }
         let prefix = "ringfence-e2e-clients";
