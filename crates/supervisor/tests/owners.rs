@@ -33,7 +33,6 @@ async fn owners() {
         layers: place.path().join("store"),
         spawner: ("/bin/sh".into(), vec!["-c".into(), shell]),
         hidden: Vec::new(),
-        layers: place.path().join("layers"),
         workspaces: place.path().join("workspaces"),
     };
     let supervisor = Supervisor::start(settings).await.unwrap();
