@@ -119,8 +119,11 @@ fn meant(mut typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode>
     Ok(Meant { typed, layered, request, argv, inspector })
 }
 
+/// Where a codebase is shown, and its index.
+type Shown = (Moved, Option<Arc<Names>>);
+
 /// The codebase to work in: its tree becomes the workspace, and what is written goes to a layer.
-fn codebase(typed: &mut Typed) -> Result<Option<(Moved, Option<Arc<Names>>)>, String> {
+fn codebase(typed: &mut Typed) -> Result<Option<Shown>, String> {
     let Some(value) = typed.last(Id::Codebase) else { return Ok(None) };
     if typed.has(Id::Workspace) {
         return Err("--codebase and --workspace exclude each other".into());

@@ -223,9 +223,10 @@ fn random_trees_and_rules() {
                 }
             }
             if open {
-                rules.push(match ordered {
-                    true => rule(Kind::Glob, Effect::Set, Permission::Write, "**/*"),
-                    false => rule(Kind::Path, Effect::Grant, Permission::Write, "."),
+                rules.push(if ordered {
+                    rule(Kind::Glob, Effect::Set, Permission::Write, "**/*")
+                } else {
+                    rule(Kind::Path, Effect::Grant, Permission::Write, ".")
                 });
             }
             let (by_index, walked) = both_of_patterns(&root, rules.clone());
