@@ -98,9 +98,10 @@ fn the_gateway() {
 /// What the status of a call with an empty message is; 0 is that it was carried out.
 fn call(place: &Place, port: u16, headers: &[&str]) -> Option<String> {
     let mut command = place.command("sh");
-    let headers: String = headers.iter().map(|h| format!(" -H '{h}'")).collect();
+    let headers: Vec<String> = headers.iter().map(|h| format!("-H '{h}'")).collect();
+    let headers = headers.join(" ");
     let script = format!(
-        "printf '\\0\\0\\0\\0\\0' | curl -sS -o /dev/null -D - --http2-prior-knowledge --data-binary @- -H 'Content-Type: application/grpc' -H 'TE: trailers'{headers} http://127.0.0.1:{port}/sandbox.v1.SandboxService/ListSandboxes"
+        "printf '\\0\\0\\0\\0\\0' | curl -sS -o /dev/null -D - --http2-prior-knowledge --data-binary @- -H 'Content-Type: application/grpc' -H 'TE: trailers' {headers} http://127.0.0.1:{port}/sandbox.v1.SandboxService/ListSandboxes"
     );
     let ran = crate::harness::Ran::of(command.args(["-c", &script]));
     if ran.err.contains("unsupported") || ran.err.contains("does not support") {
