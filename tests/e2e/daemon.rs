@@ -1,6 +1,7 @@
 //! Sandboxes that the daemon keeps: as people use them by the command line, as programs do over the
 //! socket (curl, as the user), through kills, and under attack.
 
+mod agentfense;
 mod agentkernel;
 mod attacks;
 mod batch;

@@ -1,10 +1,10 @@
 //! agentkernel's own clients at the daemon, and who else comes to that door.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::attacks::free_port;
-use super::clients;
-use super::world::{Answer, Daemon, answer, until};
+use super::clients::{self, ask, post};
+use super::world::{Answer, Daemon, until};
 use crate::harness::{Place, User, as_each_user, has, is_root};
 
 fn start(place: &Place) -> (Daemon<'_>, u16) {
@@ -41,16 +41,6 @@ fn the_node_client_as_it_is() {
         assert_eq!(ran.ok().out, "all is well\n");
         until("every workspace went with its sandbox", || workspaces(place) == 0);
     });
-}
-
-fn ask(place: &Place, port: u16, args: &[&str], path: &str) -> Answer {
-    let mut command = place.command("curl");
-    answer(command.args(args).arg(format!("http://127.0.0.1:{port}{path}")))
-}
-
-fn post(place: &Place, port: u16, path: &str, body: &Value) -> Answer {
-    let body = body.to_string();
-    ask(place, port, &["-H", "Content-Type: application/json", "-d", &body], path)
 }
 
 /// What an error is here.

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use serde_json::Value;
+
+use super::world::{Answer, answer};
 use crate::harness::{Place, Ran, has, mode};
 
 /// What is installed; nothing of it is changed.
@@ -16,7 +19,7 @@ const NODE: [&str; 1] = ["agentkernel@0.18.1"];
 fn installed() -> Option<&'static Path> {
     static DIRECTORY: OnceLock<Option<(Option<std::process::Child>, PathBuf)>> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
-        if let Some(named) = std::env::var_os("RINGFENCE_CLIENTS") {
+        if let Some(named) = std::env::var_os("RINGFENCE_CLIENTS").filter(|n| !n.is_empty()) {
             return Some((None, PathBuf::from(named)));
         }
         let prefix = "ringfence-e2e-clients";
@@ -78,4 +81,15 @@ pub fn node(place: &Place, script: &str, environment: &[(&str, String)]) -> Opti
     let mut command = place.command("node");
     command.envs(environment.iter().map(|(k, v)| (k, v)));
     Some(Ran::of(command.args(["--input-type=module", "-e", &script])))
+}
+
+/// A request at a dialect's port, by curl.
+pub fn ask(place: &Place, port: u16, args: &[&str], path: &str) -> Answer {
+    let mut command = place.command("curl");
+    answer(command.args(args).arg(format!("http://127.0.0.1:{port}{path}")))
+}
+
+pub fn post(place: &Place, port: u16, path: &str, body: &Value) -> Answer {
+    let body = body.to_string();
+    ask(place, port, &["-H", "Content-Type: application/json", "-d", &body], path)
 }

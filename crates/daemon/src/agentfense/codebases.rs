@@ -97,21 +97,35 @@ impl Ask {
         Ok(wire::Empty {})
     }
 
-    /// The one sandbox that runs from it.
-    async fn running(&self, codebase: &ringfence_api::codebases::Codebase) -> Option<String> {
-        let mut found = None;
+    /// The sandboxes that run from it.
+    async fn all_running(&self, codebase: &ringfence_api::codebases::Codebase) -> Vec<String> {
+        let mut found = Vec::new();
         for id in &codebase.sandboxes {
-            let Ok(Reply::Sandbox(sandbox)) = self.run(Command::Get(id.clone())).await else {
-                continue;
-            };
-            if matches!(sandbox.state, State::Running | State::Idle) && convert::is_ours(&sandbox) {
-                if found.is_some() {
-                    return None;
-                }
-                found = Some(sandbox.id);
+            if let Ok(Reply::Sandbox(sandbox)) = self.run(Command::Get(id.clone())).await
+                && matches!(sandbox.state, State::Running | State::Idle)
+            {
+                found.push(sandbox.id);
             }
         }
         found
+    }
+
+    /// The one sandbox that runs from it, if it is one.
+    async fn running(&self, codebase: &ringfence_api::codebases::Codebase) -> Option<String> {
+        let mut all = self.all_running(codebase).await;
+        if all.len() == 1 { all.pop() } else { None }
+    }
+
+    /// Into a sandbox, by its own rules; the directories that are missing are made.
+    async fn put(&self, sandbox: String, path: &str, bytes: Vec<u8>) -> Handled<()> {
+        let there = format!("{WORKSPACE}/{path}");
+        for (at, _) in there.match_indices('/').skip(2) {
+            let path = there.get(..at).unwrap_or_default().to_owned();
+            // Those that are there; else the write says what is wrong.
+            let _ = self.run(Command::MakeDirectory { sandbox: sandbox.clone(), path }).await;
+        }
+        let write = Command::WriteFile { sandbox, path: there, bytes };
+        self.run(write).await.map(drop).map_err(said)
     }
 
     async fn upload(&self, id: &str, path: &str, bytes: Vec<u8>) -> Handled<wire::UploadResult> {
@@ -126,19 +140,19 @@ impl Ask {
             hex
         });
         let size = bytes.len() as i64;
-        let content = Content::new(std::io::Cursor::new(bytes.clone()));
-        let wish =
-            Wish::Write { name: codebase.id.clone(), path: path.clone(), mode: None, content };
-        self.wish(wish).await?;
-        if let Some(sandbox) = self.running(&codebase).await {
-            let there = format!("{WORKSPACE}/{path}");
-            for (at, _) in there.match_indices('/').skip(2) {
-                let path = there.get(..at).unwrap_or_default().to_owned();
-                // Those that are there; else the write says what is wrong.
-                let _ = self.run(Command::MakeDirectory { sandbox: sandbox.clone(), path }).await;
+        let mut running = self.all_running(&codebase).await;
+        match (running.pop(), running.is_empty()) {
+            // What lies below the layer of one that runs stays as it is.
+            (Some(sandbox), true) => self.put(sandbox, &path, bytes).await?,
+            (Some(_), false) => {
+                let message = "several sandboxes run from this codebase: stop them first";
+                return Err(Status::failed_precondition(message));
             }
-            // What its rules refuse it has when it starts again.
-            let _ = self.run(Command::WriteFile { sandbox, path: there, bytes }).await;
+            (None, _) => {
+                let content = Content::new(std::io::Cursor::new(bytes));
+                let (name, path) = (codebase.id.clone(), path.clone());
+                self.wish(Wish::Write { name, path, mode: None, content }).await?;
+            }
         }
         Ok(wire::UploadResult { codebase_id: codebase.id, file_path: path, size, checksum })
     }

@@ -28,6 +28,8 @@ pub const GRPC: &str = "127.0.0.1:9000";
 pub const REST: &str = "127.0.0.1:8080";
 /// The largest message: a file comes in parts, a command's input does not.
 const MOST_MESSAGE: usize = 32 << 20;
+/// Bytes of a refused call that are taken.
+const MOST_UNHEARD: usize = 64 << 10;
 /// What its sandboxes are told apart by.
 const LABEL: &str = "ringfence.dialect";
 const DIALECT: &str = "agentfense";
@@ -85,7 +87,11 @@ async fn check(
         Err(why) => {
             let status = Status::permission_denied(why);
             match door {
-                Door::Grpc => status.into_http(),
+                Door::Grpc => {
+                    // Some clients take an answer before their last byte for a broken connection.
+                    let _ = axum::body::to_bytes(request.into_body(), MOST_UNHEARD).await;
+                    status.into_http()
+                }
                 Door::Rest => rest::Fault(status).into_response(),
             }
         }
