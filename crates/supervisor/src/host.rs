@@ -88,7 +88,11 @@ impl Host {
         let gone = || Error::new(Kind::Lost, "the spawner ended").with("try again");
         let (answer, wait) = oneshot::channel();
         lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(number, answer);
-        let hidden = self.hidden.clone();
+        let mut hidden = self.hidden.clone();
+        // What hides the store around a layer knows what of it is shown.
+        if let Some(store) = tended.filter(|t| t.layer.is_some()).and_then(|t| t.store.to_str()) {
+            hidden.retain(|path| path != store);
+        }
         let tended = tended.cloned().map(Box::new);
         let order = Order::Make { number, made_of: Box::new(made_of.clone()), hidden, tended };
         if let Err(e) = self.order(&order).await {

@@ -524,7 +524,8 @@ impl Supervisor {
         let Some(layer) = layer else {
             return match self.made(sandbox, None).await {
                 Err(e) if e.kind == Kind::Alone => {
-                    self.made(sandbox, Some(&Tended::of(sandbox, None))).await
+                    self.made(sandbox, Some(&Tended::of(sandbox, None, &self.settings.layers)))
+                        .await
                 }
                 made => made,
             };
@@ -533,11 +534,15 @@ impl Supervisor {
             self.own.remember(layer).await?;
         }
         let Some(codebase) = &sandbox.made_of.codebase else {
-            return self.made(sandbox, Some(&Tended::of(sandbox, None))).await;
+            return self
+                .made(sandbox, Some(&Tended::of(sandbox, None, &self.settings.layers)))
+                .await;
         };
         for _ in 0..TRIES {
             let before = self.shelf.find(codebase, Some(layer)).await?;
-            let made = self.made(sandbox, Some(&Tended::of(sandbox, Some(&before)))).await;
+            let made = self
+                .made(sandbox, Some(&Tended::of(sandbox, Some(&before), &self.settings.layers)))
+                .await;
             let after = self.shelf.find(codebase, None).await?;
             if after.version == before.version {
                 return made;

@@ -2,7 +2,7 @@
 //! that stays beside it: what serves it (threads for quota, exact view and hosts), and what is written
 //! down when it ends, is no other sandbox's business. If that spawner ends, the sandbox does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ringfence_api::CreateSandbox;
@@ -26,14 +26,17 @@ pub(crate) struct Tended {
     /// The spawner makes this one only, and ends with it.
     pub alone: bool,
     pub layer: Option<String>,
+    /// Of layers and codebases.
+    pub store: PathBuf,
     /// Name, tree and version.
     pub codebase: Option<(String, PathBuf, u64)>,
 }
 
 impl Tended {
-    pub(crate) fn of(sandbox: &Sandbox, codebase: Option<&Found>) -> Self {
+    pub(crate) fn of(sandbox: &Sandbox, codebase: Option<&Found>, store: &Path) -> Self {
         Self {
             alone: true,
+            store: store.to_owned(),
             layer: layer_of(&sandbox.made_of, &sandbox.id).map(ToOwned::to_owned),
             codebase: codebase.map(|f| (f.name.clone(), f.tree.clone(), f.version)),
         }
@@ -52,7 +55,7 @@ impl Tended {
         }
         let wanted = &mut policy.layer;
         let Some(name) = &self.layer else { return Ok(()) };
-        let mut layer = LayerRequest::new(Some(name), request.store(), wanted.checkpoint)
+        let mut layer = LayerRequest::new(Some(name), self.store.clone(), wanted.checkpoint)
             .map_err(|e| Error::invalid(e.to_string()))?;
         let (bytes, inodes) = (wanted.quota, wanted.inodes);
         layer.quota = (bytes.is_some() || inodes.is_some()).then_some(Quota { bytes, inodes });
