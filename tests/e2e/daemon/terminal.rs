@@ -66,11 +66,9 @@ fn attach_is_a_shell_with_job_control() {
         t.send("echo code=$?\n");
         t.expect("code=130\r\n");
         // The size follows.
-        t.send("trap 'echo re\"\"sized $(stty size)' WINCH\n");
-        t.expect("%% ");
         t.resize(40, 120);
-        t.send("\n");
-        t.expect("resized 40 120");
+        t.send("until [ \"$(stty size)\" = '40 120' ]; do sleep 0.05; done; echo re\"\"sized\n");
+        t.expect("resized\r\n");
         t.send("exit 9\n");
         t.prompt();
         let out = t.run("echo code=$?");
