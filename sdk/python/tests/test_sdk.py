@@ -277,8 +277,7 @@ def test_codebases_rules_and_layers(project: Path) -> None:
                 one.layer.undo()
                 one.layer.snapshot("kept")
                 assert one.layer.info().snapshots == ("kept",)
-                one.layer.discard(["bad"])
-                done = one.layer.apply()
+                done = one.layer.apply(["new", "left.log"])
                 assert sorted(Path(line.path).name for line in done.applied) == ["left.log", "new"]
                 assert (project / "new").read_text() == "new\n"
                 assert not (project / "left.log").exists() and not (project / "bad").exists()
