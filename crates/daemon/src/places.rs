@@ -69,10 +69,8 @@ impl Places {
 
     /// What no sandbox may see.
     pub(crate) fn hidden(&self) -> Vec<String> {
-        let mut all: Vec<String> = [&self.runtime, &self.state, &self.layers()]
-            .iter()
-            .map(|p| p.to_string_lossy().into_owned())
-            .collect();
+        let mut all: Vec<String> =
+            [&self.runtime, &self.state].iter().map(|p| p.to_string_lossy().into_owned()).collect();
         all.dedup();
         all
     }

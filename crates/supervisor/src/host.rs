@@ -28,6 +28,9 @@ pub(crate) struct End {
     pub held: Vec<String>,
 }
 
+/// Names the store of layers to whoever prepares a sandbox.
+const STORE: &str = "RINGFENCE_STATE";
+
 /// A spawner.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -47,12 +50,12 @@ pub(crate) fn number() -> u64 {
 }
 
 impl Host {
-    /// Starts one, a new execution of `program` with `arguments`. `ends` gets the end of every sandbox,
+    /// Starts one, a new execution of `program` with `arguments`. It hides the `store` of layers. `ends` gets the end of every sandbox,
     /// and is dropped when the spawner is gone.
     pub(crate) fn start(
         program: &std::path::Path,
         arguments: &[String],
-        hidden: Vec<String>,
+        (hidden, store): (Vec<String>, &std::path::Path),
         alone: Option<u64>,
         ends: mpsc::UnboundedSender<End>,
     ) -> io::Result<Arc<Self>> {
@@ -60,6 +63,7 @@ impl Host {
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let child = Command::new(program)
             .args(arguments)
+            .env(STORE, store)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .spawn()?;
@@ -88,11 +92,7 @@ impl Host {
         let gone = || Error::new(Kind::Lost, "the spawner ended").with("try again");
         let (answer, wait) = oneshot::channel();
         lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(number, answer);
-        let mut hidden = self.hidden.clone();
-        // What hides the store around a layer knows what of it is shown.
-        if let Some(store) = tended.filter(|t| t.layer.is_some()).and_then(|t| t.store.to_str()) {
-            hidden.retain(|path| path != store);
-        }
+        let hidden = self.hidden.clone();
         let tended = tended.cloned().map(Box::new);
         let order = Order::Make { number, made_of: Box::new(made_of.clone()), hidden, tended };
         if let Err(e) = self.order(&order).await {

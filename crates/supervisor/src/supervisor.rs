@@ -841,7 +841,8 @@ fn new_host(
     ends: &mpsc::UnboundedSender<End>,
 ) -> Result<Arc<Host>, Error> {
     let (program, arguments) = &settings.spawner;
-    Host::start(program, arguments, settings.hidden.clone(), alone, ends.clone())
+    let hidden = (settings.hidden.clone(), settings.layers.as_path());
+    Host::start(program, arguments, hidden, alone, ends.clone())
         .map_err(|e| Error::internal(format!("cannot start the spawner: {e}")))
 }
 
