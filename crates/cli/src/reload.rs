@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ringfence_policy::net::Rules;
-use ringfence_policy::{
-    Egress, Files, Network, Origin, Permission, Places, Policy, Rule, priority,
-};
+use ringfence_policy::{Egress, Files, Network, Origin, Permission, Places, Policy, Rule};
 use ringfence_proxy::Way;
 use ringfence_proxy::control::{Answer, Commit, Control, Id, Reload, Renewed};
 use ringfence_sandbox::prepare::places;
@@ -214,9 +212,7 @@ pub fn summary(answer: &Answer) -> String {
 /// editors do when they save. From then on a file in a writable place is the run's to write.
 fn without_guards(policy: &Policy) -> Policy {
     let mut free = policy.clone();
-    free.files
-        .rules
-        .retain(|rule| rule.origin.layer != POLICY_OF_THE_RUN && rule.priority < priority::GUARD);
+    free.files.rules.retain(|rule| rule.origin.layer != POLICY_OF_THE_RUN && !rule.is_guard());
     free
 }
 

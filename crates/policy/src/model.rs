@@ -101,6 +101,13 @@ pub struct Rule {
     pub origin: Origin,
 }
 
+impl Rule {
+    /// A built-in guard, or one that a run adds. An ordered rule may have any priority, and is none.
+    pub fn is_guard(&self) -> bool {
+        self.priority >= priority::GUARD && self.effect == Effect::Cap
+    }
+}
+
 /// Named priorities, so that no number is compared without its reason.
 pub mod priority {
     /// Fence and Greywall let a deny win over every allow, however specific.

@@ -14,7 +14,7 @@ use ringfence_layers::index::{self, Covering, Seen};
 use ringfence_layers::mask::{Cover, Entry, Mask};
 use ringfence_layers::names::Names as Index;
 use ringfence_layers::{Mount, Store};
-use ringfence_policy::{CompiledRules, Effect, Permission, Places, Policy, Room, Rule, priority};
+use ringfence_policy::{CompiledRules, Effect, Permission, Places, Policy, Room, Rule};
 use ringfence_sys::{fd, seccomp};
 use rustix::fs::{Mode, OFlags};
 
@@ -72,7 +72,7 @@ impl NamesPlan {
     /// `means` already: whether init says what may be changed.
     pub fn new(policy: &Policy, extra: &[Rule], of: Of<'_>, means: Option<bool>) -> Option<Self> {
         let Of { places, cache, index, shared } = of;
-        let own = policy.files.rules.iter().filter(|rule| rule.priority < priority::GUARD);
+        let own = policy.files.rules.iter().filter(|rule| !rule.is_guard());
         let views = own.clone().any(|rule| rule.permission == Permission::View);
         let own: Vec<Rule> = own.chain(extra).cloned().collect();
         let rules = CompiledRules::owning(own, places, false, policy.files.system);

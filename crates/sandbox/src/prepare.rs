@@ -727,7 +727,7 @@ impl<'a> Findings<'a> {
         }
         for point in points.iter().filter(|p| p.rule.effect == Effect::Cap) {
             let (path, rule) = (&point.path, point.rule);
-            let guard = rule.priority >= priority::GUARD;
+            let guard = rule.is_guard();
             if guard && !self.has_workspace {
                 continue;
             }

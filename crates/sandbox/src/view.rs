@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use ringfence_layers::fuse::{Options, Owners, Rules, View};
-use ringfence_policy::{ANY_NAME, CompiledRules, Kind, Permission, Places, Policy, Rule, priority};
+use ringfence_policy::{ANY_NAME, CompiledRules, Kind, Permission, Places, Policy, Rule};
 use ringfence_sys::raw;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -80,7 +80,7 @@ pub(crate) fn needed(
         return Some("names that no rule speaks of are hidden".to_owned());
     }
     // Guards have means of their own for names that do not exist.
-    globs.find(|g| g.rule.priority < priority::GUARD).and_then(|g| later(g.rule))
+    globs.find(|g| !g.rule.is_guard()).and_then(|g| later(g.rule))
 }
 
 pub(crate) const DETAIL: &str =

@@ -120,6 +120,33 @@ fn what_rules_hide_does_not_exist() {
     });
 }
 
+/// Guards have a high priority; a rule that has it too, or a higher one, is a rule.
+#[test]
+fn a_rule_of_any_priority_is_held() {
+    as_each_user(|p| {
+        tree(p);
+        for priority in ["10", "999999", "1000000", "2000000", "2147483647"] {
+            let text = format!(
+                "{FREE}[[files.rules]]\npattern = \"**/*.key\"\npermission = \"none\"\npriority = {priority}\n\
+                 [[files.rules]]\npattern = \"**/*.key\"\npermission = \"write\"\npriority = 5\n"
+            );
+            let rules = policy(p, "any.toml", &text);
+            let script =
+                "find . -name '*.key'; cat top.key a/b/deep.key; echo x >new.key; ls new.key";
+            let ran = p.shell(&["--layer", &format!("l{priority}"), "-s", &rules], script);
+            assert_eq!(ran.out, "", "priority {priority}: {ran:#?}");
+        }
+        // Control: a rule that is lower than another one loses.
+        let text = format!(
+            "{FREE}[[files.rules]]\npattern = \"**/*.key\"\npermission = \"none\"\npriority = 4\n\
+             [[files.rules]]\npattern = \"**/*.key\"\npermission = \"write\"\npriority = 5\n"
+        );
+        let rules = policy(p, "low.toml", &text);
+        let ran = p.shell(&["--layer", "low", "-s", &rules], "cat top.key").ok();
+        assert_eq!(ran.out, "TOP SECRET\n");
+    });
+}
+
 /// Ways to a name that rules hide. Each prints `made N` where it got through.
 const WAYS: &str = r#"
 import ctypes, os, socket, stat

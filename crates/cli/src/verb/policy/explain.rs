@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use ringfence_policy::{Explanation, Permission, Places, Policy, Rule, builtin_rule, priority};
+use ringfence_policy::{Explanation, Permission, Places, Policy, Rule, builtin_rule};
 use ringfence_sandbox::held::{Outcome, by_steps, covering};
 use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, places, prepare};
@@ -130,7 +130,7 @@ fn path<'a>(policy: &'a Policy, request: &Request, what: &OsStr) -> Result<Answe
 /// What the steps of a plan make of a path. The last that covers it counts.
 fn outcome(plan: &Plan, path: &Path, rules: &Explanation<'_>, exists: bool) -> Outcome {
     let plain = by_steps(plan, path);
-    let guarded = rules.decided.is_some_and(|r| r.priority >= priority::GUARD);
+    let guarded = rules.decided.is_some_and(Rule::is_guard);
     if !exists && guarded && rules.permission < plain.permission {
         return Outcome {
             permission: rules.permission,
