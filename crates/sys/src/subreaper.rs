@@ -85,6 +85,9 @@ fn each_child(pid: i32, each: &mut dyn FnMut(i32)) {
 
 /// Of which session a process is, and when it was started, in ticks.
 fn session_and_start(pid: i32) -> Option<(i32, u64)> {
+    if pid <= 0 {
+        return None;
+    }
     let mut path = [0u8; 64];
     let path = proc_path(pid, &[b"/stat\0"], &mut path)?;
     let fd = raw::openat(libc::AT_FDCWD, path, libc::O_RDONLY | libc::O_CLOEXEC, 0).ok()?;
