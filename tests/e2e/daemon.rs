@@ -7,6 +7,7 @@ mod attacks;
 mod batch;
 mod clients;
 mod codebases;
+mod events;
 mod exec;
 mod faults;
 mod files;

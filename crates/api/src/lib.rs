@@ -4,6 +4,7 @@
 
 mod batch;
 pub mod codebases;
+mod events;
 pub mod layers;
 pub mod openapi;
 mod sessions;
@@ -11,6 +12,7 @@ mod terminal;
 mod trees;
 
 pub use batch::{BatchCreate, BatchCreated, BatchExec, BatchExecuted, BatchItem, Outcome};
+pub use events::{Audit, AuditQuery, Event, FollowEvents};
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
 pub use terminal::{Attach, FromTerminal, TerminalSize, ToTerminal};
 pub use trees::{Found, FoundFiles, MoveFile, Search, Unpacked};

@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod diff;
 pub mod discard;
 pub mod doctor;
+pub mod events;
 pub mod export;
 pub mod files;
 pub mod history;

@@ -27,6 +27,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use access::{Door, Peer};
 pub use places::Places;
+pub use stamp::rfc3339;
 
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
@@ -144,10 +145,11 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     }
     let router = native::router(app);
     for listener in tcp {
-        let door = Door { token: token.clone() };
+        let door = Door { token: token.clone(), supervisor: supervisor.clone() };
         tokio::spawn(serve_one(listener, router.clone(), door));
     }
-    tokio::spawn(serve_one(unix, router, Door { token: None }));
+    let door = Door { token: None, supervisor: supervisor.clone() };
+    tokio::spawn(serve_one(unix, router, door));
     if options.private {
         let said = serde_json::json!({ "socket": places.socket(), "version": version });
         let mut out = std::io::stdout().lock();

@@ -21,6 +21,7 @@ mod exec;
 mod fault;
 mod files;
 mod host;
+mod journal;
 pub mod layers;
 mod link;
 mod log;
@@ -37,6 +38,7 @@ mod workspaces;
 
 pub use error::{Error, Kind};
 pub use exec::{Chunk, Exec, Following, Stream};
+pub use journal::{Events, Owner, Source};
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
 pub use terminal::Terminal;
 

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use ringfence_api::{CreateSandbox, ExecRequest, FileInfo, Listing, State};
+use ringfence_api::{
+    AuditQuery, CreateSandbox, ExecRequest, FileInfo, FollowEvents, Listing, State,
+};
 use ringfence_sandbox::lower::candidates;
 use ringfence_sandbox::resident::Refusal;
 use sha2::{Digest as _, Sha256};
@@ -16,6 +18,7 @@ use crate::codebases::{self, Shelf};
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec};
 use crate::host::{self, End, Host};
+use crate::journal::{self, CALLER, Deed, Events, Journal, Owner, Source, Wanted};
 use crate::link::{self, Link, Program, Refused, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
@@ -46,7 +49,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    pub owner: u32,
+    pub owner: Owner,
+    pub source: Source,
 }
 
 /// Everything that can be asked. Sandboxes are named by id or by name.
@@ -119,6 +123,8 @@ pub enum Command {
     },
     InSession(session::Ask),
     InFiles(trees::Ask),
+    Events(FollowEvents),
+    Audit(AuditQuery),
 }
 
 /// What comes of it.
@@ -139,6 +145,8 @@ pub enum Reply {
     Found(ringfence_api::FoundFiles),
     Download(crate::codebases::Download),
     Unpacked(ringfence_api::Unpacked),
+    Events(Box<Events>),
+    Audit(ringfence_api::Audit),
 }
 
 /// How a supervisor is set up.
@@ -169,9 +177,10 @@ pub struct Supervisor {
     numbers: Mutex<HashMap<u64, Expected>>,
     ends: mpsc::UnboundedSender<End>,
     /// Sandboxes by owner and idempotency key, with what was asked.
-    keys: tokio::sync::Mutex<HashMap<(u32, String), (String, String)>>,
+    keys: tokio::sync::Mutex<HashMap<(Owner, String), (String, String)>>,
     shelf: Shelf,
     own: Own,
+    journal: Arc<Journal>,
 }
 
 impl Supervisor {
@@ -185,6 +194,7 @@ impl Supervisor {
         let supervisor = Arc::new(Self {
             shelf: Shelf::new(settings.layers.clone()),
             own,
+            journal: Journal::open(&settings.store.with_file_name("audit.db"))?,
             settings,
             store,
             sandboxes: Mutex::default(),
@@ -206,7 +216,8 @@ impl Supervisor {
             };
             let stays = matches!(row.state, State::Stopped | State::Failed);
             let (id, made) = (row.id.clone(), row.created_ms);
-            let sandbox = Sandbox::new(id, row.owner, row.made_of, made, row.key, was);
+            let of = (row.owner, supervisor.journal.clone());
+            let sandbox = Sandbox::new(id, of, row.made_of, made, row.key, was);
             lock(&supervisor.sandboxes).insert(row.id, sandbox.clone());
             if !stays {
                 sandbox.happened(Event::Making, "restarted");
@@ -235,9 +246,68 @@ impl Supervisor {
     /// The one way in. What was begun is carried out, also when nobody waits for the answer any more.
     pub async fn run(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
         let supervisor = self.clone();
-        tokio::spawn(async move { supervisor.carry_out(caller, command).await })
-            .await
-            .unwrap_or_else(|e| Err(Error::internal(format!("a task ended: {e}"))))
+        tokio::spawn(CALLER.scope(caller, async move {
+            let deed = Deed::of(&command);
+            let done = supervisor.carry_out(caller, command).await;
+            supervisor.tell(caller, deed, done.as_ref().err());
+            done
+        }))
+        .await
+        .unwrap_or_else(|e| Err(Error::internal(format!("a task ended: {e}"))))
+    }
+
+    /// Records what was done or refused.
+    fn tell(&self, caller: Caller, deed: Deed, failed: Option<&Error>) {
+        let named = deed.sandbox.clone();
+        let event = match failed {
+            None => deed.done(),
+            Some(e) => deed.refused(e),
+        };
+        let Some(event) = event else { return };
+        let sandbox = named.and_then(|named| self.find(caller, &named).ok());
+        let event = ringfence_api::Event {
+            sandbox: sandbox.as_ref().map(|s| s.id.clone()),
+            name: sandbox.and_then(|s| s.made_of.name.clone()),
+            ..event
+        };
+        match failed {
+            None => self.journal.record(caller.owner, caller.source, event),
+            Some(_) => self.journal.refused(caller.owner, caller.source, event),
+        }
+    }
+
+    /// A request was refused before anybody knew what it asks for: at the door.
+    pub fn refused(&self, source: Source, reason: &str) {
+        let reason = Some(reason.to_owned());
+        let event = ringfence_api::Event { reason, ..ringfence_api::Event::default() };
+        self.journal.refused(Owner::user(), source, event);
+    }
+
+    /// The id of a caller's own sandbox; as it was named where it is gone.
+    fn id_of(&self, caller: Caller, named: Option<String>) -> Option<String> {
+        named.map(|named| self.find(caller, &named).map_or(named, |sandbox| sandbox.id.clone()))
+    }
+
+    async fn audit(&self, caller: Caller, query: AuditQuery) -> Result<Reply, Error> {
+        let limit = query.limit.unwrap_or(100);
+        if !(1..=1000).contains(&limit) {
+            return Err(Error::invalid("limit: not from 1 to 1000"));
+        }
+        let limit = limit as usize;
+        let wanted = Wanted {
+            sandbox: self.id_of(caller, query.sandbox),
+            kind: query.kind,
+            since_ms: query.since_ms.unwrap_or(0),
+            until_ms: query.until_ms.unwrap_or(u64::MAX),
+            after: query.after.unwrap_or(0),
+            limit: limit + 1,
+            ..Wanted::of(caller.owner)
+        };
+        let mut events = self.journal.read(wanted).await?;
+        let more = events.len() > limit;
+        events.truncate(limit);
+        let next = events.last().map(|last| last.id).filter(|_| more);
+        Ok(Reply::Audit(ringfence_api::Audit { events, next }))
     }
 
     async fn carry_out(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
@@ -308,6 +378,12 @@ impl Supervisor {
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
             Command::InSession(ask) => self.in_session(caller, ask).await,
             Command::InFiles(ask) => self.in_files(caller, ask).await,
+            Command::Events(which) => {
+                let sandbox = self.id_of(caller, which.sandbox);
+                let events = self.journal.follow(caller.owner, sandbox, which.after);
+                Ok(Reply::Events(Box::new(events)))
+            }
+            Command::Audit(query) => self.audit(caller, query).await,
         }
     }
 
@@ -448,7 +524,8 @@ impl Supervisor {
         if own {
             made_of.workspace = workspaces::path(&self.settings.workspaces, &id)?;
         }
-        let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
+        let of = (caller.owner, self.journal.clone());
+        let sandbox = Sandbox::new(id.clone(), of, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
         self.enter(caller, &sandbox)?;
         fault::point("create.entered");
@@ -476,6 +553,7 @@ impl Supervisor {
             keys.insert((caller.owner, key), (asked, id));
         }
         fault::point("create.kept");
+        self.recorded(&sandbox, "sandbox.created").await;
         Ok(described(&sandbox))
     }
 
@@ -703,6 +781,7 @@ impl Supervisor {
             fault::point("destroy.ended");
             sandbox.happened(Event::Deleted, "requested");
             workspaces::remove(&self.settings.workspaces, &sandbox.id).await;
+            self.recorded(sandbox, "sandbox.removed").await;
         }
         lock(&self.sandboxes).remove(&sandbox.id);
         if let Some(layer) = tended::layer_of(&sandbox.made_of, &sandbox.id)
@@ -718,6 +797,13 @@ impl Supervisor {
             keys.remove(&(sandbox.owner, key.clone()));
         }
         Ok(Reply::Done)
+    }
+
+    /// Written down before it is acknowledged.
+    async fn recorded(&self, sandbox: &Sandbox, kind: &str) {
+        let event = ringfence_api::Event { kind: kind.into(), ..ringfence_api::Event::default() };
+        sandbox.about().record(event);
+        self.journal.flush().await;
     }
 
     /// What time has come for.
@@ -783,7 +869,7 @@ impl Supervisor {
         ask: codebases::Ask,
     ) -> Result<codebases::Answer, Error> {
         use codebases::{Answer, Ask};
-        if caller.owner != rustix::process::geteuid().as_raw() {
+        if caller.owner != Owner::user() {
             return match ask {
                 Ask::List => Ok(Answer::Codebases(Vec::new())),
                 _ => Err(Error::new(Kind::NotFound, "no such codebase")),
@@ -993,6 +1079,7 @@ async fn exec(
         id: id.clone(),
         sandbox: sandbox.id.clone(),
         argv: asked.argv,
+        told: (sandbox.about(), asked.shown),
         output: [stdout, stderr],
         input,
         timeout,
@@ -1016,6 +1103,8 @@ async fn exec(
 /// What is to be executed, as init takes it.
 pub(crate) struct Asked {
     pub argv: Vec<String>,
+    /// As it is written down.
+    pub shown: Vec<String>,
     candidates: Vec<String>,
     environment: Vec<String>,
     cwd: String,
@@ -1043,7 +1132,8 @@ impl Asked {
             None => live.made.cwd.clone(),
         };
         let environment = environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        Ok(Self { argv, candidates, environment, cwd })
+        let shown = journal::shown(&argv, &[&sandbox.made_of.environment, &request.environment]);
+        Ok(Self { argv, shown, candidates, environment, cwd })
     }
 
     /// Drops variables.
