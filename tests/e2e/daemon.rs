@@ -14,6 +14,7 @@ mod files;
 mod layers;
 mod life;
 mod names;
+mod owners;
 mod sdk;
 mod sessions;
 mod terminal;

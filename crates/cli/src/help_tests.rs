@@ -51,6 +51,8 @@ fn help_of_the_verbs() {
         &["files"],
         &["session"],
         &["session", "exec"],
+        &["daemon", "token", "create"],
+        &["daemon", "token"],
         &["events"],
         &["audit"],
         &["init"],

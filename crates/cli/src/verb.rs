@@ -22,4 +22,5 @@ pub mod run;
 pub mod sandboxes;
 pub mod selftest;
 pub mod sessions;
+pub mod tokens;
 pub mod trust;

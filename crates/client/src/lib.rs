@@ -38,6 +38,14 @@ fn lost(e: impl std::fmt::Display) -> Error {
 pub const GET: Method = Method::GET;
 pub const POST: Method = Method::POST;
 pub const DELETE: Method = Method::DELETE;
+/// The variable with the token of an owner, for whoever asks as one.
+pub const TOKEN: &str = "RINGFENCE_TOKEN";
+
+fn authorization() -> Option<String> {
+    let token = std::env::var(TOKEN).ok().filter(|token| !token.is_empty())?;
+    Some(format!("Bearer {token}"))
+}
+
 /// No body.
 pub const NOTHING: Option<&()> = None;
 
@@ -216,6 +224,9 @@ async fn send(
 ) -> Result<Response<Incoming>, Error> {
     sender.ready().await.map_err(lost)?;
     let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+    if let Some(authorization) = authorization() {
+        request = request.header(header::AUTHORIZATION, authorization);
+    }
     if body.is_some() {
         request = request.header(header::CONTENT_TYPE, "application/json");
     }

@@ -109,18 +109,24 @@ fn admit(door: &Door, peer: &Peer, headers: &HeaderMap) -> Result<Owner, Problem
         return Err(Problem::forbidden("web pages may not ask"));
     }
     match peer {
-        Peer::Local(Some(local)) if local.uid == own && local.outside => {}
+        Peer::Local(Some(local)) if local.uid == own && local.outside => {
+            if !headers.contains_key(header::AUTHORIZATION) {
+                return Ok(Owner::user());
+            }
+        }
         Peer::Local(_) => return Err(Problem::forbidden("this daemon serves another user")),
         Peer::Remote(_) => {
             if !is_own_host(headers) {
                 return Err(Problem::forbidden("the Host of the request is not this machine"));
             }
-            if !has_token(headers, door.token.as_deref()) {
-                return Err(Problem::unauthorized());
-            }
         }
     }
-    Ok(Owner::user())
+    // A token that is wrong is not made good by who sends it.
+    if has_token(headers, door.token.as_deref()) {
+        return Ok(Owner::user());
+    }
+    let named = bearer(headers).and_then(|token| door.supervisor.owner_of_token(token));
+    named.ok_or_else(Problem::unauthorized)
 }
 
 /// Who asks at an interface whose clients have no token: a process of this very user, in no sandbox, and
@@ -174,9 +180,15 @@ fn is_own_name(host: &str) -> bool {
             || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()))
 }
 
+/// The token of a request that has one only.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(given), None) = (given.next(), given.next()) else { return None };
+    given.to_str().ok()?.strip_prefix("Bearer ")
+}
+
 fn has_token(headers: &HeaderMap, token: Option<&str>) -> bool {
-    let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    match (given.and_then(|v| v.strip_prefix("Bearer ")), token) {
+    match (bearer(headers), token) {
         (Some(given), Some(token)) => is_same(given.as_bytes(), token.as_bytes()),
         _ => false,
     }

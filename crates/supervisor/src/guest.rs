@@ -7,7 +7,9 @@
 
 use ringfence_api::codebases::CreateCodebase;
 use ringfence_api::{CreateSandbox, OwnerLimits};
-use ringfence_policy::{Base, Effect, Environment, Files, LayerWanted, Network, Permission, Policy};
+use ringfence_policy::{
+    Base, Effect, Environment, Files, LayerWanted, Network, Permission, Policy,
+};
 
 use crate::error::{Error, Kind};
 use crate::spawner;
@@ -79,8 +81,22 @@ pub(crate) fn check_codebase(made: &CreateCodebase) -> Result<(), Error> {
 
 /// Takes out of a policy whatever it has of the daemon's user.
 pub(crate) fn confine(policy: &mut Policy) {
+    // Each by its name: what policies learn later is looked at before it compiles. What `check` has judged
+    // stays.
+    let Policy {
+        layers: _,
+        files,
+        network: _,
+        environment,
+        limits: _,
+        processes,
+        pty: _,
+        layer: _,
+        ssh,
+        accept_missing,
+    } = policy;
     let Files { rules, guard_git, system: _, toolchains, tmp_bytes: _, shm_bytes: _, devices } =
-        &mut policy.files;
+        files;
     // What takes away stays.
     rules.retain(|rule| {
         rule.base == Base::Workspace
@@ -90,11 +106,11 @@ pub(crate) fn confine(policy: &mut Policy) {
     *guard_git = true;
     *toolchains = false;
     devices.clear();
-    let Environment { pass, deny: _, set: _ } = &mut policy.environment;
+    let Environment { pass, deny: _, set: _ } = environment;
     *pass = PASS.iter().map(|&name| name.to_owned()).collect();
-    policy.processes.nested_namespaces = false;
-    policy.accept_missing.clear();
-    policy.ssh = ringfence_policy::Ssh::default();
+    processes.nested_namespaces = false;
+    accept_missing.clear();
+    *ssh = ringfence_policy::Ssh::default();
 }
 
 #[cfg(test)]
@@ -153,14 +169,18 @@ mod tests {
     #[test]
     fn what_profiles_bring_of_the_users_home_is_left_out() {
         for name in PROFILES {
-            let made_of = CreateSandbox { profiles: vec![(*name).to_owned()], ..CreateSandbox::default() };
+            let made_of =
+                CreateSandbox { profiles: vec![(*name).to_owned()], ..CreateSandbox::default() };
             let mut policy = spawner::policy_of(&made_of).unwrap();
-            let hides = |p: &Policy| p.files.rules.iter().filter(|r| r.effect == Effect::Cap).count();
+            let hides =
+                |p: &Policy| p.files.rules.iter().filter(|r| r.effect == Effect::Cap).count();
             let before = hides(&policy);
             confine(&mut policy);
             assert_eq!(hides(&policy), before, "{name}");
             let grants = |r: &&ringfence_policy::Rule| {
-                r.base != Base::Workspace && r.effect != Effect::Cap && r.permission > Permission::None
+                r.base != Base::Workspace
+                    && r.effect != Effect::Cap
+                    && r.permission > Permission::None
             };
             assert_eq!(policy.files.rules.iter().find(grants), None, "{name}");
             assert!(!policy.files.toolchains && policy.files.devices.is_empty(), "{name}");

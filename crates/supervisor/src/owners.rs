@@ -145,22 +145,20 @@ impl Owners {
         check(name)?;
         let token = format!("{PREFIX}{}{}", crate::random()?, crate::random()?);
         let record = self.change(|kept| {
-            let at = match kept.owners.iter().position(|r| r.name == name) {
-                Some(at) => {
-                    if kept.owners.get(at).is_some_and(|r| r.token.is_some()) && !again {
-                        let message = format!("{name} has a token already");
-                        return Err(Error::new(Kind::Conflict, message)
-                            .with("--rotate makes a new one and ends the old"));
-                    }
-                    at
+            let at = if let Some(at) = kept.owners.iter().position(|r| r.name == name) {
+                if kept.owners.get(at).is_some_and(|r| r.token.is_some()) && !again {
+                    return Err(Error::new(
+                        Kind::Conflict,
+                        format!("{name} has a token already: --rotate makes a new one and ends it"),
+                    ));
                 }
-                None => {
-                    kept.last += 1;
-                    let (number, created_ms) = (kept.last, now_ms());
-                    let name = name.to_owned();
-                    kept.owners.push(Record { name, number, created_ms, ..Record::default() });
-                    kept.owners.len() - 1
-                }
+                at
+            } else {
+                kept.last += 1;
+                let (number, created_ms) = (kept.last, now_ms());
+                let name = name.to_owned();
+                kept.owners.push(Record { name, number, created_ms, ..Record::default() });
+                kept.owners.len() - 1
             };
             let record = kept.owners.get_mut(at).ok_or_else(|| Error::internal("no owner"))?;
             record.token = Some(hash(&token));
@@ -171,7 +169,11 @@ impl Owners {
     }
 
     /// Changes what an owner may have.
-    pub fn limit(&self, name: &str, limits: impl FnOnce(&mut OwnerLimits)) -> Result<Record, Error> {
+    pub fn limit(
+        &self,
+        name: &str,
+        limits: impl FnOnce(&mut OwnerLimits),
+    ) -> Result<Record, Error> {
         self.change(|kept| {
             let record = find(kept, name)?;
             limits(&mut record.limits);
@@ -196,7 +198,8 @@ impl Owners {
         flock(&lock, FlockOperation::LockExclusive).map_err(|e| wrong(&guard, &e.into()))?;
         let (_, mut kept) = load(&self.file)?;
         let changed = change(&mut kept)?;
-        let text = serde_json::to_string_pretty(&kept).map_err(|e| Error::internal(e.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&kept).map_err(|e| Error::internal(e.to_string()))?;
         let draft = self.file.with_extension("draft");
         let _ = std::fs::remove_file(&draft);
         let mut file = private.open(&draft).map_err(|e| wrong(&draft, &e))?;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use ringfence_api::{CreateSandbox, State};
@@ -43,6 +43,8 @@ pub(crate) struct Sandbox {
     pub sessions: Sessions,
     /// For searches and archives.
     pub room: Room,
+    /// Memory and disk, by what it is made of.
+    pub taken: OnceLock<(Option<u64>, Option<u64>)>,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,7 @@ impl Sandbox {
             keys: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
             room: Room::default(),
+            taken: OnceLock::new(),
         })
     }
 

@@ -102,7 +102,7 @@ impl Sessions {
         lock(&self.0).iter().find(|s| s.id == id).cloned()
     }
 
-    fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         lock(&self.0).iter().filter(|s| !s.is_closed()).count()
     }
 

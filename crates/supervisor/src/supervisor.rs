@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use ringfence_api::{
-    AuditQuery, CreateSandbox, ExecRequest, FileInfo, FollowEvents, Listing, State,
+    AuditQuery, CreateSandbox, ExecRequest, FileInfo, FollowEvents, Listing, OwnerUse, State,
 };
 use ringfence_sandbox::lower::candidates;
 use ringfence_sandbox::resident::Refusal;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, watch};
 
-use crate::codebases::{self, Shelf};
+use crate::codebases;
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec};
 use crate::host::{self, End, Host};
@@ -22,13 +22,14 @@ use crate::journal::{self, CALLER, Deed, Events, Journal, Owner, Source, Wanted}
 use crate::link::{self, Link, Program, Refused, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
+use crate::realm::{Realm, Realms};
 use crate::sandbox::{Live, Sandbox};
 use crate::session::{self, Session};
 use crate::spawner;
 use crate::store::Store;
-use crate::tended::{self, Own, Tended};
+use crate::tended::{self, Tended};
 use crate::terminal::{self, Terminal};
-use crate::{fault, files, layers, lock, now_ms, random_id, trees, workspaces};
+use crate::{fault, files, guest, layers, lock, now_ms, quota, random_id, trees, workspaces};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -125,6 +126,8 @@ pub enum Command {
     InFiles(trees::Ask),
     Events(FollowEvents),
     Audit(AuditQuery),
+    /// Who asks, and what they have.
+    Owner,
 }
 
 /// What comes of it.
@@ -147,6 +150,7 @@ pub enum Reply {
     Unpacked(ringfence_api::Unpacked),
     Events(Box<Events>),
     Audit(ringfence_api::Audit),
+    Owner(Box<ringfence_api::OwnerInfo>),
 }
 
 /// How a supervisor is set up.
@@ -162,6 +166,8 @@ pub struct Settings {
     pub hidden: Vec<String>,
     /// Where the workspaces are that are a sandbox's own.
     pub workspaces: PathBuf,
+    /// The file of the owners that have names.
+    pub owners: PathBuf,
 }
 
 /// A sandbox whose end the spawner will tell, and who waits for it.
@@ -178,8 +184,7 @@ pub struct Supervisor {
     ends: mpsc::UnboundedSender<End>,
     /// Sandboxes by owner and idempotency key, with what was asked.
     keys: tokio::sync::Mutex<HashMap<(Owner, String), (String, String)>>,
-    shelf: Shelf,
-    own: Own,
+    pub(crate) realms: Realms,
     journal: Arc<Journal>,
 }
 
@@ -189,11 +194,8 @@ impl Supervisor {
         let (store, rows) = Store::open(&settings.store)?;
         let (ends, heard) = mpsc::unbounded_channel();
         let host = new_host(&settings, None, &ends)?;
-        let own = settings.store.with_file_name("layers");
-        let own = Own::new(own, settings.layers.clone())?;
         let supervisor = Arc::new(Self {
-            shelf: Shelf::new(settings.layers.clone()),
-            own,
+            realms: Realms::new(&settings)?,
             journal: Journal::open(&settings.store.with_file_name("audit.db"))?,
             settings,
             store,
@@ -226,9 +228,11 @@ impl Supervisor {
         }
         let known = lock(&supervisor.sandboxes).keys().cloned().collect();
         workspaces::sweep(&supervisor.settings.workspaces, &known);
-        let (sweeper, known) = (supervisor.own.clone(), supervisor.clone());
+        let (sweepers, known) = (supervisor.realms.all_own(), supervisor.clone());
         tokio::task::spawn_blocking(move || {
-            sweeper.sweep(|layer| lock(&known.sandboxes).contains_key(layer));
+            for sweeper in sweepers {
+                sweeper.sweep(|layer| lock(&known.sandboxes).contains_key(layer));
+            }
         });
         tokio::spawn(Arc::clone(&supervisor).hear(heard));
         tokio::spawn(tick(Arc::downgrade(&supervisor)));
@@ -276,6 +280,22 @@ impl Supervisor {
         }
     }
 
+    /// What is a caller's own. None is there for an owner that is not in the file any more.
+    pub(crate) fn realm(&self, caller: Caller) -> Result<Arc<Realm>, Error> {
+        let realm = self.realms.of(caller.owner)?;
+        if realm.is_guest() {
+            self.journal.name(caller.owner, realm.name.clone());
+        }
+        Ok(realm)
+    }
+
+    /// Whose token it is.
+    pub fn owner_of_token(&self, token: &str) -> Option<Owner> {
+        let record = self.realms.owners.by_token(token)?;
+        self.journal.name(record.owner(), record.name.clone());
+        Some(record.owner())
+    }
+
     /// A request was refused before anybody knew what it asks for: at the door.
     pub fn refused(&self, source: Source, reason: &str) {
         let reason = Some(reason.to_owned());
@@ -294,6 +314,11 @@ impl Supervisor {
             return Err(Error::invalid("limit: not from 1 to 1000"));
         }
         let limit = limit as usize;
+        let owner = match &query.owner {
+            None => caller.owner,
+            Some(name) => self.realms.named_by(caller.owner, name)?,
+        };
+        let caller = Caller { owner, ..caller };
         let wanted = Wanted {
             sandbox: self.id_of(caller, query.sandbox),
             kind: query.kind,
@@ -301,7 +326,7 @@ impl Supervisor {
             until_ms: query.until_ms.unwrap_or(u64::MAX),
             after: query.after.unwrap_or(0),
             limit: limit + 1,
-            ..Wanted::of(caller.owner)
+            ..Wanted::of(owner)
         };
         let mut events = self.journal.read(wanted).await?;
         let more = events.len() > limit;
@@ -331,6 +356,7 @@ impl Supervisor {
             },
             Command::Exec { sandbox, request, input, whole, key } => {
                 let sandbox = self.find(caller, &sandbox)?;
+                self.admits_command(caller)?;
                 exec_once(&sandbox, &request, input, whole, key).await.map(Reply::Exec)
             }
             Command::Execs(id) => {
@@ -384,6 +410,7 @@ impl Supervisor {
                 Ok(Reply::Events(Box::new(events)))
             }
             Command::Audit(query) => self.audit(caller, query).await,
+            Command::Owner => self.owner(caller).await,
         }
     }
 
@@ -424,6 +451,7 @@ impl Supervisor {
         match ask {
             Ask::Create { sandbox, request } => {
                 let sandbox = self.find(caller, &sandbox)?;
+                self.admits_session(caller)?;
                 Ok(one(&*session::create(&sandbox, &request).await?))
             }
             Ask::List { sandbox } => {
@@ -441,6 +469,7 @@ impl Supervisor {
             }
             Ask::Exec { sandbox, session, request, input, whole } => {
                 let (sandbox, session) = self.session(caller, sandbox.as_deref(), &session)?;
+                self.admits_command(caller)?;
                 session::exec(&sandbox, &session, &request, input, whole).await.map(Reply::Exec)
             }
         }
@@ -498,6 +527,8 @@ impl Supervisor {
         key: Option<String>,
     ) -> Result<Reply, Error> {
         check(&made_of)?;
+        let realm = self.realm(caller)?;
+        realm.may_create(&made_of)?;
         // Those of one key come one after the other.
         let mut keys = match &key {
             Some(_) => Some(self.keys.lock().await),
@@ -515,7 +546,7 @@ impl Supervisor {
         }
         if let Some(name) = &made_of.codebase {
             // By its id: a name may be given again.
-            made_of.codebase = Some(self.shelf.find(name, None).await?.id);
+            made_of.codebase = Some(realm.shelf.find(name, None).await?.id);
         }
         let first = if made_of.stopped { State::Stopped } else { State::Creating };
         let state = (first, "created".to_owned());
@@ -527,7 +558,13 @@ impl Supervisor {
         let of = (caller.owner, self.journal.clone());
         let sandbox = Sandbox::new(id.clone(), of, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
-        self.enter(caller, &sandbox)?;
+        let codebases = match realm.limits.disk {
+            Some(_) => realm.codebases().await?,
+            None => 0,
+        };
+        self.enter(caller, &sandbox, |used, made_of| {
+            quota::admits(&realm.limits, used, made_of, codebases)
+        })?;
         fault::point("create.entered");
         let place = if own { workspaces::make(&sandbox.made_of) } else { Ok(()) };
         let brought = match (place, first) {
@@ -558,7 +595,12 @@ impl Supervisor {
     }
 
     /// Puts a new one among the others, if there is room and its name is free.
-    fn enter(&self, caller: Caller, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    fn enter(
+        &self,
+        caller: Caller,
+        sandbox: &Arc<Sandbox>,
+        admits: impl FnOnce(&OwnerUse, &CreateSandbox) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut all = lock(&self.sandboxes);
         let own = all.values().filter(|s| s.owner == caller.owner);
         let mut count = 0;
@@ -577,8 +619,17 @@ impl Supervisor {
             return Err(Error::new(Kind::Limit, format!("there are {count} sandboxes already"))
                 .with("delete some"));
         }
+        if caller.owner != Owner::user() {
+            let own = all.values().filter(|s| s.owner == caller.owner);
+            admits(&quota::used(own, true), &sandbox.made_of)?;
+        }
         all.insert(sandbox.id.clone(), sandbox.clone());
         Ok(())
+    }
+
+    pub(crate) fn used_by(&self, owner: Owner, bytes: bool) -> OwnerUse {
+        let all = lock(&self.sandboxes);
+        quota::used(all.values().filter(|s| s.owner == owner), bytes)
     }
 
     /// Makes the processes of a sandbox that is `creating`.
@@ -598,30 +649,27 @@ impl Supervisor {
     }
 
     async fn processes(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Live, Error> {
+        let realm = self.realms.of(sandbox.owner)?;
         let layer = tended::layer_of(&sandbox.made_of, &sandbox.id);
         let Some(layer) = layer else {
             return match self.made(sandbox, None).await {
                 Err(e) if e.kind == Kind::Alone => {
-                    self.made(sandbox, Some(&Tended::of(sandbox, None, &self.settings.layers)))
-                        .await
+                    self.made(sandbox, Some(&Tended::of(sandbox, None, &realm.store))).await
                 }
                 made => made,
             };
         };
         if tended::is_own(&sandbox.made_of) {
-            self.own.remember(layer).await?;
+            realm.own.remember(layer).await?;
         }
         let Some(codebase) = &sandbox.made_of.codebase else {
-            return self
-                .made(sandbox, Some(&Tended::of(sandbox, None, &self.settings.layers)))
-                .await;
+            return self.made(sandbox, Some(&Tended::of(sandbox, None, &realm.store))).await;
         };
         for _ in 0..TRIES {
-            let before = self.shelf.find(codebase, Some(layer)).await?;
-            let made = self
-                .made(sandbox, Some(&Tended::of(sandbox, Some(&before), &self.settings.layers)))
-                .await;
-            let after = self.shelf.find(codebase, None).await?;
+            let before = realm.shelf.find(codebase, Some(layer)).await?;
+            let tended = Tended::of(sandbox, Some(&before), &realm.store);
+            let made = self.made(sandbox, Some(&tended)).await;
+            let after = realm.shelf.find(codebase, None).await?;
             if after.version == before.version {
                 return made;
             }
@@ -652,7 +700,8 @@ impl Supervisor {
         let (told, ended) = watch::channel(None);
         lock(&self.numbers).insert(number, (Arc::downgrade(sandbox), told));
         fault::point("make.ordered");
-        let made = host.make(number, &sandbox.made_of, tended).await;
+        let guest = sandbox.owner.number().is_some();
+        let made = host.make(number, (&sandbox.made_of, guest), tended).await;
         fault::point("make.answered");
         let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
         match link {
@@ -786,7 +835,8 @@ impl Supervisor {
         lock(&self.sandboxes).remove(&sandbox.id);
         if let Some(layer) = tended::layer_of(&sandbox.made_of, &sandbox.id)
             && tended::is_own(&sandbox.made_of)
-            && let Err(e) = self.own.forget(layer).await
+            && let Ok(realm) = self.realms.of(sandbox.owner)
+            && let Err(e) = realm.own.forget(layer).await
         {
             // The next start of the daemon tries again.
             crate::complain(&format!("layer {layer}: {e}"));
@@ -845,15 +895,23 @@ impl Supervisor {
             return Err(Error::new(Kind::Conflict, "the sandbox is not stopped")
                 .with("stop it first; what it changed stays"));
         }
+        let realm = self.realms.of(sandbox.owner)?;
+        if realm.limits.disk.is_some() && ask.adds() {
+            return Err(Error::new(
+                Kind::Refused,
+                "this owner's disk is limited: no copies of layers",
+            )
+            .with("export the layer as an archive"));
+        }
         let moved = match &sandbox.made_of.codebase {
             Some(codebase) => {
-                let tree = self.shelf.find(codebase, None).await?.tree;
+                let tree = realm.shelf.find(codebase, None).await?.tree;
                 Some((tree, PathBuf::from(ringfence_codebases::WORKSPACE)))
             }
             None => None,
         };
         let layer = layers::Layer {
-            store: self.settings.layers.clone(),
+            store: realm.store.clone(),
             name: name.to_owned(),
             made_of: sandbox.made_of.clone(),
             hidden: self.settings.hidden.clone(),
@@ -862,27 +920,41 @@ impl Supervisor {
         files::blocking(move || layer.carry_out(ask)).await
     }
 
-    /// Codebases are all of the daemon's user.
+    /// Each owner has codebases of its own.
     async fn codebases(
         &self,
         caller: Caller,
         ask: codebases::Ask,
     ) -> Result<codebases::Answer, Error> {
         use codebases::{Answer, Ask};
-        if caller.owner != Owner::user() {
-            return match ask {
-                Ask::List => Ok(Answer::Codebases(Vec::new())),
-                _ => Err(Error::new(Kind::NotFound, "no such codebase")),
-            };
+        let realm = self.realm(caller)?;
+        if let (Ask::Create(made), true) = (&ask, realm.is_guest()) {
+            guest::check_codebase(made)?;
         }
         if let Ask::Delete(name) = &ask
-            && let Ok(found) = self.shelf.find(name, None).await
+            && let Ok(found) = realm.shelf.find(name, None).await
             && let Some(sandbox) = self.made_from(&found.id).first()
         {
             let message = format!("codebase {} is what sandbox {sandbox} is made from", found.name);
             return Err(Error::new(Kind::Conflict, message).with("delete that sandbox first"));
         }
-        let mut answer = self.shelf.run(ask).await?;
+        if realm.limits.disk.is_some() && ask.adds() {
+            self.admits_bytes(caller).await?;
+        }
+        let removed = match &ask {
+            Ask::Delete(name) => realm.shelf.find(name, None).await.ok(),
+            _ => None,
+        };
+        let mut answer = realm.shelf.run(ask).await?;
+        if let Some(removed) = removed {
+            let event = ringfence_api::Event {
+                kind: "codebase.changed".into(),
+                action: Some("remove".into()),
+                subject: Some(removed.name),
+                ..ringfence_api::Event::default()
+            };
+            self.journal.record(caller.owner, caller.source, event);
+        }
         match &mut answer {
             Answer::Codebase(one) => one.sandboxes = self.made_from(&one.id),
             Answer::Codebases(all) => {

@@ -11,7 +11,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use futures_util::stream::unfold;
-use ringfence_api::{Audit, AuditQuery, FollowEvents};
+use ringfence_api::{Audit, AuditQuery, FollowEvents, OwnerInfo};
 use ringfence_supervisor::{Command, Events, Reply};
 
 use super::{Ask, Handled, query, unexpected};
@@ -64,6 +64,13 @@ pub(crate) async fn audit(
 ) -> Handled<Json<Audit>> {
     match ask.run(Command::Audit(query(which)?)).await? {
         Reply::Audit(audit) => Ok(Json(audit)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub(crate) async fn owner(ask: Ask) -> Handled<Json<OwnerInfo>> {
+    match ask.run(Command::Owner).await? {
+        Reply::Owner(info) => Ok(Json(*info)),
         other => Err(unexpected(&other)),
     }
 }

@@ -78,6 +78,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", put(layers::snapshot))
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", delete(layers::forget))
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", post(layers::restore))
+        .route("/v1/owner", get(events::owner))
         .route("/v1/events", get(events::follow))
         .route("/v1/audit", get(events::audit))
         .route("/v1/codebases", post(codebases::create).get(codebases::list))

@@ -180,14 +180,15 @@ fn of_codebase(ask: &OfCodebase) -> Deed {
     let (action, subject) = match ask {
         OfCodebase::Create(made) => ("create", made.name.clone()),
         OfCodebase::CreateFrom { name, .. } => ("create", name.clone()),
-        OfCodebase::Delete(name) => ("remove", name.clone()),
         OfCodebase::Seal(name) => ("seal", name.clone()),
         OfCodebase::PutArchive { name, path, .. } => ("unpack", at(name, path)),
         OfCodebase::Write { name, path, .. } => ("write", at(name, path)),
         OfCodebase::MakeDirectory { name, path } => ("directory", at(name, path)),
         OfCodebase::Remove { name, path, .. } => ("remove", at(name, path)),
         OfCodebase::Move { name, from, to } => ("move", format!("{name}:{from} to {to}")),
-        OfCodebase::List
+        // Said where it is known whether there was one.
+        OfCodebase::Delete(_)
+        | OfCodebase::List
         | OfCodebase::Get(_)
         | OfCodebase::Export { .. }
         | OfCodebase::Read { .. }
