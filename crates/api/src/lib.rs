@@ -4,13 +4,17 @@
 
 mod batch;
 pub mod codebases;
+mod events;
 pub mod layers;
 pub mod openapi;
+mod owners;
 mod sessions;
 mod terminal;
 mod trees;
 
 pub use batch::{BatchCreate, BatchCreated, BatchExec, BatchExecuted, BatchItem, Outcome};
+pub use events::{Audit, AuditQuery, Event, FollowEvents};
+pub use owners::{OwnerInfo, OwnerLimits, OwnerUse};
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
 pub use terminal::{Attach, FromTerminal, TerminalSize, ToTerminal};
 pub use trees::{Found, FoundFiles, MoveFile, Search, Unpacked};

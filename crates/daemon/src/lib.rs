@@ -27,6 +27,8 @@ use tokio::net::{TcpListener, UnixListener};
 
 use access::{Door, Peer};
 pub use places::Places;
+pub use ringfence_supervisor::owners;
+pub use stamp::rfc3339;
 
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +131,7 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
         spawner: (program, arguments),
         hidden: places.hidden(),
         workspaces: places.workspaces(),
+        owners: places.owners(),
     };
     let supervisor = Supervisor::start(settings).await.map_err(|e| Failed(e.to_string()))?;
     let version = env!("CARGO_PKG_VERSION");
@@ -144,10 +147,11 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     }
     let router = native::router(app);
     for listener in tcp {
-        let door = Door { token: token.clone() };
+        let door = Door { token: token.clone(), supervisor: supervisor.clone() };
         tokio::spawn(serve_one(listener, router.clone(), door));
     }
-    tokio::spawn(serve_one(unix, router, Door { token: None }));
+    let door = Door { token, supervisor: supervisor.clone() };
+    tokio::spawn(serve_one(unix, router, door));
     if options.private {
         let said = serde_json::json!({ "socket": places.socket(), "version": version });
         let mut out = std::io::stdout().lock();

@@ -47,6 +47,11 @@ impl Problem {
 }
 
 impl Problem {
+    /// For programs.
+    pub(crate) fn reason(&self) -> &'static str {
+        self.reason
+    }
+
     /// As it is said.
     pub(crate) fn body(self) -> ringfence_api::Problem {
         ringfence_api::Problem {

@@ -20,11 +20,16 @@ mod error;
 mod exec;
 mod fault;
 mod files;
+mod guest;
 mod host;
+mod journal;
 pub mod layers;
 mod link;
 mod log;
 pub mod machine;
+pub mod owners;
+mod quota;
+mod realm;
 mod sandbox;
 pub mod session;
 pub mod spawner;
@@ -37,6 +42,7 @@ mod workspaces;
 
 pub use error::{Error, Kind};
 pub use exec::{Chunk, Exec, Following, Stream};
+pub use journal::{Events, Owner, Source};
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
 pub use terminal::Terminal;
 

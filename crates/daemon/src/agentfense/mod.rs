@@ -52,6 +52,7 @@ struct Fense {
 }
 
 pub(crate) fn grpc(supervisor: Arc<Supervisor>) -> Router {
+    let ours = supervisor.clone();
     let fense = Fense { supervisor };
     let sandboxes = SandboxServiceServer::new(fense.clone());
     let codebases = CodebaseServiceServer::new(fense);
@@ -59,11 +60,12 @@ pub(crate) fn grpc(supervisor: Arc<Supervisor>) -> Router {
         sandboxes.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE),
     )
     .add_service(codebases.max_decoding_message_size(MOST_MESSAGE));
-    routes.into_axum_router().layer(from_fn_with_state(Door::Grpc, check))
+    routes.into_axum_router().layer(from_fn_with_state((Door::Grpc, ours), check))
 }
 
 pub(crate) fn rest(supervisor: Arc<Supervisor>) -> Router {
-    rest::router(Fense { supervisor }).layer(from_fn_with_state(Door::Rest, check))
+    let ours = supervisor.clone();
+    rest::router(Fense { supervisor }).layer(from_fn_with_state((Door::Rest, ours), check))
 }
 
 /// By which way a request came.
@@ -74,12 +76,13 @@ enum Door {
 }
 
 async fn check(
-    State(door): State<Door>,
+    State((door, supervisor)): State<(Door, Arc<Supervisor>)>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    match access::neighbour(&peer, request.headers(), request.uri()).await {
+    let here = (&*supervisor, "agentfense");
+    match access::neighbour(&peer, request.headers(), request.uri(), here).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await

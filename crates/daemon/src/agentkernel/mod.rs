@@ -141,7 +141,8 @@ async fn check(
     next: Next,
 ) -> Response {
     count(&dialect.counts.requests);
-    let caller = access::neighbour(&peer, request.headers(), request.uri()).await;
+    let here = (&*dialect.supervisor, DIALECT);
+    let caller = access::neighbour(&peer, request.headers(), request.uri(), here).await;
     let caller = match caller {
         Ok(caller) => caller,
         Err(why) => return Fault::new(StatusCode::FORBIDDEN, why).into_response(),
@@ -150,6 +151,7 @@ async fn check(
         && let Some(key) = &dialect.key
         && let Err(why) = bearer(&request, key)
     {
+        dialect.supervisor.refused(caller.source, "unauthorized");
         return Fault::new(StatusCode::UNAUTHORIZED, why).into_response();
     }
     request.extensions_mut().insert(caller);

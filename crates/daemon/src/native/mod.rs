@@ -2,6 +2,7 @@
 
 mod batch;
 mod codebases;
+mod events;
 mod exec;
 mod files;
 mod layers;
@@ -77,6 +78,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", put(layers::snapshot))
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", delete(layers::forget))
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", post(layers::restore))
+        .route("/v1/owner", get(events::owner))
+        .route("/v1/events", get(events::follow))
+        .route("/v1/audit", get(events::audit))
         .route("/v1/codebases", post(codebases::create).get(codebases::list))
         .route("/v1/codebases/{codebase}", get(codebases::get).delete(codebases::delete))
         .route("/v1/codebases/{codebase}/seal", post(codebases::seal))
