@@ -7,11 +7,13 @@ pub mod codebases;
 pub mod layers;
 pub mod openapi;
 mod sessions;
+mod stats;
 mod terminal;
 mod trees;
 
 pub use batch::{BatchCreate, BatchCreated, BatchExec, BatchExecuted, BatchItem, Outcome};
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
+pub use stats::{DaemonStats, DiskIo, DiskUse, SandboxStats, Stats};
 pub use terminal::{Attach, FromTerminal, TerminalSize, ToTerminal};
 pub use trees::{Found, FoundFiles, MoveFile, Search, Unpacked};
 

@@ -9,8 +9,8 @@ use crate::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
 use crate::{
     BatchCreate, BatchCreated, BatchExec, BatchExecuted, CreateSandbox, CreateSession, ErrorBody,
     Exec, ExecRequest, ExecResult, Execs, Extend, FileInfo, FoundFiles, FromTerminal, Health, Kill,
-    Listing, MoveFile, Output, Sandbox, Sandboxes, Session, SessionExec, Sessions, ToTerminal,
-    Unpacked,
+    Listing, MoveFile, Output, Sandbox, SandboxStats, Sandboxes, Session, SessionExec, Sessions,
+    Stats, ToTerminal, Unpacked,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -25,6 +25,8 @@ enum Body {
     Nothing,
     Json(Schema),
     Bytes,
+    /// For Prometheus.
+    Metrics,
     /// Server-sent events, each with this as its data.
     Events(Schema),
 }
@@ -97,6 +99,9 @@ const ROUTES: &[Route] = &[
     Route { method: "put", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}", id: "snapshotLayer", says: "Give what the layer holds a name; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "delete", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}", id: "forgetSnapshot", says: "Forget a snapshot", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "post", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", id: "restoreLayer", says: "Let the layer hold what it held then; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/sandboxes/{id}/stats", id: "sandboxStats", says: "What a sandbox uses", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<SandboxStats>) },
+    Route { method: "get", path: "/v1/stats", id: "stats", says: "What one's own sandboxes and the daemon use", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Stats>) },
+    Route { method: "get", path: "/metrics", id: "metrics", says: "Figures of the daemon, for Prometheus", query: &[], asks: Body::Nothing, status: "200", answers: Body::Metrics },
     Route { method: "post", path: "/v1/codebases", id: "createCodebase", says: "Make a codebase, empty or of a directory", query: &[], asks: Body::Json(of::<CreateCodebase>), status: "201", answers: Body::Json(of::<Codebase>) },
     Route { method: "get", path: "/v1/codebases", id: "listCodebases", says: "One's own codebases", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebases>) },
     Route { method: "get", path: "/v1/codebases/{codebase}", id: "getCodebase", says: "A codebase, by id or name", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebase>) },
@@ -127,6 +132,9 @@ fn content(body: Body, generator: &mut SchemaGenerator) -> Option<Value> {
     Some(match body {
         Body::Nothing => return None,
         Body::Json(schema) => json!({ "application/json": { "schema": schema(generator) } }),
+        Body::Metrics => {
+            json!({ "application/openmetrics-text": { "schema": { "type": "string" } } })
+        }
         Body::Bytes => json!({ "application/octet-stream": {} }),
         Body::Events(schema) => json!({ "text/event-stream": { "schema": schema(generator) } }),
     })

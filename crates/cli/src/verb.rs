@@ -21,4 +21,5 @@ pub mod run;
 pub mod sandboxes;
 pub mod selftest;
 pub mod sessions;
+pub mod top;
 pub mod trust;

@@ -20,8 +20,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::extract::connect_info::Connected;
+use axum::middleware::Next;
 use axum::serve::IncomingStream;
+use ringfence_supervisor::metrics::{self, Interface};
 use ringfence_supervisor::{Settings, Supervisor};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -136,11 +139,13 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     let app = Arc::new(App { supervisor: supervisor.clone(), openapi: document.to_string() });
     if let Some((listener, dialect)) = kernel {
         let router = agentkernel::router(supervisor.clone(), dialect.key.clone());
-        tokio::spawn(serve_router(listener, router));
+        tokio::spawn(serve_router(listener, counted(router, Interface::Agentkernel)));
     }
     if let Some((grpc, rest)) = fense {
-        tokio::spawn(serve_router(grpc, agentfense::grpc(supervisor.clone())));
-        tokio::spawn(serve_router(rest, agentfense::rest(supervisor.clone())));
+        let calls = counted(agentfense::grpc(supervisor.clone()), Interface::AgentfenseGrpc);
+        let requests = counted(agentfense::rest(supervisor.clone()), Interface::AgentfenseRest);
+        tokio::spawn(serve_router(grpc, calls));
+        tokio::spawn(serve_router(rest, requests));
     }
     let router = native::router(app);
     for listener in tcp {
@@ -166,7 +171,16 @@ where
     Peer: for<'a> Connected<IncomingStream<'a, L>>,
 {
     let router = router.layer(axum::middleware::from_fn_with_state(Arc::new(door), access::check));
-    serve_router(listener, router).await;
+    serve_router(listener, counted(router, Interface::Rest)).await;
+}
+
+/// Answers are counted, refusals too.
+fn counted(router: Router, interface: Interface) -> Router {
+    router.layer(axum::middleware::from_fn(move |request: Request, next: Next| async move {
+        let response = next.run(request).await;
+        metrics::answered(interface, response.status().as_u16());
+        response
+    }))
 }
 
 async fn serve_router<L>(listener: L, router: Router)

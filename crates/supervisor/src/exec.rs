@@ -152,7 +152,9 @@ impl Exec {
             }
             // Who waits for the end finds the bookkeeping done.
             done();
-            let _ = publish.send(Some(watched.describe(end, duration_us)));
+            let end = watched.describe(end, duration_us);
+            crate::metrics::ended(&end);
+            let _ = publish.send(Some(end));
         });
         Ok(exec)
     }

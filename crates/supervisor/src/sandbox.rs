@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use ringfence_api::{CreateSandbox, State};
@@ -41,6 +41,8 @@ pub(crate) struct Sandbox {
     pub sessions: Sessions,
     /// For searches and archives.
     pub room: Room,
+    /// Commands that were started.
+    entered: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub(crate) struct Live {
     pub host: Option<Arc<Host>>,
     pub link: Arc<Link>,
     pub made: Arc<Made>,
+    /// How many mounts it has, once somebody asked.
+    pub mounts: Arc<OnceLock<u64>>,
     /// Why it ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
 }
@@ -97,6 +101,7 @@ impl Sandbox {
             keys: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
             room: Room::default(),
+            entered: AtomicU64::new(0),
         })
     }
 
@@ -204,6 +209,11 @@ impl Sandbox {
         its
     }
 
+    /// Commands that were started since it is known.
+    pub(crate) fn entered(&self) -> u64 {
+        self.entered.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn commands(&self) -> usize {
         lock(&self.inner).commands
     }
@@ -219,6 +229,7 @@ impl Sandbox {
             inner.state = state;
         }
         inner.commands += 1;
+        self.entered.fetch_add(1, Ordering::Relaxed);
         let permit = Permit { sandbox: self.clone(), number: live.number };
         Ok((live, permit))
     }

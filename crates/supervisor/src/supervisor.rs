@@ -25,7 +25,7 @@ use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
 use crate::terminal::{self, Terminal};
-use crate::{fault, files, layers, lock, now_ms, random_id, trees, workspaces};
+use crate::{fault, files, layers, lock, metrics, now_ms, random_id, stats, trees, workspaces};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -119,6 +119,7 @@ pub enum Command {
     },
     InSession(session::Ask),
     InFiles(trees::Ask),
+    Stats(stats::Ask),
 }
 
 /// What comes of it.
@@ -139,6 +140,7 @@ pub enum Reply {
     Found(ringfence_api::FoundFiles),
     Download(crate::codebases::Download),
     Unpacked(ringfence_api::Unpacked),
+    Stats(stats::Answer),
 }
 
 /// How a supervisor is set up.
@@ -163,7 +165,7 @@ type Expected = (Weak<Sandbox>, watch::Sender<Option<String>>);
 pub struct Supervisor {
     settings: Settings,
     store: Store,
-    sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
+    pub(crate) sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     host: tokio::sync::Mutex<Arc<Host>>,
     /// By the spawner's numbers.
     numbers: Mutex<HashMap<u64, Expected>>,
@@ -177,6 +179,7 @@ pub struct Supervisor {
 impl Supervisor {
     /// Starts with what the store remembers: persistent sandboxes are made again.
     pub async fn start(settings: Settings) -> Result<Arc<Self>, Error> {
+        metrics::begin();
         let (store, rows) = Store::open(&settings.store)?;
         let (ends, heard) = mpsc::unbounded_channel();
         let host = new_host(&settings, None, &ends)?;
@@ -235,9 +238,12 @@ impl Supervisor {
     /// The one way in. What was begun is carried out, also when nobody waits for the answer any more.
     pub async fn run(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
         let supervisor = self.clone();
-        tokio::spawn(async move { supervisor.carry_out(caller, command).await })
+        let (operation, began) = (metrics::Operation::of(&command), Instant::now());
+        let done = tokio::spawn(async move { supervisor.carry_out(caller, command).await })
             .await
-            .unwrap_or_else(|e| Err(Error::internal(format!("a task ended: {e}"))))
+            .unwrap_or_else(|e| Err(Error::internal(format!("a task ended: {e}"))));
+        metrics::carried_out(operation, began, &done);
+        done
     }
 
     async fn carry_out(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
@@ -308,6 +314,7 @@ impl Supervisor {
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
             Command::InSession(ask) => self.in_session(caller, ask).await,
             Command::InFiles(ask) => self.in_files(caller, ask).await,
+            Command::Stats(ask) => self.stats(caller, ask).await.map(Reply::Stats),
         }
     }
 
@@ -391,7 +398,7 @@ impl Supervisor {
     }
 
     /// A caller's own sandbox. That of another is not found, as one that is not there.
-    fn find(&self, caller: Caller, name: &str) -> Result<Arc<Sandbox>, Error> {
+    pub(crate) fn find(&self, caller: Caller, name: &str) -> Result<Arc<Sandbox>, Error> {
         let all = lock(&self.sandboxes);
         let own = |s: &&Arc<Sandbox>| s.owner == caller.owner;
         let found = all
@@ -578,7 +585,14 @@ impl Supervisor {
         fault::point("make.answered");
         let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
         match link {
-            Ok((made, link)) => Ok(Live { number, host: own, link, made: Arc::new(made), ended }),
+            Ok((made, link)) => Ok(Live {
+                number,
+                host: own,
+                link,
+                made: Arc::new(made),
+                mounts: Arc::default(),
+                ended,
+            }),
             Err(e) => {
                 lock(&self.numbers).remove(&number);
                 Err(e)
@@ -620,6 +634,7 @@ impl Supervisor {
             {
                 let reason = if reason == "signal" { "killed" } else { &reason };
                 sandbox.happened(Event::Lost, reason);
+                metrics::lost(reason);
                 // A failure to write it down is no reason to forget what happened.
                 let _ = self.keep(&sandbox).await;
             }
@@ -702,6 +717,7 @@ impl Supervisor {
             }
             fault::point("destroy.ended");
             sandbox.happened(Event::Deleted, "requested");
+            metrics::deleted();
             workspaces::remove(&self.settings.workspaces, &sandbox.id).await;
         }
         lock(&self.sandboxes).remove(&sandbox.id);
@@ -736,6 +752,7 @@ impl Supervisor {
             {
                 // Nobody will say how it ended: the spawner is gone, and it with that.
                 sandbox.happened(Event::Lost, "host-lost");
+                metrics::lost("host-lost");
                 let _ = self.keep(&sandbox).await;
             }
         }
@@ -745,7 +762,7 @@ impl Supervisor {
     }
 
     /// What is asked of a sandbox's layer. It does not start meanwhile.
-    async fn layer(
+    pub(crate) async fn layer(
         &self,
         sandbox: &Arc<Sandbox>,
         ask: layers::Ask,

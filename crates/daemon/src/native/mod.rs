@@ -7,6 +7,7 @@ mod files;
 mod layers;
 mod sandboxes;
 mod sessions;
+mod stats;
 mod terminal;
 mod trees;
 
@@ -77,6 +78,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", put(layers::snapshot))
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", delete(layers::forget))
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", post(layers::restore))
+        .route("/v1/sandboxes/{id}/stats", get(stats::one))
+        .route("/v1/stats", get(stats::all))
+        .route("/metrics", get(stats::metrics))
         .route("/v1/codebases", post(codebases::create).get(codebases::list))
         .route("/v1/codebases/{codebase}", get(codebases::get).delete(codebases::delete))
         .route("/v1/codebases/{codebase}/seal", post(codebases::seal))
