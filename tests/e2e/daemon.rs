@@ -16,6 +16,7 @@ mod names;
 mod sdk;
 mod sessions;
 mod terminal;
+mod transports;
 mod trees;
 mod watching;
 mod world;

@@ -11,6 +11,7 @@ mod neighbour;
 mod places;
 mod problem;
 mod stamp;
+pub mod tls;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -51,8 +52,10 @@ pub struct Options {
     /// For one program alone: says on standard output when it can be asked, as a line of JSON with the
     /// path of the socket, and ends with its standard input.
     pub private: bool,
-    /// Loopback addresses to listen at besides the socket; callers there need the token.
+    /// Addresses to listen at besides the socket; callers there need the token. On loopback only, without TLS.
     pub listen: Vec<SocketAddr>,
+    /// TLS at these addresses.
+    pub tls: Option<tls::Files>,
     /// The interface of agentkernel, where it is asked for.
     pub agentkernel: Option<agentkernel::Options>,
     /// That of AgentFense.
@@ -71,11 +74,7 @@ struct App {
 /// Serves until it is told to end (SIGTERM, SIGINT). One thread moves all requests; files are read and
 /// written on others.
 pub fn run(options: &Options) -> Result<(), Failed> {
-    if let Some(bad) = options.listen.iter().find(|a| !a.ip().is_loopback()) {
-        return Err(Failed(format!(
-            "--listen: {bad} is not a loopback address; without encryption the token could be read on the way"
-        )));
-    }
+    let tls = transport(options)?;
     if let Some(dialect) = &options.agentkernel {
         loopback("--agentkernel", dialect.address)?;
     }
@@ -90,7 +89,23 @@ pub fn run(options: &Options) -> Result<(), Failed> {
         .enable_all()
         .build()
         .map_err(failed("cannot start the runtime"))?
-        .block_on(serve(options, token, open_files))
+        .block_on(serve(options, (token, tls), open_files))
+}
+
+/// What is spoken at `--listen`; the token goes over a wire only where nobody can read it there.
+fn transport(options: &Options) -> Result<Option<tls::Tls>, Failed> {
+    if let Some(files) = &options.tls {
+        if options.listen.is_empty() {
+            return Err(Failed("--tls-cert: there is nothing to encrypt; give --listen".into()));
+        }
+        return tls::Tls::load(files).map(Some);
+    }
+    match options.listen.iter().find(|a| !a.ip().is_loopback()) {
+        Some(bad) => Err(Failed(format!(
+            "--listen: {bad} is not a loopback address; without encryption the token could be read on the way; give --tls-cert and --tls-key"
+        ))),
+        None => Ok(None),
+    }
 }
 
 /// Whose the other end is can be told of connections on this machine only.
@@ -105,7 +120,11 @@ async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failed> {
     TcpListener::bind(address).await.map_err(failed(format!("{flag}: {address}")))
 }
 
-async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Result<(), Failed> {
+async fn serve(
+    options: &Options,
+    (token, tls): (Option<String>, Option<tls::Tls>),
+    open_files: u64,
+) -> Result<(), Failed> {
     let (program, mut arguments) = options.spawner.clone();
     arguments.push(open_files.to_string());
     let places = &options.places;
@@ -130,7 +149,7 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
         store: places.state.join("state.db"),
         layers: places.layers(),
         spawner: (program, arguments),
-        hidden: places.hidden(),
+        hidden: hidden(options),
         workspaces: places.workspaces(),
     };
     let supervisor = Supervisor::start(settings).await.map_err(|e| Failed(e.to_string()))?;
@@ -149,10 +168,16 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     }
     let router = native::router(app);
     for listener in tcp {
-        let door = Door { token: token.clone() };
-        tokio::spawn(serve_one(listener, router.clone(), door));
+        let door = Door { token: token.clone(), names: tls.as_ref().map(tls::Tls::names) };
+        match &tls {
+            Some(tls) => {
+                let listener = tls::Listener::new(listener, tls).map_err(failed("--listen"))?;
+                tokio::spawn(serve_one(listener, router.clone(), door));
+            }
+            None => drop(tokio::spawn(serve_one(listener, router.clone(), door))),
+        }
     }
-    tokio::spawn(serve_one(unix, router, Door { token: None }));
+    tokio::spawn(serve_one(unix, router, Door { token: None, names: None }));
     if options.private {
         let said = serde_json::json!({ "socket": places.socket(), "version": version });
         let mut out = std::io::stdout().lock();
@@ -162,6 +187,15 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     supervisor.shut_down().await;
     let _ = std::fs::remove_file(socket);
     Ok(())
+}
+
+/// What no sandbox may see. Of the key a path is enough: who has the certificate's key can pose as us.
+fn hidden(options: &Options) -> Vec<String> {
+    let mut hidden = options.places.hidden();
+    let key = options.tls.as_ref().map(|files| &files.key);
+    let key = key.and_then(|key| std::fs::canonicalize(key).ok());
+    hidden.extend(key.and_then(|key| key.into_os_string().into_string().ok()));
+    hidden
 }
 
 async fn serve_one<L>(listener: L, router: Router, door: Door)
