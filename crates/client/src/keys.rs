@@ -25,7 +25,7 @@ pub enum Happened {
 #[derive(Debug)]
 pub struct Keys {
     runtime: tokio::runtime::Runtime,
-    keys: pipe::Receiver,
+    keyboard: pipe::Receiver,
     resized: Signal,
     ends: [(i32, Signal); 3],
 }
@@ -36,8 +36,8 @@ impl Keys {
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(lost)?;
         let entered = runtime.enter();
         // As in `terminal::relay`: shared with whoever started us, so not made nonblocking.
-        let keys = keyboard.try_clone_to_owned().map_err(lost)?;
-        let keys = pipe::Receiver::from_owned_fd_unchecked(keys).map_err(lost)?;
+        let own = keyboard.try_clone_to_owned().map_err(lost)?;
+        let keyboard = pipe::Receiver::from_owned_fd_unchecked(own).map_err(lost)?;
         let resized = signal(SignalKind::window_change()).map_err(lost)?;
         let end = |number, kind| Ok::<_, Error>((number, signal(kind).map_err(lost)?));
         let ends = [
@@ -46,12 +46,12 @@ impl Keys {
             end(15, SignalKind::terminate())?,
         ];
         drop(entered);
-        Ok(Self { runtime, keys, resized, ends })
+        Ok(Self { runtime, keyboard, resized, ends })
     }
 
     /// Waits for at most so long.
     pub fn wait(&mut self, longest: Duration) -> Happened {
-        let (keys, resized) = (&mut self.keys, &mut self.resized);
+        let (keys, resized) = (&mut self.keyboard, &mut self.resized);
         let [(hangup, hung_up), (interrupt, interrupted), (terminate, terminated)] = &mut self.ends;
         self.runtime.block_on(async {
             // One: with less in it than asked for, a read would wait.

@@ -90,7 +90,8 @@ impl Tls {
 /// A key that everybody can read is no secret.
 fn private(key: &Path) -> Result<(), String> {
     let mode = std::fs::metadata(key).map_err(|e| e.to_string())?.permissions().mode();
-    if mode & 0o007 == 0 { Ok(()) } else { Err("others can use it; chmod o= it".into()) }
+    let others = mode & 0o007;
+    if others == 0 { Ok(()) } else { Err("others can use it; chmod o= it".into()) }
 }
 
 /// Connections whose handshake is done.
@@ -117,12 +118,9 @@ async fn accept(
     let room = Arc::new(Semaphore::new(MOST_HANDSHAKES));
     while !done.is_closed() {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let (stream, peer) = match tcp.accept().await {
-            Ok(accepted) => accepted,
-            Err(_) => {
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
+        let Ok((stream, peer)) = tcp.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
         };
         let (acceptor, done) = (acceptor.clone(), done.clone());
         tokio::spawn(async move {

@@ -180,8 +180,12 @@ pub(crate) fn ended(end: &Ended) {
         _ => "other",
     };
     metrics.execs.get_or_create(&ByReason { reason }).inc();
-    metrics.exec.observe(end.duration_us as f64 / 1e6);
-    metrics.exec_cpu.inc_by((end.usage.user_us + end.usage.system_us) as f64 / 1e6);
+    metrics.exec.observe(seconds(end.duration_us));
+    metrics.exec_cpu.inc_by(seconds(end.usage.user_us + end.usage.system_us));
+}
+
+fn seconds(us: u64) -> f64 {
+    Duration::from_micros(us).as_secs_f64()
 }
 
 /// A request was answered with this status.
@@ -224,7 +228,6 @@ pub(crate) fn render(now: &Now) -> Result<String, std::fmt::Error> {
 }
 
 fn measured(to: &mut Registry, metrics: &Metrics) {
-    let seconds = || Unit::Seconds;
     to.register("sandboxes_created", "Sandboxes that were made", metrics.created.clone());
     to.register("sandboxes_deleted", "Sandboxes that were deleted", metrics.deleted.clone());
     to.register("sandbox_ends", "Sandboxes that ended by themselves", metrics.ends.clone());
@@ -234,16 +237,26 @@ fn measured(to: &mut Registry, metrics: &Metrics) {
     to.register_with_unit(
         "exec_cpu",
         "CPU time of commands that ended",
-        seconds(),
+        Unit::Seconds,
         metrics.exec_cpu.clone(),
     );
-    to.register_with_unit("create", "Until a sandbox is made", seconds(), metrics.create.clone());
-    to.register_with_unit("exec_start", "Until a command runs", seconds(), metrics.start.clone());
-    to.register_with_unit("exec", "Until a command has ended", seconds(), metrics.exec.clone());
+    to.register_with_unit(
+        "create",
+        "Until a sandbox is made",
+        Unit::Seconds,
+        metrics.create.clone(),
+    );
+    to.register_with_unit(
+        "exec_start",
+        "Until a command runs",
+        Unit::Seconds,
+        metrics.start.clone(),
+    );
+    to.register_with_unit("exec", "Until a command has ended", Unit::Seconds, metrics.exec.clone());
     to.register_with_unit(
         "file",
         "Until a file operation is done",
-        seconds(),
+        Unit::Seconds,
         metrics.files.clone(),
     );
 }
@@ -266,7 +279,7 @@ fn looked_up(to: &mut Registry, now: &Now) {
     gauge(to, "mounts", "Mounts in sandboxes", None, now.mounts);
     gauge(to, "pids", "Processes and threads in sandboxes", None, now.pids);
     gauge(to, "memory", "Memory of sandboxes", Some(Unit::Bytes), now.memory);
-    let cpu = ConstGauge::new(now.cpu_us as f64 / 1e6);
+    let cpu = ConstGauge::new(seconds(now.cpu_us));
     to.register_with_unit("cpu", "CPU time of the sandboxes there are", Unit::Seconds, cpu);
     gauge(
         to,
@@ -290,6 +303,6 @@ fn own(to: &mut Registry, now: &Now) {
     gauge(to, "resident_memory", "Memory of the daemon", Some(Unit::Bytes), daemon.memory_bytes);
     gauge(to, "open_fds", "Open files of the daemon", None, daemon.open_files);
     let cpu: Counter<f64, std::sync::atomic::AtomicU64> = Counter::default();
-    cpu.inc_by(daemon.cpu_us as f64 / 1e6);
+    cpu.inc_by(seconds(daemon.cpu_us));
     to.register_with_unit("cpu", "CPU time of the daemon", Unit::Seconds, cpu);
 }

@@ -44,8 +44,9 @@ impl Supervisor {
             Ask::One(name) => {
                 let sandbox = self.find(caller, &name)?;
                 let of = sandbox.clone();
-                let one =
-                    blocking(move || Ok(look(&of, &Processes::read(), &mut Groups::default())));
+                let one = blocking(move || {
+                    Ok(look(&of, &Processes::read(), cgroup::Reader::new().as_ref()))
+                });
                 let mut one = one.await?;
                 one.disk = self.disk(&sandbox).await;
                 Ok(Answer::One(Box::new(one)))
@@ -86,24 +87,15 @@ impl Supervisor {
     }
 }
 
-/// The reader of control groups, made when the first sandbox is looked at.
-#[derive(Default)]
-struct Groups(Option<Option<cgroup::Reader>>);
-
-impl Groups {
-    fn of(&mut self, pid: u32) -> cgroup::Reading {
-        let reader = self.0.get_or_insert_with(cgroup::Reader::new);
-        reader.as_ref().map(|reader| reader.of(pid)).unwrap_or_default()
-    }
-}
-
-fn look(sandbox: &Sandbox, processes: &Processes, groups: &mut Groups) -> SandboxStats {
+fn look(sandbox: &Sandbox, processes: &Processes, groups: Option<&cgroup::Reader>) -> SandboxStats {
     let described = sandbox.described();
     let init = sandbox.live().and_then(|live| live.made.init);
     let used = init.map(|init| processes.used(init)).unwrap_or_default();
     let group = match init {
         // Still this one.
-        Some((pid, _)) if used != Used::default() => groups.of(pid),
+        Some((pid, _)) if used != Used::default() => {
+            groups.map(|groups| groups.of(pid)).unwrap_or_default()
+        }
         _ => cgroup::Reading::default(),
     };
     let from = [
@@ -143,19 +135,19 @@ fn daemon(processes: &Processes) -> DaemonStats {
 }
 
 fn all(own: &[Arc<Sandbox>]) -> Stats {
-    let (processes, mut groups) = (Processes::read(), Groups::default());
+    let (processes, groups) = (Processes::read(), cgroup::Reader::new());
     Stats {
         at_ms: now_ms(),
         daemon: daemon(&processes),
-        sandboxes: own.iter().map(|s| look(s, &processes, &mut groups)).collect(),
+        sandboxes: own.iter().map(|s| look(s, &processes, groups.as_ref())).collect(),
     }
 }
 
 fn now(everyone: &[Arc<Sandbox>]) -> Now {
-    let (processes, mut groups) = (Processes::read(), Groups::default());
+    let (processes, groups) = (Processes::read(), cgroup::Reader::new());
     let mut now = Now { daemon: daemon(&processes), ..Now::default() };
     for sandbox in everyone {
-        let one = look(sandbox, &processes, &mut groups);
+        let one = look(sandbox, &processes, groups.as_ref());
         let at = State::ALL.iter().position(|state| *state == one.state);
         if let Some(count) = at.and_then(|at| now.states.get_mut(at)) {
             *count += 1;

@@ -1,5 +1,8 @@
 //! `ringfence top` and `ringfence stats`: what sandboxes use.
 
+// Of figures that are rounded for people.
+#![allow(clippy::cast_precision_loss)]
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
