@@ -210,7 +210,7 @@ fn no_sandbox_sees_the_key() {
         let listen = format!("127.0.0.1:{}", free_port());
         let daemon = Daemon::with(place, &flags(&listen, &(cert, inside)));
         daemon.create(&["--name", "box"]);
-        let seen = daemon.shell("box", "cat served; grep -c PRIVATE control");
+        let seen = daemon.shell("box", "cat served; grep -c BEGIN control");
         assert!(!seen.out.contains("PRIVATE") && seen.out.ends_with("1\n"), "{seen:?}");
     });
 }
