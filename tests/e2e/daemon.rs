@@ -18,5 +18,7 @@ mod owners;
 mod sdk;
 mod sessions;
 mod terminal;
+mod transports;
 mod trees;
+mod watching;
 mod world;

@@ -9,6 +9,7 @@ pub mod layers;
 pub mod openapi;
 mod owners;
 mod sessions;
+mod stats;
 mod terminal;
 mod trees;
 
@@ -16,6 +17,7 @@ pub use batch::{BatchCreate, BatchCreated, BatchExec, BatchExecuted, BatchItem, 
 pub use events::{Audit, AuditQuery, Event, FollowEvents};
 pub use owners::{OwnerInfo, OwnerLimits, OwnerUse};
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
+pub use stats::{DaemonStats, DiskIo, DiskUse, SandboxStats, Stats};
 pub use terminal::{Attach, FromTerminal, TerminalSize, ToTerminal};
 pub use trees::{Found, FoundFiles, MoveFile, Search, Unpacked};
 

@@ -9,8 +9,8 @@ use crate::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
 use crate::{
     Audit, BatchCreate, BatchCreated, BatchExec, BatchExecuted, CreateSandbox, CreateSession,
     ErrorBody, Event, Exec, ExecRequest, ExecResult, Execs, Extend, FileInfo, FoundFiles,
-    FromTerminal, Health, Kill, Listing, MoveFile, Output, OwnerInfo, Sandbox, Sandboxes, Session,
-    SessionExec, Sessions, ToTerminal, Unpacked,
+    FromTerminal, Health, Kill, Listing, MoveFile, Output, OwnerInfo, Sandbox, SandboxStats,
+    Sandboxes, Session, SessionExec, Sessions, Stats, ToTerminal, Unpacked,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -25,6 +25,8 @@ enum Body {
     Nothing,
     Json(Schema),
     Bytes,
+    /// For Prometheus.
+    Metrics,
     /// Server-sent events, each with this as its data.
     Events(Schema),
 }
@@ -100,6 +102,9 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/owner", id: "owner", says: "Who asks, and what they may have and have", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<OwnerInfo>) },
     Route { method: "get", path: "/v1/events", id: "events", says: "What happens, as it happens", query: &[("sandbox", false, "only of this one, by id or name"), ("after", false, "those after this id, as the header Last-Event-ID; default: from now on")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Event>) },
     Route { method: "get", path: "/v1/audit", id: "audit", says: "What happened: who ran what where, when, and how it ended", query: &[("sandbox", false, "only of this one, by id or name"), ("kind", false, "only of this kind; with a dot at the end all that begin so"), ("since_ms", false, "milliseconds since 1970"), ("until_ms", false, "milliseconds since 1970"), ("after", false, "those after this id"), ("limit", false, "at most so many: default 100, at most 1000"), ("owner", false, "of a named owner; for the daemon's user alone")], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Audit>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/stats", id: "sandboxStats", says: "What a sandbox uses", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<SandboxStats>) },
+    Route { method: "get", path: "/v1/stats", id: "stats", says: "What one's own sandboxes and the daemon use", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Stats>) },
+    Route { method: "get", path: "/metrics", id: "metrics", says: "Figures of the daemon, for Prometheus", query: &[], asks: Body::Nothing, status: "200", answers: Body::Metrics },
     Route { method: "post", path: "/v1/codebases", id: "createCodebase", says: "Make a codebase, empty or of a directory", query: &[], asks: Body::Json(of::<CreateCodebase>), status: "201", answers: Body::Json(of::<Codebase>) },
     Route { method: "get", path: "/v1/codebases", id: "listCodebases", says: "One's own codebases", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebases>) },
     Route { method: "get", path: "/v1/codebases/{codebase}", id: "getCodebase", says: "A codebase, by id or name", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Codebase>) },
@@ -130,6 +135,9 @@ fn content(body: Body, generator: &mut SchemaGenerator) -> Option<Value> {
     Some(match body {
         Body::Nothing => return None,
         Body::Json(schema) => json!({ "application/json": { "schema": schema(generator) } }),
+        Body::Metrics => {
+            json!({ "application/openmetrics-text": { "schema": { "type": "string" } } })
+        }
         Body::Bytes => json!({ "application/octet-stream": {} }),
         Body::Events(schema) => json!({ "text/event-stream": { "schema": schema(generator) } }),
     })

@@ -274,6 +274,7 @@ pub fn command() -> Command {
         .subcommand(verb::files::command())
         .subcommand(verb::sessions::command())
         .subcommands(verb::events::commands())
+        .subcommands(verb::top::commands())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

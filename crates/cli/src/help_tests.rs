@@ -49,6 +49,8 @@ fn help_of_the_verbs() {
         &["attach"],
         &["batch"],
         &["files"],
+        &["top"],
+        &["stats"],
         &["session"],
         &["session", "exec"],
         &["daemon", "token", "create"],

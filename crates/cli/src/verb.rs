@@ -23,4 +23,5 @@ pub mod sandboxes;
 pub mod selftest;
 pub mod sessions;
 pub mod tokens;
+pub mod top;
 pub mod trust;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![cfg(unix)]
 
+pub mod keys;
 pub mod terminal;
 
 use std::path::Path;

@@ -8,7 +8,6 @@
 //! Other daemons' interfaces have clients that send no token. There the kernel is asked whose the other
 //! end of the connection is: see [`crate::neighbour`].
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
@@ -22,6 +21,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::neighbour::Neighbour;
 use crate::problem::Problem;
+use crate::tls::{self, Names};
 
 /// What is known of the other side of a connection.
 #[derive(Clone, Debug)]
@@ -68,6 +68,13 @@ impl Connected<IncomingStream<'_, TcpListener>> for Peer {
     }
 }
 
+impl Connected<IncomingStream<'_, tls::Listener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, tls::Listener>) -> Self {
+        let here = stream.io().get_ref().0.local_addr().ok();
+        Self::Remote(Arc::new(Neighbour::new(here, *stream.remote_addr())))
+    }
+}
+
 /// Whether a process is in our own user namespace, and so in no sandbox.
 pub(crate) fn is_outside(pid: i32) -> bool {
     let namespace = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/user")).ok();
@@ -81,6 +88,8 @@ pub(crate) struct Door {
     /// What callers over TCP must know.
     pub token: Option<String>,
     pub supervisor: Arc<Supervisor>,
+    /// Whose certificate is shown there: hosts of that name are this machine's too.
+    pub names: Option<Names>,
 }
 
 pub(crate) async fn check(
@@ -90,7 +99,7 @@ pub(crate) async fn check(
     next: Next,
 ) -> Result<Response, Problem> {
     let source = peer.source("api");
-    match admit(&door, &peer, request.headers()) {
+    match admit(&door, &peer, request.headers(), request.uri()) {
         Ok(owner) => {
             request.extensions_mut().insert(Caller { owner, source });
             Ok(next.run(request).await)
@@ -103,7 +112,7 @@ pub(crate) async fn check(
 }
 
 /// Whose request it is.
-fn admit(door: &Door, peer: &Peer, headers: &HeaderMap) -> Result<Owner, Problem> {
+fn admit(door: &Door, peer: &Peer, headers: &HeaderMap, uri: &Uri) -> Result<Owner, Problem> {
     let own = rustix::process::geteuid().as_raw();
     if headers.contains_key(header::ORIGIN) {
         return Err(Problem::forbidden("web pages may not ask"));
@@ -116,7 +125,7 @@ fn admit(door: &Door, peer: &Peer, headers: &HeaderMap) -> Result<Owner, Problem
         }
         Peer::Local(_) => return Err(Problem::forbidden("this daemon serves another user")),
         Peer::Remote(_) => {
-            if !is_own_host(headers) {
+            if !says_own_host(headers, uri, door.names.as_ref()) {
                 return Err(Problem::forbidden("the Host of the request is not this machine"));
             }
         }
@@ -150,34 +159,34 @@ async fn judge(peer: &Peer, headers: &HeaderMap, uri: &Uri) -> Result<(), &'stat
     if headers.contains_key(header::ORIGIN) {
         return Err("web pages may not ask");
     }
-    // HTTP/2 says it in the address.
-    let own = match uri.authority() {
-        Some(authority) if !headers.contains_key(header::HOST) => is_own_name(authority.as_str()),
-        _ => is_own_host(headers),
-    };
-    if !own {
+    if !says_own_host(headers, uri, None) {
         return Err("the Host of the request is not this machine");
     }
     let Peer::Remote(neighbour) = peer else { return Err("nobody knows who asks") };
     neighbour.admit().await
 }
 
-/// A name that no page can make lead here.
-fn is_own_host(headers: &HeaderMap) -> bool {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    host.to_str().is_ok_and(is_own_name)
+/// A name that no page can make lead here: one of loopback, or one that the certificate is for. HTTP/2 says
+/// it in the address; who says it twice says the same.
+fn says_own_host(headers: &HeaderMap, uri: &Uri, names: Option<&Names>) -> bool {
+    let hosts = headers.get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or_default());
+    let mut said: Vec<&str> = hosts.collect();
+    if said.len() > 1 {
+        return false;
+    }
+    said.extend(uri.authority().map(axum::http::uri::Authority::as_str));
+    !said.is_empty() && said.into_iter().all(|host| is_own_name(host, names))
 }
 
-fn is_own_name(host: &str) -> bool {
-    if let Ok(address) = host.parse::<SocketAddr>() {
-        return address.ip().is_loopback();
-    }
-    let (name, port) = host.rsplit_once(':').unwrap_or((host, "80"));
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    port.parse::<u16>().is_ok()
+fn is_own_name(host: &str, names: Option<&Names>) -> bool {
+    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((name, port)) => (name, port.strip_prefix(':').or(port.is_empty().then_some("80"))),
+        None => host.rsplit_once(':').map_or((host, Some("80")), |(name, port)| (name, Some(port))),
+    };
+    port.is_some_and(|port| port.parse::<u16>().is_ok())
         && (name.eq_ignore_ascii_case("localhost")
-            || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()))
+            || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            || names.is_some_and(|names| names.has(name)))
 }
 
 /// The token of a request that has one only.
@@ -211,7 +220,7 @@ mod tests {
             headers
         };
         for host in ["localhost", "localhost:18888", "127.0.0.1:80", "[::1]:80", "LOCALHOST:1"] {
-            assert!(is_own_host(&with(host)), "{host}");
+            assert!(says_own_host(&with(host), &Uri::from_static("/"), None), "{host}");
         }
         for host in [
             "example.com",
@@ -222,9 +231,15 @@ mod tests {
             "localhost:x",
             "0.0.0.0:80",
         ] {
-            assert!(!is_own_host(&with(host)), "{host}");
+            assert!(!says_own_host(&with(host), &Uri::from_static("/"), None), "{host}");
         }
-        assert!(!is_own_host(&HeaderMap::new()));
+        let none = HeaderMap::new();
+        assert!(!says_own_host(&none, &Uri::from_static("/"), None));
+        // HTTP/2 has it in the address; two that differ are one too many.
+        assert!(says_own_host(&none, &Uri::from_static("http://localhost:1/"), None));
+        assert!(!says_own_host(&none, &Uri::from_static("http://example.com/"), None));
+        let two = Uri::from_static("http://localhost/");
+        assert!(!says_own_host(&with("example.com"), &two, None));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod neighbour;
 mod places;
 mod problem;
 mod stamp;
+pub mod tls;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -20,8 +21,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::extract::connect_info::Connected;
+use axum::middleware::Next;
 use axum::serve::IncomingStream;
+use ringfence_supervisor::metrics::{self, Interface};
 use ringfence_supervisor::{Settings, Supervisor};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -50,8 +54,10 @@ pub struct Options {
     /// For one program alone: says on standard output when it can be asked, as a line of JSON with the
     /// path of the socket, and ends with its standard input.
     pub private: bool,
-    /// Loopback addresses to listen at besides the socket; callers there need the token.
+    /// Addresses to listen at besides the socket; callers there need the token. On loopback only, without TLS.
     pub listen: Vec<SocketAddr>,
+    /// TLS at these addresses.
+    pub tls: Option<tls::Files>,
     /// The interface of agentkernel, where it is asked for.
     pub agentkernel: Option<agentkernel::Options>,
     /// That of AgentFense.
@@ -70,11 +76,7 @@ struct App {
 /// Serves until it is told to end (SIGTERM, SIGINT). One thread moves all requests; files are read and
 /// written on others.
 pub fn run(options: &Options) -> Result<(), Failed> {
-    if let Some(bad) = options.listen.iter().find(|a| !a.ip().is_loopback()) {
-        return Err(Failed(format!(
-            "--listen: {bad} is not a loopback address; without encryption the token could be read on the way"
-        )));
-    }
+    let tls = transport(options)?;
     if let Some(dialect) = &options.agentkernel {
         loopback("--agentkernel", dialect.address)?;
     }
@@ -89,7 +91,23 @@ pub fn run(options: &Options) -> Result<(), Failed> {
         .enable_all()
         .build()
         .map_err(failed("cannot start the runtime"))?
-        .block_on(serve(options, token, open_files))
+        .block_on(serve(options, (token, tls), open_files))
+}
+
+/// What is spoken at `--listen`; the token goes over a wire only where nobody can read it there.
+fn transport(options: &Options) -> Result<Option<tls::Tls>, Failed> {
+    if let Some(files) = &options.tls {
+        if options.listen.is_empty() {
+            return Err(Failed("--tls-cert: there is nothing to encrypt; give --listen".into()));
+        }
+        return tls::Tls::load(files).map(Some);
+    }
+    match options.listen.iter().find(|a| !a.ip().is_loopback()) {
+        Some(bad) => Err(Failed(format!(
+            "--listen: {bad} is not a loopback address; without encryption the token could be read on the way; give --tls-cert and --tls-key"
+        ))),
+        None => Ok(None),
+    }
 }
 
 /// Whose the other end is can be told of connections on this machine only.
@@ -104,7 +122,11 @@ async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failed> {
     TcpListener::bind(address).await.map_err(failed(format!("{flag}: {address}")))
 }
 
-async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Result<(), Failed> {
+async fn serve(
+    options: &Options,
+    (token, tls): (Option<String>, Option<tls::Tls>),
+    open_files: u64,
+) -> Result<(), Failed> {
     let (program, mut arguments) = options.spawner.clone();
     arguments.push(open_files.to_string());
     let places = &options.places;
@@ -129,7 +151,7 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
         store: places.state.join("state.db"),
         layers: places.layers(),
         spawner: (program, arguments),
-        hidden: places.hidden(),
+        hidden: hidden(options),
         workspaces: places.workspaces(),
         owners: places.owners(),
     };
@@ -139,18 +161,30 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     let app = Arc::new(App { supervisor: supervisor.clone(), openapi: document.to_string() });
     if let Some((listener, dialect)) = kernel {
         let router = agentkernel::router(supervisor.clone(), dialect.key.clone());
-        tokio::spawn(serve_router(listener, router));
+        tokio::spawn(serve_router(listener, counted(router, Interface::Agentkernel)));
     }
     if let Some((grpc, rest)) = fense {
-        tokio::spawn(serve_router(grpc, agentfense::grpc(supervisor.clone())));
-        tokio::spawn(serve_router(rest, agentfense::rest(supervisor.clone())));
+        let calls = counted(agentfense::grpc(supervisor.clone()), Interface::AgentfenseGrpc);
+        let requests = counted(agentfense::rest(supervisor.clone()), Interface::AgentfenseRest);
+        tokio::spawn(serve_router(grpc, calls));
+        tokio::spawn(serve_router(rest, requests));
     }
     let router = native::router(app);
     for listener in tcp {
-        let door = Door { token: token.clone(), supervisor: supervisor.clone() };
-        tokio::spawn(serve_one(listener, router.clone(), door));
+        let door = Door {
+            token: token.clone(),
+            names: tls.as_ref().map(tls::Tls::names),
+            supervisor: supervisor.clone(),
+        };
+        match &tls {
+            Some(tls) => {
+                let listener = tls::Listener::new(listener, tls).map_err(failed("--listen"))?;
+                tokio::spawn(serve_one(listener, router.clone(), door));
+            }
+            None => drop(tokio::spawn(serve_one(listener, router.clone(), door))),
+        }
     }
-    let door = Door { token, supervisor: supervisor.clone() };
+    let door = Door { token, names: None, supervisor: supervisor.clone() };
     tokio::spawn(serve_one(unix, router, door));
     if options.private {
         let said = serde_json::json!({ "socket": places.socket(), "version": version });
@@ -163,6 +197,15 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
     Ok(())
 }
 
+/// What no sandbox may see. Of the key a path is enough: who has the certificate's key can pose as us.
+fn hidden(options: &Options) -> Vec<String> {
+    let mut hidden = options.places.hidden();
+    let key = options.tls.as_ref().map(|files| &files.key);
+    let key = key.and_then(|key| std::fs::canonicalize(key).ok());
+    hidden.extend(key.and_then(|key| key.into_os_string().into_string().ok()));
+    hidden
+}
+
 async fn serve_one<L>(listener: L, router: Router, door: Door)
 where
     L: axum::serve::Listener,
@@ -170,7 +213,16 @@ where
     Peer: for<'a> Connected<IncomingStream<'a, L>>,
 {
     let router = router.layer(axum::middleware::from_fn_with_state(Arc::new(door), access::check));
-    serve_router(listener, router).await;
+    serve_router(listener, counted(router, Interface::Rest)).await;
+}
+
+/// Answers are counted, refusals too.
+fn counted(router: Router, interface: Interface) -> Router {
+    router.layer(axum::middleware::from_fn(move |request: Request, next: Next| async move {
+        let response = next.run(request).await;
+        metrics::answered(interface, response.status().as_u16());
+        response
+    }))
 }
 
 async fn serve_router<L>(listener: L, router: Router)

@@ -159,6 +159,7 @@ impl Exec {
             done();
             let ended = watched.describe(end, duration_us);
             about.ended(&watched.id, shown, watched.started_ms, &ended);
+            crate::metrics::ended(&ended);
             let _ = publish.send(Some(ended));
         });
         Ok(exec)

@@ -45,6 +45,8 @@ pub(crate) struct Sandbox {
     pub room: Room,
     /// Memory and disk, by what it is made of.
     pub taken: OnceLock<(Option<u64>, Option<u64>)>,
+    /// Commands that were started.
+    entered: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,8 @@ pub(crate) struct Live {
     pub host: Option<Arc<Host>>,
     pub link: Arc<Link>,
     pub made: Arc<Made>,
+    /// How many mounts it has, once somebody asked.
+    pub mounts: Arc<OnceLock<u64>>,
     /// Why it ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
 }
@@ -103,6 +107,7 @@ impl Sandbox {
             sessions: Sessions::default(),
             room: Room::default(),
             taken: OnceLock::new(),
+            entered: AtomicU64::new(0),
         })
     }
 
@@ -235,6 +240,11 @@ impl Sandbox {
         its
     }
 
+    /// Commands that were started since it is known.
+    pub(crate) fn entered(&self) -> u64 {
+        self.entered.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn commands(&self) -> usize {
         lock(&self.inner).commands
     }
@@ -253,6 +263,7 @@ impl Sandbox {
             inner.state = state;
         }
         inner.commands += 1;
+        self.entered.fetch_add(1, Ordering::Relaxed);
         let permit = Permit { sandbox: self.clone(), number: live.number };
         Ok((live, permit))
     }

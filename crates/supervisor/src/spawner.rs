@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel;
 use crate::complain;
 use crate::error::{Error, Kind};
+use crate::stats;
 use crate::tended::{self, Tended};
 
 /// The largest order or word. A socket takes 208 KiB by default.
@@ -77,6 +78,8 @@ pub(crate) struct Made {
     /// Of each command, by the policy.
     pub timeout_ms: Option<u64>,
     pub degraded: Vec<String>,
+    /// Its PID 1 as the host numbers it, and when that started.
+    pub init: Option<(u32, u64)>,
 }
 
 /// Serves until the daemon is gone. `open_files` is the soft limit of commands. Answers the exit code.
@@ -311,6 +314,7 @@ fn make(
         ringfence_sandbox::view::room_for_files();
     }
     let running = ready(running)?;
+    made.init = stats::init(running.jailed.pid());
     // Init has its own copy now, and not earlier: it begins in our descriptor table. Ours would keep its
     // channel open after it.
     drop(command);
@@ -383,5 +387,6 @@ fn described(plan: &Plan, policy: &Policy) -> Made {
         cwd: plan.cwd.to_string_lossy().into_owned(),
         timeout_ms: policy.limits.timeout_ms,
         degraded: Vec::new(),
+        init: None,
     }
 }

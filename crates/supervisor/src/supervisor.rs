@@ -29,7 +29,9 @@ use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Tended};
 use crate::terminal::{self, Terminal};
-use crate::{fault, files, guest, layers, lock, now_ms, quota, random_id, trees, workspaces};
+use crate::{
+    fault, files, guest, layers, lock, metrics, now_ms, quota, random_id, stats, trees, workspaces,
+};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -128,6 +130,7 @@ pub enum Command {
     Audit(AuditQuery),
     /// Who asks, and what they have.
     Owner,
+    Stats(stats::Ask),
 }
 
 /// What comes of it.
@@ -151,6 +154,7 @@ pub enum Reply {
     Events(Box<Events>),
     Audit(ringfence_api::Audit),
     Owner(Box<ringfence_api::OwnerInfo>),
+    Stats(stats::Answer),
 }
 
 /// How a supervisor is set up.
@@ -177,7 +181,7 @@ type Expected = (Weak<Sandbox>, watch::Sender<Option<String>>);
 pub struct Supervisor {
     settings: Settings,
     store: Store,
-    sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
+    pub(crate) sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     host: tokio::sync::Mutex<Arc<Host>>,
     /// By the spawner's numbers.
     numbers: Mutex<HashMap<u64, Expected>>,
@@ -191,6 +195,7 @@ pub struct Supervisor {
 impl Supervisor {
     /// Starts with what the store remembers: persistent sandboxes are made again.
     pub async fn start(settings: Settings) -> Result<Arc<Self>, Error> {
+        metrics::begin();
         let (store, rows) = Store::open(&settings.store)?;
         let (ends, heard) = mpsc::unbounded_channel();
         let host = new_host(&settings, None, &ends)?;
@@ -250,14 +255,17 @@ impl Supervisor {
     /// The one way in. What was begun is carried out, also when nobody waits for the answer any more.
     pub async fn run(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
         let supervisor = self.clone();
-        tokio::spawn(CALLER.scope(caller, async move {
+        let (operation, began) = (metrics::Operation::of(&command), Instant::now());
+        let done = tokio::spawn(CALLER.scope(caller, async move {
             let deed = Deed::of(&command);
             let done = supervisor.carry_out(caller, command).await;
             supervisor.tell(caller, deed, done.as_ref().err());
             done
         }))
         .await
-        .unwrap_or_else(|e| Err(Error::internal(format!("a task ended: {e}"))))
+        .unwrap_or_else(|e| Err(Error::internal(format!("a task ended: {e}"))));
+        metrics::carried_out(operation, began, &done);
+        done
     }
 
     /// Records what was done or refused.
@@ -411,6 +419,7 @@ impl Supervisor {
             }
             Command::Audit(query) => self.audit(caller, query).await,
             Command::Owner => self.owner(caller).await,
+            Command::Stats(ask) => self.stats(caller, ask).await.map(Reply::Stats),
         }
     }
 
@@ -496,7 +505,7 @@ impl Supervisor {
     }
 
     /// A caller's own sandbox. That of another is not found, as one that is not there.
-    fn find(&self, caller: Caller, name: &str) -> Result<Arc<Sandbox>, Error> {
+    pub(crate) fn find(&self, caller: Caller, name: &str) -> Result<Arc<Sandbox>, Error> {
         let all = lock(&self.sandboxes);
         let own = |s: &&Arc<Sandbox>| s.owner == caller.owner;
         let found = all
@@ -705,7 +714,14 @@ impl Supervisor {
         fault::point("make.answered");
         let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
         match link {
-            Ok((made, link)) => Ok(Live { number, host: own, link, made: Arc::new(made), ended }),
+            Ok((made, link)) => Ok(Live {
+                number,
+                host: own,
+                link,
+                made: Arc::new(made),
+                mounts: Arc::default(),
+                ended,
+            }),
             Err(e) => {
                 lock(&self.numbers).remove(&number);
                 Err(e)
@@ -747,6 +763,7 @@ impl Supervisor {
             {
                 let reason = if reason == "signal" { "killed" } else { &reason };
                 sandbox.happened(Event::Lost, reason);
+                metrics::lost(reason);
                 // A failure to write it down is no reason to forget what happened.
                 let _ = self.keep(&sandbox).await;
             }
@@ -829,6 +846,7 @@ impl Supervisor {
             }
             fault::point("destroy.ended");
             sandbox.happened(Event::Deleted, "requested");
+            metrics::deleted();
             workspaces::remove(&self.settings.workspaces, &sandbox.id).await;
             self.recorded(sandbox, "sandbox.removed").await;
         }
@@ -872,6 +890,7 @@ impl Supervisor {
             {
                 // Nobody will say how it ended: the spawner is gone, and it with that.
                 sandbox.happened(Event::Lost, "host-lost");
+                metrics::lost("host-lost");
                 let _ = self.keep(&sandbox).await;
             }
         }
@@ -881,7 +900,7 @@ impl Supervisor {
     }
 
     /// What is asked of a sandbox's layer. It does not start meanwhile.
-    async fn layer(
+    pub(crate) async fn layer(
         &self,
         sandbox: &Arc<Sandbox>,
         ask: layers::Ask,

@@ -9,10 +9,12 @@
 //! that was killed before it could.
 
 mod discover;
+mod reading;
 mod scope;
 #[cfg(test)]
 mod tests;
 
+pub use reading::{Reader, Reading};
 pub use scope::{Scope, Usage, create, enter, sweep_stale};
 
 /// What a group can limit.

@@ -66,8 +66,12 @@ impl Process {
     }
 
     pub fn kill(&self) {
+        self.signal(rustix::process::Signal::KILL);
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// What it started, at any depth.

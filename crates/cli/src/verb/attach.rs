@@ -64,7 +64,7 @@ fn attach(m: &ArgMatches) -> Result<ExitCode, String> {
     start(name, request, hangup)
 }
 
-fn size() -> Option<TerminalSize> {
+pub(super) fn size() -> Option<TerminalSize> {
     let size = tcgetwinsize(rustix::stdio::stdin()).ok()?;
     Some(TerminalSize { rows: size.ws_row, columns: size.ws_col })
 }
@@ -88,10 +88,10 @@ pub(super) fn start(
 }
 
 /// A terminal that passes every key on as it is; what it was is put back when this is dropped.
-struct Raw<'a>(BorrowedFd<'a>, Termios);
+pub(super) struct Raw<'a>(BorrowedFd<'a>, Termios);
 
 impl<'a> Raw<'a> {
-    fn new(terminal: BorrowedFd<'a>) -> Result<Self, String> {
+    pub(super) fn new(terminal: BorrowedFd<'a>) -> Result<Self, String> {
         let wrong = |e: rustix::io::Errno| format!("standard input is not a terminal: {e}");
         let before = tcgetattr(terminal).map_err(wrong)?;
         let mut raw = before.clone();

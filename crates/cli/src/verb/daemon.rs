@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ringfence_api::Health;
 use ringfence_client::{Client, Error};
+use ringfence_daemon::tls::Files;
 use ringfence_daemon::{Options, Places, agentfense, agentkernel};
 use ringfence_sandbox::prepare::Request;
 
@@ -35,7 +36,27 @@ fn listen() -> Arg {
         .value_name("ADDRESS:PORT")
         .action(ArgAction::Append)
         .value_parser(clap::value_parser!(SocketAddr))
-        .help("Listen on loopback too, for callers with the token; repeatable")
+        .help("Listen there too, for callers with the token; beyond loopback with TLS only")
+}
+
+fn tls() -> [Arg; 2] {
+    let file = |name: &'static str, other: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name("FILE")
+            .requires(other)
+            .value_parser(clap::value_parser!(PathBuf))
+            .help(help)
+    };
+    [
+        file("tls-cert", "tls-key", "Speak TLS at --listen, with this chain of certificates (PEM)"),
+        file("tls-key", "tls-cert", "The private key of the certificate (PEM)"),
+    ]
+}
+
+fn files(m: &ArgMatches) -> Option<Files> {
+    let file = |name: &str| m.get_one::<PathBuf>(name).cloned();
+    Some(Files { certificate: file("tls-cert")?, key: file("tls-key")? })
 }
 
 fn dialects() -> [Arg; 2] {
@@ -64,6 +85,7 @@ pub fn command() -> Command {
     Command::new("daemon")
         .about("Serve sandboxes that stay, to this user's programs")
         .arg(listen())
+        .args(tls())
         .args(dialects())
         .arg(
             Arg::new("private")
@@ -71,7 +93,7 @@ pub fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Serve one program alone: a socket of its own, until standard input ends"),
         )
-        .subcommand(start.arg(listen()).args(dialects()))
+        .subcommand(start.arg(listen()).args(tls()).args(dialects()))
         .subcommand(Command::new("status").about("Say whether it runs").arg(json()))
         .subcommand(super::tokens::command())
         .subcommand(Command::new("stop").about("End it, and every sandbox that it keeps"))
@@ -145,6 +167,7 @@ fn foreground(m: &ArgMatches) -> ExitCode {
         places: made.clone().unwrap_or_else(places),
         private,
         listen: addresses(m),
+        tls: files(m),
         agentfense: fense,
         agentkernel: address.map(|address| agentkernel::Options { address, key }),
         spawner: (myself(), vec![SPAWNER.into()]),
@@ -176,6 +199,11 @@ fn start(m: &ArgMatches) -> ExitCode {
     daemon.arg0("ringfence").arg("daemon").current_dir("/");
     for address in addresses(m) {
         daemon.arg("--listen").arg(address.to_string());
+    }
+    if let Some(Files { certificate, key }) = files(m) {
+        // It starts elsewhere.
+        let whole = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        daemon.arg("--tls-cert").arg(whole(certificate)).arg("--tls-key").arg(whole(key));
     }
     if let Some(address) = m.get_one::<SocketAddr>("agentkernel") {
         daemon.arg("--agentkernel").arg(address.to_string());

@@ -8,6 +8,7 @@ mod files;
 mod layers;
 mod sandboxes;
 mod sessions;
+mod stats;
 mod terminal;
 mod trees;
 
@@ -81,6 +82,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/owner", get(events::owner))
         .route("/v1/events", get(events::follow))
         .route("/v1/audit", get(events::audit))
+        .route("/v1/sandboxes/{id}/stats", get(stats::one))
+        .route("/v1/stats", get(stats::all))
+        .route("/metrics", get(stats::metrics))
         .route("/v1/codebases", post(codebases::create).get(codebases::list))
         .route("/v1/codebases/{codebase}", get(codebases::get).delete(codebases::delete))
         .route("/v1/codebases/{codebase}/seal", post(codebases::seal))

@@ -56,6 +56,11 @@ impl Hierarchies {
         Self { memberships: parse_memberships(cgroup), mounts: parse_mounts(mountinfo) }
     }
 
+    /// Another process's, by its `/proc/PID/cgroup`.
+    pub fn of(&self, cgroup: &[u8]) -> Self {
+        Self { memberships: parse_memberships(cgroup), mounts: self.mounts.clone() }
+    }
+
     /// Whether `controller` belongs to a v1 hierarchy.
     pub fn on_v1(&self, controller: Controller) -> bool {
         self.memberships.iter().any(|line| contains(&line.controllers, controller))
