@@ -139,8 +139,9 @@ async fn serve(options: &Options, token: Option<String>, open_files: u64) -> Res
         tokio::spawn(serve_router(listener, router));
     }
     if let Some((grpc, rest)) = fense {
-        tokio::spawn(serve_router(grpc, agentfense::grpc(supervisor.clone())));
-        tokio::spawn(serve_router(rest, agentfense::rest(supervisor.clone())));
+        let [at_grpc, at_rest] = agentfense::routers(supervisor.clone());
+        tokio::spawn(serve_router(grpc, at_grpc));
+        tokio::spawn(serve_router(rest, at_rest));
     }
     let router = native::router(app);
     for listener in tcp {

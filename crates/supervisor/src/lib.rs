@@ -27,6 +27,7 @@ mod log;
 pub mod machine;
 mod sandbox;
 pub mod session;
+pub mod snapshots;
 pub mod spawner;
 mod store;
 mod supervisor;

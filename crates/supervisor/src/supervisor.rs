@@ -21,6 +21,7 @@ use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
 use crate::sandbox::{Live, Sandbox};
 use crate::session::{self, Session};
+use crate::snapshots::{self, Shots};
 use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
@@ -119,6 +120,7 @@ pub enum Command {
     },
     InSession(session::Ask),
     InFiles(trees::Ask),
+    Snapshots(snapshots::Ask),
 }
 
 /// What comes of it.
@@ -139,6 +141,7 @@ pub enum Reply {
     Found(ringfence_api::FoundFiles),
     Download(crate::codebases::Download),
     Unpacked(ringfence_api::Unpacked),
+    Snapshots(Vec<snapshots::Snapshot>),
 }
 
 /// How a supervisor is set up.
@@ -172,6 +175,7 @@ pub struct Supervisor {
     keys: tokio::sync::Mutex<HashMap<(u32, String), (String, String)>>,
     shelf: Shelf,
     own: Own,
+    shots: Shots,
 }
 
 impl Supervisor {
@@ -185,6 +189,7 @@ impl Supervisor {
         let supervisor = Arc::new(Self {
             shelf: Shelf::new(settings.layers.clone()),
             own,
+            shots: Shots::new(settings.store.with_file_name("snapshots")),
             settings,
             store,
             sandboxes: Mutex::default(),
@@ -242,7 +247,7 @@ impl Supervisor {
 
     async fn carry_out(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
         match command {
-            Command::Create { made_of, key } => self.create(caller, *made_of, key).await,
+            Command::Create { made_of, key } => self.create(caller, *made_of, key, None).await,
             Command::List => Ok(Reply::Sandboxes(self.list(caller))),
             Command::Get(id) => self.find(caller, &id).map(|sandbox| described(&sandbox)),
             Command::Start(id) => self.begin(&self.find(caller, &id)?).await,
@@ -308,6 +313,7 @@ impl Supervisor {
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
             Command::InSession(ask) => self.in_session(caller, ask).await,
             Command::InFiles(ask) => self.in_files(caller, ask).await,
+            Command::Snapshots(ask) => self.snapshots(caller, ask).await,
         }
     }
 
@@ -420,6 +426,7 @@ impl Supervisor {
         caller: Caller,
         mut made_of: CreateSandbox,
         key: Option<String>,
+        snapshot: Option<&str>,
     ) -> Result<Reply, Error> {
         check(&made_of)?;
         // Those of one key come one after the other.
@@ -452,7 +459,11 @@ impl Supervisor {
         let life = sandbox.life.lock().await;
         self.enter(caller, &sandbox)?;
         fault::point("create.entered");
-        let place = if own { workspaces::make(&sandbox.made_of) } else { Ok(()) };
+        let place = match snapshot {
+            Some(name) => self.shots.fill(caller.owner, name, &sandbox.made_of.workspace).await,
+            None if own => workspaces::make(&sandbox.made_of),
+            None => Ok(()),
+        };
         let brought = match (place, first) {
             (Ok(()), State::Creating) => self.bring_up(&sandbox, "created").await,
             (Ok(()), _) => Ok(()),
@@ -741,6 +752,36 @@ impl Supervisor {
         }
         if self.host.lock().await.is_gone() {
             self.forget_shared();
+        }
+    }
+
+    async fn snapshots(
+        self: &Arc<Self>,
+        caller: Caller,
+        ask: snapshots::Ask,
+    ) -> Result<Reply, Error> {
+        use snapshots::Ask;
+        let owner = caller.owner;
+        let one = |snapshot| Ok(Reply::Snapshots(vec![snapshot]));
+        match ask {
+            Ask::Take { sandbox, name } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                let _life = sandbox.life.lock().await;
+                let workspace = self.settings.workspaces.join(&sandbox.id);
+                one(self.shots.take(&sandbox, &workspace, &name).await?)
+            }
+            Ask::List => self.shots.list(owner).await.map(Reply::Snapshots),
+            Ask::Get(name) => one(self.shots.get(owner, &name).await?),
+            Ask::Forget(name) => self.shots.forget(owner, &name).await.map(|()| Reply::Done),
+            Ask::Restore { snapshot, name } => {
+                let made_of = CreateSandbox {
+                    name: Some(name),
+                    workspace: String::new(),
+                    stopped: true,
+                    ..self.shots.get(owner, &snapshot).await?.made_of
+                };
+                self.create(caller, made_of, None, Some(&snapshot)).await
+            }
         }
     }
 
