@@ -10,6 +10,7 @@ mod codebases;
 mod exec;
 mod faults;
 mod files;
+mod keep;
 mod layers;
 mod life;
 mod names;

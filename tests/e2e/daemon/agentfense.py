@@ -96,7 +96,10 @@ with Sandbox.from_local("./my-project", preset="agent-safe", endpoint=ENDPOINT) 
     fails(SandboxError, sandbox.run, "true")
     sandbox.start()
     assert sandbox.run("cat output/x").stdout == "hi\n"
-    assert sandbox.run("cat main.py output/kept; ls output/new").stdout == "print('other')\nkept"
+    assert sandbox.run("cat main.py output/kept").stdout == "print('other')\nkept"
+    # What the owner put there meanwhile is the codebase's, also where a command removed its copy.
+    result = sandbox.run("ls output/new")
+    assert result.stdout == "y\n", result
     # Nothing that is larger than what their client takes.
     result = sandbox.run("head -c 6000000 /dev/zero | tr '\\0' x; echo end")
     assert result.exit_code == 0 and result.stdout.endswith("xend\n") and 4_000_000 < len(result.stdout) < 4 << 20
