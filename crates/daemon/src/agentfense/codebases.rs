@@ -216,7 +216,7 @@ impl Ask {
             && self.known.given(sandbox, &path) != Some(false)
         {
             match self.begun(sandbox, &path).await {
-                Ok(begun) => return Ok(self.rest(sandbox.clone(), path, begun)),
+                Ok(begun) => return Ok(self.rest(sandbox.clone(), &path, begun)),
                 Err(e) if e.kind == Kind::NotFound => {
                     let given = self.known.given(sandbox, &path).is_some();
                     let removed = self.removed(sandbox).await;
@@ -248,7 +248,7 @@ impl Ask {
                     }
                 }
                 match (having.pop(), having.is_empty()) {
-                    (Some((sandbox, begun)), true) => Ok(self.rest(sandbox, path, begun)),
+                    (Some((sandbox, begun)), true) => Ok(self.rest(sandbox, &path, begun)),
                     _ => Err(status),
                 }
             }
@@ -257,22 +257,21 @@ impl Ask {
     }
 
     /// A file of a sandbox whose beginning was read: piece by piece, however large it is.
-    fn rest(&self, sandbox: String, path: String, begun: Vec<u8>) -> Chunks {
+    fn rest(&self, sandbox: String, path: &str, begun: Vec<u8>) -> Chunks {
         let path = format!("{WORKSPACE}/{path}");
         let state = Some((self.clone(), 0, Some(begun)));
         let pieces = unfold(state, move |state| {
             let (sandbox, path) = (sandbox.clone(), path.clone());
             async move {
                 let (ask, offset, begun) = state?;
-                let piece = match begun {
-                    Some(begun) => Ok(begun),
-                    None => {
-                        let length = Some(READ);
-                        match ask.run(Command::ReadFile { sandbox, path, offset, length }).await {
-                            Ok(Reply::Bytes(bytes)) => Ok(bytes),
-                            Ok(other) => Err(unexpected(&other)),
-                            Err(e) => Err(said(e)),
-                        }
+                let length = Some(READ);
+                let piece = if let Some(begun) = begun {
+                    Ok(begun)
+                } else {
+                    match ask.run(Command::ReadFile { sandbox, path, offset, length }).await {
+                        Ok(Reply::Bytes(bytes)) => Ok(bytes),
+                        Ok(other) => Err(unexpected(&other)),
+                        Err(e) => Err(said(e)),
                     }
                 };
                 let read = piece.as_ref().map_or(0, |piece| piece.len() as u64);

@@ -200,16 +200,12 @@ impl Feed {
                 return Some((Ok(bytes), self));
             }
             if let Some(mut coming) = self.coming.take() {
-                match tokio::time::timeout(SILENCE, &mut coming).await {
-                    Ok((ready, running)) => {
-                        self.ready.extend(ready);
-                        self.running = running;
-                    }
-                    Err(_) => {
-                        self.coming = Some(coming);
-                        return Some((Ok(NOTHING), self));
-                    }
-                }
+                let Ok((ready, running)) = tokio::time::timeout(SILENCE, &mut coming).await else {
+                    self.coming = Some(coming);
+                    return Some((Ok(NOTHING), self));
+                };
+                self.ready.extend(ready);
+                self.running = running;
                 continue;
             }
             let mut running = self.running.take()?;
