@@ -11,6 +11,7 @@ mod events;
 mod exec;
 mod faults;
 mod files;
+mod keep;
 mod layers;
 mod life;
 mod names;

@@ -15,6 +15,7 @@ pub mod files;
 pub mod history;
 pub mod import;
 pub mod init;
+pub mod keep;
 pub mod layers;
 pub mod made_from;
 pub mod policy;

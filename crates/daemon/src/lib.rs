@@ -164,10 +164,9 @@ async fn serve(
         tokio::spawn(serve_router(listener, counted(router, Interface::Agentkernel)));
     }
     if let Some((grpc, rest)) = fense {
-        let calls = counted(agentfense::grpc(supervisor.clone()), Interface::AgentfenseGrpc);
-        let requests = counted(agentfense::rest(supervisor.clone()), Interface::AgentfenseRest);
-        tokio::spawn(serve_router(grpc, calls));
-        tokio::spawn(serve_router(rest, requests));
+        let [calls, requests] = agentfense::routers(supervisor.clone());
+        tokio::spawn(serve_router(grpc, counted(calls, Interface::AgentfenseGrpc)));
+        tokio::spawn(serve_router(rest, counted(requests, Interface::AgentfenseRest)));
     }
     let router = native::router(app);
     for listener in tcp {

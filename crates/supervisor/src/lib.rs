@@ -34,6 +34,7 @@ mod quota;
 mod realm;
 mod sandbox;
 pub mod session;
+pub mod snapshots;
 pub mod spawner;
 pub mod stats;
 mod store;

@@ -25,6 +25,7 @@ use crate::machine::{Admitted, Ask, Event};
 use crate::realm::{Realm, Realms};
 use crate::sandbox::{Live, Sandbox};
 use crate::session::{self, Session};
+use crate::snapshots::{self, Shots};
 use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Tended};
@@ -131,6 +132,7 @@ pub enum Command {
     /// Who asks, and what they have.
     Owner,
     Stats(stats::Ask),
+    Snapshots(snapshots::Ask),
 }
 
 /// What comes of it.
@@ -155,6 +157,7 @@ pub enum Reply {
     Audit(ringfence_api::Audit),
     Owner(Box<ringfence_api::OwnerInfo>),
     Stats(stats::Answer),
+    Snapshots(Vec<snapshots::Snapshot>),
 }
 
 /// How a supervisor is set up.
@@ -190,6 +193,7 @@ pub struct Supervisor {
     keys: tokio::sync::Mutex<HashMap<(Owner, String), (String, String)>>,
     pub(crate) realms: Realms,
     journal: Arc<Journal>,
+    shots: Shots,
 }
 
 impl Supervisor {
@@ -202,6 +206,7 @@ impl Supervisor {
         let supervisor = Arc::new(Self {
             realms: Realms::new(&settings)?,
             journal: Journal::open(&settings.store.with_file_name("audit.db"))?,
+            shots: Shots::new(settings.store.with_file_name("snapshots")),
             settings,
             store,
             sandboxes: Mutex::default(),
@@ -345,7 +350,7 @@ impl Supervisor {
 
     async fn carry_out(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
         match command {
-            Command::Create { made_of, key } => self.create(caller, *made_of, key).await,
+            Command::Create { made_of, key } => self.create(caller, *made_of, key, None).await,
             Command::List => Ok(Reply::Sandboxes(self.list(caller))),
             Command::Get(id) => self.find(caller, &id).map(|sandbox| described(&sandbox)),
             Command::Start(id) => self.begin(&self.find(caller, &id)?).await,
@@ -420,6 +425,7 @@ impl Supervisor {
             Command::Audit(query) => self.audit(caller, query).await,
             Command::Owner => self.owner(caller).await,
             Command::Stats(ask) => self.stats(caller, ask).await.map(Reply::Stats),
+            Command::Snapshots(ask) => self.snapshots(caller, ask).await,
         }
     }
 
@@ -534,6 +540,7 @@ impl Supervisor {
         caller: Caller,
         mut made_of: CreateSandbox,
         key: Option<String>,
+        snapshot: Option<&str>,
     ) -> Result<Reply, Error> {
         check(&made_of)?;
         let realm = self.realm(caller)?;
@@ -575,7 +582,11 @@ impl Supervisor {
             quota::admits(&realm.limits, used, made_of, codebases)
         })?;
         fault::point("create.entered");
-        let place = if own { workspaces::make(&sandbox.made_of) } else { Ok(()) };
+        let place = match snapshot {
+            Some(name) => self.shots.fill(caller.owner, name, &sandbox.made_of.workspace).await,
+            None if own => workspaces::make(&sandbox.made_of),
+            None => Ok(()),
+        };
         let brought = match (place, first) {
             (Ok(()), State::Creating) => self.bring_up(&sandbox, "created").await,
             (Ok(()), _) => Ok(()),
@@ -896,6 +907,36 @@ impl Supervisor {
         }
         if self.host.lock().await.is_gone() {
             self.forget_shared();
+        }
+    }
+
+    async fn snapshots(
+        self: &Arc<Self>,
+        caller: Caller,
+        ask: snapshots::Ask,
+    ) -> Result<Reply, Error> {
+        use snapshots::Ask;
+        let owner = caller.owner;
+        let one = |snapshot| Ok(Reply::Snapshots(vec![snapshot]));
+        match ask {
+            Ask::Take { sandbox, name } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                let _life = sandbox.life.lock().await;
+                let workspace = self.settings.workspaces.join(&sandbox.id);
+                one(self.shots.take(&sandbox, &workspace, &name).await?)
+            }
+            Ask::List => self.shots.list(owner).await.map(Reply::Snapshots),
+            Ask::Get(name) => one(self.shots.get(owner, &name).await?),
+            Ask::Forget(name) => self.shots.forget(owner, &name).await.map(|()| Reply::Done),
+            Ask::Restore { snapshot, name } => {
+                let made_of = CreateSandbox {
+                    name: Some(name),
+                    workspace: String::new(),
+                    stopped: true,
+                    ..self.shots.get(owner, &snapshot).await?.made_of
+                };
+                self.create(caller, made_of, None, Some(&snapshot)).await
+            }
         }
     }
 
