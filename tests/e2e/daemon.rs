@@ -17,4 +17,5 @@ mod sdk;
 mod sessions;
 mod terminal;
 mod trees;
+mod watch;
 mod world;

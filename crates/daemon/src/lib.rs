@@ -12,6 +12,12 @@ mod places;
 mod problem;
 mod stamp;
 
+/// What the fuzzer calls.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use crate::native::fuzzing::{bodies, queries, seeds};
+}
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

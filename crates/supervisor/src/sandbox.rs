@@ -41,6 +41,7 @@ pub(crate) struct Sandbox {
     pub sessions: Sessions,
     /// For searches and archives.
     pub room: Room,
+    pub watches: Room,
 }
 
 #[derive(Debug)]
@@ -97,6 +98,7 @@ impl Sandbox {
             keys: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
             room: Room::default(),
+            watches: Room::of(crate::watch::MOST),
         })
     }
 
