@@ -9,6 +9,14 @@ fn main() -> io::Result<()> {
     for target in ["dns", "socks", "http", "client_hello", "host_name"] {
         write(target, &ringfence_proxy::fuzzing::seeds(target))?;
     }
+    write("resident", &ringfence_jail::fuzzing::seeds())?;
+    for target in ["spawner", "requests", "offsets"] {
+        write(target, &ringfence_supervisor::fuzzing::seeds(target))?;
+    }
+    write("unpack", &ringfence_layers::fuzzing::seeds())?;
+    for target in ["queries", "bodies"] {
+        write(target, &ringfence_daemon::fuzzing::seeds(target))?;
+    }
     Ok(())
 }
 

@@ -21,5 +21,6 @@ mod sessions;
 mod terminal;
 mod transports;
 mod trees;
+mod watch;
 mod watching;
 mod world;

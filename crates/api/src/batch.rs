@@ -10,9 +10,11 @@ use crate::{CreateSandbox, ExecRequest, ExecResult, Problem, Sandbox};
 #[serde(deny_unknown_fields)]
 pub struct BatchCreate {
     /// At most 256.
+    #[schemars(length(max = 256))]
     pub items: Vec<CreateSandbox>,
     /// How many at a time: 1 to 64, default 8.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(range(min = 1, max = 64))]
     pub concurrency: Option<usize>,
 }
 
@@ -21,9 +23,11 @@ pub struct BatchCreate {
 #[serde(deny_unknown_fields)]
 pub struct BatchExec {
     /// At most 256.
+    #[schemars(length(max = 256))]
     pub items: Vec<BatchItem>,
     /// How many at a time: 1 to 64, default 8.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(range(min = 1, max = 64))]
     pub concurrency: Option<usize>,
 }
 

@@ -3,14 +3,18 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::openapi::NAME;
+
 /// What a codebase is made of. With neither archive nor directory it is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CreateCodebase {
     /// Letters, digits, `.`, `_` and `-`, at most 64.
+    #[schemars(regex(pattern = NAME))]
     pub name: String,
     /// A directory of the host to copy, absolute.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^/[^\\u0000]*$"))]
     pub directory: Option<String>,
     /// Patterns as in `.gitignore`: what they match of the directory is left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::openapi::NAME;
+
 /// What is kept of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerInfo {
@@ -92,5 +94,6 @@ impl Default for Undo {
 #[serde(deny_unknown_fields)]
 pub struct Fork {
     /// The name of the new layer.
+    #[schemars(regex(pattern = NAME))]
     pub layer: String,
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod changes;
 pub mod codebases;
 mod events;
 pub mod layers;
@@ -14,6 +15,7 @@ mod terminal;
 mod trees;
 
 pub use batch::{BatchCreate, BatchCreated, BatchExec, BatchExecuted, BatchItem, Outcome};
+pub use changes::{FileChange, Watch, WatchEnded};
 pub use events::{Audit, AuditQuery, Event, FollowEvents};
 pub use owners::{OwnerInfo, OwnerLimits, OwnerUse};
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
@@ -26,14 +28,20 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::openapi::{NAME, PLAIN};
+
 /// What a sandbox is made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CreateSandbox {
     /// A name of one's own: letters, digits, `-`, `_` and `.`, at most 64. Unique among one's sandboxes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = NAME))]
     pub name: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(extend("propertyNames" = {"maxLength": 256}))]
+    #[schemars(extend("additionalProperties" = {"type": "string", "maxLength": 256}))]
     pub labels: BTreeMap<String, String>,
     /// The directory to work in, absolute. Without a layer, what is written there is written to the real
     /// tree. Empty with `codebase`; else empty is a directory of the sandbox's own, which goes with it.
@@ -62,6 +70,8 @@ pub struct CreateSandbox {
     pub policy: Option<serde_json::Map<String, serde_json::Value>>,
     /// Variables of every command.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("propertyNames" = {"pattern": "^[^=\\u0000]+$"}))]
+    #[schemars(extend("additionalProperties" = {"type": "string", "pattern": PLAIN}))]
     pub environment: BTreeMap<String, String>,
     /// Comes back when the daemon or the machine starts again.
     pub persistent: bool,
@@ -175,6 +185,8 @@ pub struct ExecRequest {
     pub shell: Option<String>,
     /// Variables over the sandbox's own.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("propertyNames" = {"pattern": "^[^=\\u0000]+$"}))]
+    #[schemars(extend("additionalProperties" = {"type": "string", "pattern": PLAIN}))]
     pub environment: BTreeMap<String, String>,
     /// Where it starts, as it is seen inside; default: the workspace.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -287,6 +299,7 @@ pub struct Follow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kill {
+    #[schemars(range(min = 1, max = 64))]
     pub signal: i32,
 }
 

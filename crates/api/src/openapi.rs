@@ -8,9 +8,10 @@ use crate::codebases::{Codebase, Codebases, CreateCodebase};
 use crate::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
 use crate::{
     Audit, BatchCreate, BatchCreated, BatchExec, BatchExecuted, CreateSandbox, CreateSession,
-    ErrorBody, Event, Exec, ExecRequest, ExecResult, Execs, Extend, FileInfo, FoundFiles,
-    FromTerminal, Health, Kill, Listing, MoveFile, Output, OwnerInfo, Sandbox, SandboxStats,
-    Sandboxes, Session, SessionExec, Sessions, Stats, ToTerminal, Unpacked,
+    ErrorBody, Event, Exec, ExecRequest, ExecResult, Execs, Extend, FileChange, FileInfo,
+    FoundFiles, FromTerminal, Health, Kill, Listing, MoveFile, Output, OwnerInfo, Sandbox,
+    SandboxStats, Sandboxes, Session, SessionExec, Sessions, Stats, ToTerminal, Unpacked,
+    WatchEnded,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -42,6 +43,12 @@ struct Route {
     answers: Body,
 }
 
+/// Names that people give things, as JSON Schema says it.
+pub(crate) const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$";
+
+/// Text that the kernel can be told.
+pub(crate) const PLAIN: &str = "^[^\\u0000]*$";
+
 const PATH: (&str, bool, &str) = ("path", true, "as it is seen inside; relative to the workspace");
 
 const CHANGED: (&str, bool, &str) =
@@ -63,10 +70,10 @@ const ROUTES: &[Route] = &[
     Route { method: "post", path: "/v1/sandboxes/{id}/freeze", id: "freezeSandbox", says: "Stop every process in it where it stands", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/extend", id: "extendSandbox", says: "Let it live longer", query: &[], asks: Body::Json(of::<Extend>), status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/exec", id: "exec", says: "Run a command to its end, or in the background", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Json(of::<ExecResult>) },
-    Route { method: "post", path: "/v1/sandboxes/{id}/exec/stream", id: "execStream", says: "Run a command and stream its output", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Events(of::<Output>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/exec/stream", id: "execStream", says: "Run a command and stream its output", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Events(output) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs", id: "listExecs", says: "Commands that run, and the last that ended", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Execs>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}", id: "getExec", says: "A command", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Exec>) },
-    Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/stream", id: "followExec", says: "Its output from an offset on, as it comes", query: &[("stdout_offset", false, "first byte of stdout"), ("stderr_offset", false, "first byte of stderr")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Output>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/stream", id: "followExec", says: "Its output from an offset on, as it comes", query: &[("stdout_offset", false, "first byte of stdout"), ("stderr_offset", false, "first byte of stderr")], asks: Body::Nothing, status: "200", answers: Body::Events(output) },
     Route { method: "post", path: "/v1/sandboxes/{id}/execs/{exec}/kill", id: "killExec", says: "Send it and what it started a signal", query: &[], asks: Body::Json(of::<Kill>), status: "204", answers: Body::Nothing },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs/{exec}/terminal", id: "attachTerminal", says: "A WebSocket to its terminal: binary messages are bytes both ways, text messages as described", query: &[("offset", false, "first byte of its output"), ("hangup", false, "send it SIGHUP when the connection ends first: true or false")], asks: Body::Nothing, status: "101", answers: Body::Json(terminal) },
     Route { method: "post", path: "/v1/batch/sandboxes", id: "batchCreate", says: "Make many sandboxes", query: &[], asks: Body::Json(of::<BatchCreate>), status: "200", answers: Body::Json(of::<BatchCreated>) },
@@ -76,9 +83,9 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/sessions/{session}", id: "getSession", says: "A session", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Session>) },
     Route { method: "delete", path: "/v1/sandboxes/{id}/sessions/{session}", id: "deleteSession", says: "End the shell and what it started; again is no error", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "post", path: "/v1/sandboxes/{id}/sessions/{session}/exec", id: "sessionExec", says: "Run a command in the shell, to its end", query: &[], asks: Body::Json(of::<SessionExec>), status: "200", answers: Body::Json(of::<ExecResult>) },
-    Route { method: "post", path: "/v1/sandboxes/{id}/sessions/{session}/exec/stream", id: "sessionExecStream", says: "Run a command in the shell and stream its output", query: &[], asks: Body::Json(of::<SessionExec>), status: "200", answers: Body::Events(of::<Output>) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/sessions/{session}/exec/stream", id: "sessionExecStream", says: "Run a command in the shell and stream its output", query: &[], asks: Body::Json(of::<SessionExec>), status: "200", answers: Body::Events(output) },
     Route { method: "get", path: "/v1/sandboxes/{id}/files", id: "readFile", says: "A file's bytes", query: &[PATH, ("offset", false, "first byte"), ("length", false, "at most this many")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
-    Route { method: "put", path: "/v1/sandboxes/{id}/files", id: "writeFile", says: "Put a file in place as a whole", query: &[PATH], asks: Body::Bytes, status: "204", answers: Body::Nothing },
+    Route { method: "put", path: "/v1/sandboxes/{id}/files", id: "writeFile", says: "Put a file in place as a whole", query: &[PATH, ("durable", false, "true: it is on the disk before the answer is")], asks: Body::Bytes, status: "204", answers: Body::Nothing },
     Route { method: "delete", path: "/v1/sandboxes/{id}/files", id: "removeFile", says: "Remove a file or an empty directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "get", path: "/v1/sandboxes/{id}/files/stat", id: "statFile", says: "What a name is; a link is not followed", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FileInfo>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/files/list", id: "listFiles", says: "The names in a directory", query: &[PATH], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Listing>) },
@@ -86,6 +93,8 @@ const ROUTES: &[Route] = &[
     Route { method: "get", path: "/v1/sandboxes/{id}/files/search", id: "searchFiles", says: "Names that match below a directory, or lines that have a text", query: &[("path", false, "the directory; default: the workspace"), ("name", false, "a pattern of names, or with a slash of paths"), ("content", false, "a text that a line has"), ("limit", false, "answers at most")], asks: Body::Nothing, status: "200", answers: Body::Json(of::<FoundFiles>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/files/archive", id: "packFiles", says: "What is below a directory, as a tar archive", query: &[("path", false, "the directory; default: the workspace")], asks: Body::Nothing, status: "200", answers: Body::Bytes },
     Route { method: "put", path: "/v1/sandboxes/{id}/files/archive", id: "unpackFiles", says: "Put what a tar archive has below a directory: files and directories", query: &[("path", false, "the directory; default: the workspace")], asks: Body::Bytes, status: "200", answers: Body::Json(of::<Unpacked>) },
+    Route { method: "get", path: "/v1/sandboxes/{id}/files/watch", id: "watchFiles", says: "What changes in a directory, as it comes: events ready, created, changed, attributes, moved, removed, overflow, ended", query: &[("path", false, "the directory; default: the workspace"), ("recursive", false, "true: also below it")], asks: Body::Nothing, status: "200", answers: Body::Events(changes) },
+    Route { method: "post", path: "/v1/sandboxes/{id}/files/chmod", id: "chmodFile", says: "Set the permissions of a file or directory; a link is refused", query: &[PATH, ("mode", true, "permissions in octal digits")], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "post", path: "/v1/sandboxes/{id}/files/directory", id: "makeDirectory", says: "Make a directory", query: &[PATH], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "get", path: "/v1/sandboxes/{id}/layer", id: "layer", says: "What is kept of its layer", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<LayerInfo>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/layer/diff", id: "layerDiff", says: "What it changed", query: &[CHANGED], asks: Body::Nothing, status: "200", answers: Body::Json(of::<LayerChanges>) },
@@ -131,62 +140,158 @@ pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
     ROUTES.iter().map(|route| (route.method, route.path))
 }
 
-fn content(body: Body, generator: &mut SchemaGenerator) -> Option<Value> {
+/// What a body is said to be, where it is bytes.
+fn media(id: &str) -> &'static [&'static str] {
+    match id {
+        "layerPatch" => &["text/x-diff"],
+        "packFiles" => &["application/x-tar"],
+        "exportLayer" | "exportCodebase" => &["application/x-tar", "application/zstd"],
+        _ => &["application/octet-stream"],
+    }
+}
+
+fn content(id: &str, body: Body, generator: &mut SchemaGenerator) -> Option<Value> {
     Some(match body {
         Body::Nothing => return None,
         Body::Json(schema) => json!({ "application/json": { "schema": schema(generator) } }),
         Body::Metrics => {
             json!({ "application/openmetrics-text": { "schema": { "type": "string" } } })
         }
-        Body::Bytes => json!({ "application/octet-stream": {} }),
-        Body::Events(schema) => json!({ "text/event-stream": { "schema": schema(generator) } }),
+        Body::Bytes => media(id).iter().map(|kind| ((*kind).to_owned(), json!({}))).collect(),
+        // One event: its name, and its data as text.
+        Body::Events(schema) => json!({ "text/event-stream": { "schema": {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": { "type": "string" },
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": schema(generator),
+                },
+            },
+        } } }),
     })
+}
+
+/// What the events of a command's output say: `started` and `ended` the command, others its bytes.
+fn output(generator: &mut SchemaGenerator) -> Value {
+    json!({ "anyOf": [of::<Output>(generator), of::<Exec>(generator)] })
+}
+
+/// What the events of a watched directory say; `ready` and `overflow` say no more than their names.
+fn changes(generator: &mut SchemaGenerator) -> Value {
+    let nothing = json!({ "type": "object", "maxProperties": 0 });
+    json!({ "anyOf": [of::<FileChange>(generator), of::<WatchEnded>(generator), nothing] })
+}
+
+/// Of a parameter behind the question mark, by its name and whether it must be given.
+fn parameter(route: &str, name: &str, required: bool) -> Value {
+    match name {
+        "limit" if route == "audit" => json!({ "type": "integer", "minimum": 1, "maximum": 1000 }),
+        "limit" => json!({ "type": "integer", "minimum": 1, "maximum": 10_000 }),
+        "length" | "after" | "since_ms" | "until_ms" => json!({ "type": "integer", "minimum": 0 }),
+        name if name.ends_with("offset") => json!({ "type": "integer", "minimum": 0 }),
+        "hangup" | "binary" | "zstd" | "create" | "sealed" | "recursive" | "durable" => {
+            json!({ "type": "boolean" })
+        }
+        "mode" => json!({ "type": "string", "pattern": "^[0-7]{1,3}$" }),
+        // Of a path, and nothing that the kernel cannot be told.
+        "path" | "to" if required => json!({ "type": "string", "pattern": "^[^\\u0000]+$" }),
+        "path" => json!({ "type": "string", "pattern": "^[^\\u0000]*$" }),
+        _ => json!({ "type": "string" }),
+    }
+}
+
+/// Every status that is an error and can be answered, and when.
+fn errors(route: &Route) -> Vec<(&'static str, &'static str)> {
+    let named = route.path.contains('{');
+    let acts = named || route.method == "post";
+    let asks = named || !route.query.is_empty() || !matches!(route.asks, Body::Nothing);
+    let again = matches!(route.id, "deleteSandbox" | "deleteSession");
+    let sent = !matches!(route.asks, Body::Nothing);
+    let large = sent || route.id.starts_with("read");
+    [
+        (asks, "400", "The request makes no sense"),
+        (true, "401", "The token is missing or wrong; over TCP"),
+        (true, "403", "The caller may not ask, or policy, rules or host refuse it"),
+        (acts && !again, "404", "There is no such thing, or it is not the caller's"),
+        (acts, "409", "Not in the state that it is in, or something is in the way"),
+        (acts && large, "413", "Larger than is taken or given at once"),
+        (matches!(route.asks, Body::Json(_)), "415", "The body is not said to be JSON"),
+        (route.status == "101", "426", "Not by WebSocket"),
+        (acts, "429", "A limit is reached"),
+        (true, "500", "A failure of the daemon's own"),
+        (acts, "503", "Not yet: try again soon"),
+    ]
+    .into_iter()
+    .filter_map(|(can, status, says)| can.then_some((status, says)))
+    .collect()
+}
+
+fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
+    let mut all = Map::new();
+    let mut done = Map::new();
+    done.insert("description".into(), route.says.into());
+    if let Some(content) = content(route.id, route.answers, generator) {
+        done.insert("content".into(), content);
+    }
+    // A command in the background has been begun, and not more.
+    let begun = (route.id == "exec").then(|| done.clone());
+    all.extend(begun.map(|begun| ("202".to_owned(), Value::Object(begun))));
+    all.insert(route.status.into(), Value::Object(done));
+    let error = of::<ErrorBody>(generator);
+    for (status, says) in errors(route) {
+        let mut answer = json!({
+            "description": says,
+            "content": { "application/json": { "schema": error } },
+        });
+        if let (true, Some(answer)) = (matches!(status, "429" | "503"), answer.as_object_mut()) {
+            let when = json!({ "Retry-After": {
+                "description": "seconds", "schema": { "type": "integer", "minimum": 0 },
+            } });
+            answer.insert("headers".into(), when);
+        }
+        all.insert(status.into(), answer);
+    }
+    Value::Object(all)
 }
 
 fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
     let in_path =
         route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-    let text = json!({ "type": "string" });
     let mut parameters: Vec<Value> = in_path
-        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": text }))
+        .map(|name| {
+            let schema = json!({ "type": "string", "minLength": 1 });
+            json!({ "name": name, "in": "path", "required": true, "schema": schema })
+        })
         .collect();
     for (name, required, says) in route.query {
-        let number = name.ends_with("offset")
-            || matches!(*name, "length" | "limit" | "after" | "since_ms" | "until_ms");
-        let schema = if number { json!({ "type": "integer", "minimum": 0 }) } else { text.clone() };
         parameters.push(json!({
-            "name": name, "in": "query", "required": required, "description": says, "schema": schema,
+            "name": name, "in": "query", "required": required, "description": says,
+            "schema": parameter(route.id, name, *required),
         }));
     }
     if matches!(route.id, "createSandbox" | "exec" | "execStream") {
         parameters.push(json!({
-            "name": "Idempotency-Key", "in": "header", "required": false, "schema": text,
+            "name": "Idempotency-Key", "in": "header", "required": false,
+            "schema": { "type": "string", "pattern": "^[!-~]{1,128}$" },
             "description": "the same request with the same key is carried out once",
         }));
     }
-    let mut answer = Map::new();
-    answer.insert("description".into(), route.says.into());
-    if let Some(content) = content(route.answers, generator) {
-        answer.insert("content".into(), content);
-    }
-    let error = of::<ErrorBody>(generator);
     let mut operation = json!({
         "operationId": route.id,
         "summary": route.says,
         "parameters": parameters,
-        "responses": {
-            route.status: answer,
-            "default": {
-                "description": "It was not done",
-                "content": { "application/json": { "schema": error } },
-            },
-        },
+        "responses": responses(route, generator),
     });
     if let (Some(content), Some(operation)) =
-        (content(route.asks, generator), operation.as_object_mut())
+        (content("", route.asks, generator), operation.as_object_mut())
     {
-        let required = !matches!(route.id, "killExec");
-        operation.insert("requestBody".into(), json!({ "required": required, "content": content }));
+        // No bytes are an empty file.
+        let required = !matches!(route.asks, Body::Bytes);
+        let body = json!({ "required": required, "content": content });
+        operation.insert("requestBody".into(), body);
     }
     operation
 }

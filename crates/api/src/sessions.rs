@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::openapi::PLAIN;
+
 /// A shell to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -14,6 +16,8 @@ pub struct CreateSession {
     pub shell: Option<String>,
     /// Variables over the sandbox's own.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("propertyNames" = {"pattern": "^[^=\\u0000]+$"}))]
+    #[schemars(extend("additionalProperties" = {"type": "string", "pattern": PLAIN}))]
     pub environment: BTreeMap<String, String>,
     /// Where it starts, as it is seen inside; default: the workspace.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +62,7 @@ pub struct Sessions {
 #[serde(deny_unknown_fields, default)]
 pub struct SessionExec {
     /// Text of the shell's, of any number of lines.
+    #[schemars(regex(pattern = PLAIN))]
     pub command: String,
     /// What it reads from standard input; then the end.
     #[serde(skip_serializing_if = "Option::is_none")]

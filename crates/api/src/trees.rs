@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MoveFile {
+    #[schemars(regex(pattern = "^[^\\u0000]+$"))]
     pub from: String,
+    #[schemars(regex(pattern = "^[^\\u0000]+$"))]
     pub to: String,
 }
 

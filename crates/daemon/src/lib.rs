@@ -13,6 +13,12 @@ mod problem;
 mod stamp;
 pub mod tls;
 
+/// What the fuzzer calls.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use crate::native::fuzzing::{bodies, queries, seeds};
+}
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

@@ -18,6 +18,8 @@
 pub mod asks;
 mod broker;
 mod child;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod init;
 pub mod resident;
 mod spawn;

@@ -60,6 +60,8 @@ pub mod kind {
     /// Send signal `value` to what command `of` started after the process with pid `extra` was; with
     /// `extra` 0 to the command's own process alone.
     pub const SIGNAL_SINCE: u8 = 7;
+    /// Set permissions of a file or directory, not through a link: mode in `extra`.
+    pub const CHMOD: u8 = 8;
 
     /// The command runs; its pid inside in `value`.
     pub const STARTED: u8 = 65;
@@ -695,12 +697,18 @@ fn answer(head: &Head, strings: &[u8], broker: Option<&mut Broker<'_>>) {
     }
 }
 
-fn on_files(head: &Head, strings: &[u8], broker: Option<&mut Broker<'_>>) -> raw::Result<i32> {
+/// An absolute path, and what follows it.
+pub(crate) fn path(strings: &[u8]) -> raw::Result<(&CStr, &[u8])> {
     let invalid = Errno(libc::EINVAL);
-    let first = CStr::from_bytes_until_nul(strings).map_err(|_| invalid)?;
-    if first.to_bytes().first() != Some(&b'/') {
+    let path = CStr::from_bytes_until_nul(strings).map_err(|_| invalid)?;
+    if path.to_bytes().first() != Some(&b'/') {
         return Err(invalid);
     }
+    Ok((path, strings.get(path.to_bytes_with_nul().len()..).unwrap_or_default()))
+}
+
+fn on_files(head: &Head, strings: &[u8], broker: Option<&mut Broker<'_>>) -> raw::Result<i32> {
+    let (first, rest) = path(strings)?;
     let here = libc::AT_FDCWD;
     let nothing = |()| -1;
     match head.kind {
@@ -739,19 +747,41 @@ fn on_files(head: &Head, strings: &[u8], broker: Option<&mut Broker<'_>>) -> raw
             .map(nothing)
         }
         kind::RENAME => {
-            let rest = strings.get(first.to_bytes_with_nul().len()..).ok_or(invalid)?;
-            let second = CStr::from_bytes_until_nul(rest).map_err(|_| invalid)?;
-            if second.to_bytes().first() != Some(&b'/') {
-                return Err(invalid);
-            }
+            let (second, _) = path(rest)?;
             match broker {
                 Some(broker) => broker.rename_own(first, second, 0),
                 None => raw::renameat(here, first, here, second),
             }
             .map(nothing)
         }
+        kind::CHMOD => match broker {
+            Some(broker) => broker.chmod_own(first, head.extra & 0o777),
+            None => chmod(here, first, head.extra & 0o777),
+        }
+        .map(nothing),
         _ => Err(Errno(libc::ENOSYS)),
     }
+}
+
+/// Never through a link: those of the process file system lead out of the view, and one that a command
+/// puts there meanwhile would be followed.
+pub(crate) fn chmod(dir: i32, path: &CStr, mode: u32) -> raw::Result<()> {
+    let open = |flags: i32| {
+        let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | flags;
+        raw::openat2_once(dir, path, flags, 0, resolve::NO_MAGICLINKS)
+    };
+    let fd = open(libc::O_PATH)?;
+    let done = raw::chmod_open(fd, mode);
+    raw::close(fd);
+    if done != Err(Errno(libc::ENOSYS)) {
+        return done;
+    }
+    // An older kernel: only of what may be read or written.
+    let wait = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let fd = open(libc::O_RDONLY | wait).or_else(|_| open(libc::O_WRONLY | wait))?;
+    let done = raw::fchmod(fd, mode);
+    raw::close(fd);
+    done
 }
 
 /// Nothing that comes there concerns a sandbox that stays.

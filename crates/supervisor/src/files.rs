@@ -133,8 +133,14 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|_| Err(Error::internal("a thread ended")))
 }
 
-/// Puts a file in place as a whole: whoever reads it sees the old bytes or the new ones.
-pub(crate) async fn write(link: &Link, path: &str, bytes: Vec<u8>) -> Result<(), Error> {
+/// Puts a file in place as a whole: whoever reads it sees the old bytes or the new ones. With `durable`
+/// they are on the disk, under that name, before the answer is.
+pub(crate) async fn write(
+    link: &Link,
+    path: &str,
+    bytes: Vec<u8>,
+    durable: bool,
+) -> Result<(), Error> {
     let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
     if name.is_empty() || matches!(name, "." | "..") {
         return Err(Error::invalid(format!("{path} does not name a file")));
@@ -159,7 +165,7 @@ pub(crate) async fn write(link: &Link, path: &str, bytes: Vec<u8>) -> Result<(),
     let written = blocking(move || {
         let mut file = File::from(fd);
         file.write_all(&bytes)
-            .and_then(|()| file.sync_data())
+            .and_then(|()| if durable { file.sync_data() } else { Ok(()) })
             .map_err(|e| Error::new(Kind::Limit, format!("cannot write {shown}: {e}")))
     })
     .await;
@@ -175,7 +181,15 @@ pub(crate) async fn write(link: &Link, path: &str, bytes: Vec<u8>) -> Result<(),
         let head = Head { kind: kind::REMOVE, ..Head::default() };
         let _ = link.files(head, &[&draft]).await;
     }
-    renamed
+    renamed?;
+    if durable { keep_names(link, &format!("{directory}/.")).await } else { Ok(()) }
+}
+
+/// What is called how in a directory is on the disk when this is answered.
+async fn keep_names(link: &Link, directory: &str) -> Result<(), Error> {
+    let fd = open(link, directory, libc::O_RDONLY | libc::O_DIRECTORY, 0, "write to").await?;
+    let shown = directory.to_owned();
+    blocking(move || rustix::fs::fsync(fd).map_err(|e| said("write to", &shown, e))).await
 }
 
 pub(crate) fn info(name: String, stat: &rustix::fs::Stat) -> FileInfo {

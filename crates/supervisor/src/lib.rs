@@ -20,6 +20,8 @@ mod error;
 mod exec;
 mod fault;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guest;
 mod host;
 mod journal;
@@ -42,6 +44,7 @@ mod supervisor;
 mod tended;
 mod terminal;
 pub mod trees;
+pub mod watch;
 mod workspaces;
 
 pub use error::{Error, Kind};

@@ -120,6 +120,12 @@ impl Log {
     }
 }
 
+/// What may be pushed now.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn room(log: &Log) -> usize {
+    lock(&log.inner).free()
+}
+
 /// A reader that nothing is dropped behind.
 #[derive(Debug)]
 pub(crate) struct Follower {

@@ -47,6 +47,7 @@ pub(crate) struct Sandbox {
     pub taken: OnceLock<(Option<u64>, Option<u64>)>,
     /// Commands that were started.
     entered: AtomicU64,
+    pub watches: Room,
 }
 
 #[derive(Debug)]
@@ -108,6 +109,7 @@ impl Sandbox {
             room: Room::default(),
             taken: OnceLock::new(),
             entered: AtomicU64::new(0),
+            watches: Room::of(crate::watch::MOST),
         })
     }
 

@@ -36,7 +36,7 @@ use crate::{
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
-/// Labels of one sandbox, and bytes of each name and value.
+/// Labels of one sandbox, and characters of each name and value.
 const MOST_LABELS: usize = 64;
 const MOST_LABEL: usize = 256;
 /// Idempotency keys of commands that one sandbox remembers.
@@ -158,6 +158,7 @@ pub enum Reply {
     Owner(Box<ringfence_api::OwnerInfo>),
     Stats(stats::Answer),
     Snapshots(Vec<snapshots::Snapshot>),
+    Watch(crate::watch::Watch),
 }
 
 /// How a supervisor is set up.
@@ -392,7 +393,7 @@ impl Supervisor {
             }
             Command::WriteFile { sandbox, path, bytes } => {
                 let (live, path) = self.look(caller, &sandbox, &path)?;
-                files::write(&live.link, &path, bytes).await.map(|()| Reply::Done)
+                files::write(&live.link, &path, bytes, false).await.map(|()| Reply::Done)
             }
             Command::StatFile { sandbox, path } => {
                 let (live, path) = self.look(caller, &sandbox, &path)?;
@@ -434,7 +435,10 @@ impl Supervisor {
         let (Ask::Move { sandbox, .. }
         | Ask::Search { sandbox, .. }
         | Ask::Pack { sandbox, .. }
-        | Ask::Unpack { sandbox, .. }) = &ask;
+        | Ask::Unpack { sandbox, .. }
+        | Ask::Write { sandbox, .. }
+        | Ask::Chmod { sandbox, .. }
+        | Ask::Watch { sandbox, .. }) = &ask;
         let sandbox = self.find(caller, sandbox)?;
         let live = sandbox.look()?;
         let at = |path: &str| trees::place(path, &live.made.cwd);
@@ -456,6 +460,18 @@ impl Supervisor {
             Ask::Unpack { path, content, .. } => {
                 let (root, permit) = (at(&path)?, sandbox.room.take()?);
                 trees::unpack(link, permit, root, content).await.map(Reply::Unpacked)
+            }
+            Ask::Write { path, bytes, durable, .. } => {
+                let path = files::absolute(&path, &live.made.cwd)?;
+                files::write(&link, &path, bytes, durable).await.map(|()| Reply::Done)
+            }
+            Ask::Chmod { path, mode, .. } => {
+                let path = files::absolute(&path, &live.made.cwd)?;
+                trees::chmod(&link, &path, mode).await.map(|()| Reply::Done)
+            }
+            Ask::Watch { watch, .. } => {
+                let (root, permit) = (at(&watch.path)?, sandbox.watches.take()?);
+                crate::watch::watch(&live, permit, root, watch.recursive).await.map(Reply::Watch)
             }
         }
     }
@@ -1092,7 +1108,7 @@ fn printable(line: &str) -> String {
     line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-fn check(made_of: &CreateSandbox) -> Result<(), Error> {
+pub(crate) fn check(made_of: &CreateSandbox) -> Result<(), Error> {
     if let Some(name) = &made_of.name {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
@@ -1104,10 +1120,12 @@ fn check(made_of: &CreateSandbox) -> Result<(), Error> {
     }
     tended::check(made_of)?;
     workspaces::check(&made_of.links)?;
-    let long = |(k, v): (&String, &String)| k.len() > MOST_LABEL || v.len() > MOST_LABEL;
+    let long = |(k, v): (&String, &String)| {
+        [k, v].into_iter().any(|text| text.chars().count() > MOST_LABEL)
+    };
     if made_of.labels.len() > MOST_LABELS || made_of.labels.iter().any(long) {
         return Err(Error::invalid(format!(
-            "labels: at most {MOST_LABELS}, of at most {MOST_LABEL} bytes each"
+            "labels: at most {MOST_LABELS}, of at most {MOST_LABEL} characters each"
         )));
     }
     variables(&made_of.environment)?;
@@ -1294,7 +1312,7 @@ impl Asked {
     }
 }
 
-fn argv(request: &ExecRequest) -> Result<Vec<String>, Error> {
+pub(crate) fn argv(request: &ExecRequest) -> Result<Vec<String>, Error> {
     match &request.shell {
         Some(_) if !request.argv.is_empty() => {
             Err(Error::invalid("argv and shell exclude each other"))

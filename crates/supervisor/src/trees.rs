@@ -47,10 +47,40 @@ const PIECE: usize = 64 << 10;
 /// What may be asked.
 #[derive(Clone, Debug)]
 pub enum Ask {
-    Move { sandbox: String, from: String, to: String },
-    Search { sandbox: String, search: Search },
-    Pack { sandbox: String, path: String },
-    Unpack { sandbox: String, path: String, content: Content },
+    Move {
+        sandbox: String,
+        from: String,
+        to: String,
+    },
+    Search {
+        sandbox: String,
+        search: Search,
+    },
+    Pack {
+        sandbox: String,
+        path: String,
+    },
+    Unpack {
+        sandbox: String,
+        path: String,
+        content: Content,
+    },
+    /// `durable`: it is on the disk before the answer is.
+    Write {
+        sandbox: String,
+        path: String,
+        bytes: Vec<u8>,
+        durable: bool,
+    },
+    Chmod {
+        sandbox: String,
+        path: String,
+        mode: u32,
+    },
+    Watch {
+        sandbox: String,
+        watch: ringfence_api::Watch,
+    },
 }
 
 /// How much of it a sandbox may cause at once.
@@ -59,11 +89,15 @@ pub(crate) struct Room(Arc<Semaphore>);
 
 impl Default for Room {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(AT_ONCE)))
+        Self::of(AT_ONCE)
     }
 }
 
 impl Room {
+    pub(crate) fn of(most: usize) -> Self {
+        Self(Arc::new(Semaphore::new(most)))
+    }
+
     pub(crate) fn take(&self) -> Result<OwnedSemaphorePermit, Error> {
         self.0.clone().try_acquire_owned().map_err(|_| {
             Error::new(Kind::Limit, "the sandbox's files are busy with other such requests")
@@ -75,6 +109,15 @@ impl Room {
 pub(crate) async fn rename(link: &Link, from: &str, to: &str) -> Result<(), Error> {
     let head = Head { kind: kind::RENAME, ..Head::default() };
     link.files(head, &[from, to]).await?.map(drop).map_err(|e| said("move", from, e))
+}
+
+pub(crate) async fn chmod(link: &Link, path: &str, mode: u32) -> Result<(), Error> {
+    if mode > 0o777 {
+        return Err(Error::invalid("mode: only the nine bits of permissions can be set"));
+    }
+    let head = Head { kind: kind::CHMOD, extra: mode, ..Head::default() };
+    let wrong = |e| said("set the permissions of", path, e);
+    link.files(head, &[path]).await?.map(drop).map_err(wrong)
 }
 
 /// Called with a name from the root on, its path, what it is, and the directory that has it. False: enough.
@@ -199,7 +242,10 @@ pub(crate) async fn search(
 ) -> Result<FoundFiles, Error> {
     let glob = search.name.as_deref().map(glob).transpose()?;
     let text = search.content.clone().filter(|text| !text.is_empty());
-    let most = search.limit.map_or(FOUND, |n| n as usize).clamp(1, MOST_FOUND);
+    let most = search.limit.map_or(FOUND, |n| n as usize);
+    if !(1..=MOST_FOUND).contains(&most) {
+        return Err(Error::invalid(format!("limit: not from 1 to {MOST_FOUND}")));
+    }
     on_a_thread(link, permit, move |inside| {
         let end = Instant::now() + PATIENCE;
         let mut found = Vec::new();
@@ -236,7 +282,7 @@ pub(crate) async fn search(
 }
 
 /// Of names, or with a slash of the whole path from the directory on.
-fn glob(text: &str) -> Result<(GlobMatcher, bool), Error> {
+pub(crate) fn glob(text: &str) -> Result<(GlobMatcher, bool), Error> {
     let glob = GlobBuilder::new(text)
         .literal_separator(true)
         .build()
@@ -381,7 +427,7 @@ struct Into<'a> {
 }
 
 /// The path of a member below the directory; `None` for the directory itself.
-fn below(member: &Member) -> Result<Option<String>, Error> {
+pub(crate) fn below(member: &Member) -> Result<Option<String>, Error> {
     let shown = String::from_utf8_lossy(&member.path).replace(char::is_control, "\u{fffd}");
     let refused = |why: &str| Err(Error::invalid(format!("the archive's {shown}: {why}")));
     let Ok(path) = std::str::from_utf8(&member.path) else { return refused("it is not utf-8") };

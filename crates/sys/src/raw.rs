@@ -142,6 +142,15 @@ pub fn unlinkat(dir: i32, path: &CStr, flags: i32) -> Result<()> {
     call!(libc::SYS_unlinkat, dir, path.as_ptr(), flags).map(|_| ())
 }
 
+/// Sets permissions of what is open, also by `O_PATH`; ENOSYS before Linux 6.6.
+pub fn chmod_open(fd: i32, mode: u32) -> Result<()> {
+    call!(libc::SYS_fchmodat2, fd, c"".as_ptr(), mode, libc::AT_EMPTY_PATH).map(|_| ())
+}
+
+pub fn fchmod(fd: i32, mode: u32) -> Result<()> {
+    call!(libc::SYS_fchmod, fd, mode).map(|_| ())
+}
+
 pub fn symlinkat(target: &CStr, dir: i32, path: &CStr) -> Result<()> {
     call!(libc::SYS_symlinkat, target.as_ptr(), dir, path.as_ptr()).map(|_| ())
 }

@@ -255,6 +255,21 @@ fn point(
     }
 }
 
+/// For the fuzzer: whether strings are taken. Every pointer then leads into them, to a text that ends there.
+#[cfg(feature = "fuzzing")]
+pub fn is_taken(strings: &[u8], counts: Counts) -> bool {
+    let mut pointers = [std::ptr::null(); MOST_STRINGS];
+    if point(strings, counts, &mut pointers).is_err() {
+        return false;
+    }
+    let begin = strings.as_ptr().addr();
+    for pointer in pointers.iter().filter(|p| !p.is_null()) {
+        let rest = pointer.addr().checked_sub(begin).and_then(|at| strings.get(at..));
+        assert!(rest.is_some_and(|rest| rest.contains(&0)), "a pointer leads out");
+    }
+    true
+}
+
 /// The new process, in the memory of its parent.
 extern "C" fn start(place: *mut libc::c_void) -> libc::c_int {
     let place = place.cast::<Place>();

@@ -201,6 +201,7 @@ fn what_begins_during_an_upload_sees_nothing_hidden() {
         let enough = std::sync::atomic::AtomicBool::new(false);
         let at = "/v1/codebases/app/files";
         std::thread::scope(|all| {
+            let _end = Enough(&enough);
             all.spawn(|| {
                 let mut n = 0;
                 while !enough.load(std::sync::atomic::Ordering::Relaxed) {
@@ -245,4 +246,13 @@ fn what_begins_during_an_upload_sees_nothing_hidden() {
             .ok();
         daemon.shell("control", "grep -rl HIDDEN /workspace").ok().says("deep/.env");
     });
+}
+
+/// Set in the end, also when that is a panic: who waits for it would wait for ever.
+struct Enough<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Enough<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 use axum::Json;
 use axum::body::Body as Stream;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request};
+use axum::extract::{Query, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::StreamExt as _;
@@ -16,7 +16,7 @@ use ringfence_supervisor::{Command, Reply};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
-use super::{Ask, Body, Handled, query};
+use super::{Ask, Body, Handled, Path, query};
 use crate::problem::Problem;
 
 /// Parts of an upload that are on their way.
@@ -39,6 +39,11 @@ pub(crate) struct At {
 }
 
 type Where = Result<Query<At>, QueryRejection>;
+
+/// The file or directory that the request is about, which has no default.
+fn named(path: String) -> Handled<String> {
+    if path.is_empty() { Err(Problem::invalid("path: it is missing or empty")) } else { Ok(path) }
+}
 
 async fn run(ask: &Ask, wish: Wish) -> Handled<Answer> {
     match ask.run(Command::Codebases(wish)).await? {
@@ -185,7 +190,8 @@ pub(crate) async fn import(
 
 pub(crate) async fn read(ask: Ask, Path(name): Path<String>, at: Where) -> Handled<Response> {
     let At { path, offset, length, .. } = query(at)?;
-    bytes(&ask, Wish::Read { name, path, offset, length }, "application/octet-stream").await
+    bytes(&ask, Wish::Read { name, path: named(path)?, offset, length }, "application/octet-stream")
+        .await
 }
 
 pub(crate) async fn write(
@@ -195,22 +201,18 @@ pub(crate) async fn write(
     request: Request,
 ) -> Handled<Json<FileInfo>> {
     let At { path, mode, .. } = query(at)?;
-    let mode = match mode.as_deref().map(|text| u32::from_str_radix(text, 8)) {
-        None => None,
-        Some(Ok(mode)) if mode <= 0o777 => Some(mode),
-        Some(_) => return Err(Problem::invalid("mode: not such as 644")),
-    };
-    file(&ask, Wish::Write { name, path, mode, content: received(request) }).await
+    let mode = mode.as_deref().map(super::trees::mode).transpose()?;
+    file(&ask, Wish::Write { name, path: named(path)?, mode, content: received(request) }).await
 }
 
 pub(crate) async fn remove(ask: Ask, Path(name): Path<String>, at: Where) -> Handled<StatusCode> {
     let At { path, recursive, .. } = query(at)?;
-    done(&ask, Wish::Remove { name, path, recursive }).await
+    done(&ask, Wish::Remove { name, path: named(path)?, recursive }).await
 }
 
 pub(crate) async fn stat(ask: Ask, Path(name): Path<String>, at: Where) -> Handled<Json<FileInfo>> {
     let At { path, .. } = query(at)?;
-    file(&ask, Wish::Stat { name, path }).await
+    file(&ask, Wish::Stat { name, path: named(path)? }).await
 }
 
 pub(crate) async fn list_files(
@@ -231,10 +233,10 @@ pub(crate) async fn make_directory(
     at: Where,
 ) -> Handled<StatusCode> {
     let At { path, .. } = query(at)?;
-    done(&ask, Wish::MakeDirectory { name, path }).await
+    done(&ask, Wish::MakeDirectory { name, path: named(path)? }).await
 }
 
 pub(crate) async fn rename(ask: Ask, Path(name): Path<String>, at: Where) -> Handled<StatusCode> {
     let At { path, to, .. } = query(at)?;
-    done(&ask, Wish::Move { name, from: path, to }).await
+    done(&ask, Wish::Move { name, from: named(path)?, to: named(to)? }).await
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body as Content, Bytes};
+use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query};
 use axum::http::{StatusCode, header};
 use axum::response::Response;
 use base64::Engine as _;
@@ -16,7 +16,7 @@ use ringfence_api::{ExecRequest, ExecResult, Execs, Follow, Kill, Output, Text};
 use ringfence_supervisor::{Chunk, Command, Exec, Reply, Stream};
 use serde::Serialize;
 
-use super::{Ask, Body, Handled, query, unexpected};
+use super::{Ask, Body, Handled, Path, query, unexpected};
 use crate::problem::Problem;
 
 pub(super) fn input(text: Option<String>, base64: bool) -> Handled<Option<Vec<u8>>> {
@@ -122,7 +122,7 @@ pub(crate) async fn kill(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn event(name: &str, data: &impl Serialize) -> Bytes {
+pub(super) fn event(name: &str, data: &impl Serialize) -> Bytes {
     // What was just described can be written.
     let data = serde_json::to_string(data).unwrap_or_default();
     Bytes::from(format!("event: {name}\ndata: {data}\n\n"))

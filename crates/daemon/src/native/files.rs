@@ -2,14 +2,15 @@
 
 use axum::Json;
 use axum::body::Bytes;
+use axum::extract::Query;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{Path, Query};
 use axum::http::{StatusCode, header};
 use ringfence_api::{FileInfo, Listing};
+use ringfence_supervisor::trees::Ask as Wish;
 use ringfence_supervisor::{Command, Reply};
 use serde::Deserialize;
 
-use super::{Ask, Handled, body, query, unexpected};
+use super::{Ask, Handled, Path, body, query, unexpected};
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct At {
@@ -17,6 +18,8 @@ pub(crate) struct At {
     #[serde(default)]
     offset: u64,
     length: Option<u64>,
+    #[serde(default)]
+    durable: bool,
 }
 
 type Where = Result<Query<At>, QueryRejection>;
@@ -26,7 +29,7 @@ pub(crate) async fn read(
     Path(sandbox): Path<String>,
     at: Where,
 ) -> Handled<([(header::HeaderName, &'static str); 1], Vec<u8>)> {
-    let At { path, offset, length } = query(at)?;
+    let At { path, offset, length, .. } = query(at)?;
     match ask.run(Command::ReadFile { sandbox, path, offset, length }).await? {
         Reply::Bytes(bytes) => Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes)),
         other => Err(unexpected(&other)),
@@ -39,9 +42,9 @@ pub(crate) async fn write(
     at: Where,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Handled<StatusCode> {
-    let At { path, .. } = query(at)?;
+    let At { path, durable, .. } = query(at)?;
     let bytes = bytes.map_err(|e| body(&e))?.to_vec();
-    ask.run(Command::WriteFile { sandbox, path, bytes }).await?;
+    ask.run(Command::InFiles(Wish::Write { sandbox, path, bytes, durable })).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

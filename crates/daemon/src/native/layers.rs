@@ -1,8 +1,8 @@
 //! Layers of sandboxes: from the wire to a command and back.
 
 use axum::Json;
+use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use ringfence_api::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
@@ -11,7 +11,7 @@ use ringfence_supervisor::{Command, Reply};
 use serde::Deserialize;
 
 use super::codebases::sent;
-use super::{Ask, Body, Handled, query};
+use super::{Ask, Body, Handled, Path, query};
 use crate::problem::Problem;
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,27 +4,29 @@ mod batch;
 mod codebases;
 mod events;
 mod exec;
+mod extract;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod layers;
 mod sandboxes;
 mod sessions;
 mod stats;
 mod terminal;
 mod trees;
+mod watch;
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use ringfence_api::Health;
 use ringfence_supervisor::{Caller, Command, Reply};
-use serde::de::DeserializeOwned;
 
+pub(crate) use self::extract::{Body, Path, body, query};
 use crate::App;
 use crate::problem::Problem;
 
@@ -66,6 +68,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/files/move", post(trees::rename))
         .route("/v1/sandboxes/{id}/files/search", get(trees::search))
         .route("/v1/sandboxes/{id}/files/archive", get(trees::pack).put(trees::unpack))
+        .route("/v1/sandboxes/{id}/files/watch", get(watch::watch))
+        .route("/v1/sandboxes/{id}/files/chmod", post(trees::chmod))
         .route("/v1/sandboxes/{id}/files/directory", post(files::make_directory))
         .route("/v1/sandboxes/{id}/layer", get(layers::info))
         .route("/v1/sandboxes/{id}/layer/diff", get(layers::diff))
@@ -151,46 +155,15 @@ impl FromRequestParts<Arc<App>> for Ask {
 fn key(headers: &HeaderMap) -> Handled<Option<String>> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     match value.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= MOST_KEY => Ok(Some(key.to_owned())),
+        Ok(key)
+            if (1..=MOST_KEY).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
+            Ok(Some(key.to_owned()))
+        }
         _ => {
             Err(Problem::invalid(format!("Idempotency-Key: not 1 to {MOST_KEY} plain characters")))
         }
     }
-}
-
-/// A JSON body, of a request that says that it is one: a web page cannot send that without asking.
-pub(crate) struct Body<T>(pub T);
-
-impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
-        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        let kind = kind.and_then(|v| v.split(';').next()).unwrap_or_default().trim();
-        if !kind.eq_ignore_ascii_case("application/json") {
-            return Err(Problem::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "invalid",
-                "the body is not said to be JSON",
-            )
-            .with("send Content-Type: application/json"));
-        }
-        let bytes = Bytes::from_request(request, app).await.map_err(|e| body(&e))?;
-        serde_json::from_slice(&bytes).map(Self).map_err(|e| Problem::invalid(format!("body: {e}")))
-    }
-}
-
-pub(crate) fn body(e: &BytesRejection) -> Problem {
-    if e.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let message = format!("the body is larger than the {} MiB that are taken", MOST_BODY >> 20);
-        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message);
-    }
-    Problem::invalid("the body cannot be read")
-}
-
-/// What stands behind the question mark.
-pub(crate) fn query<T>(parsed: Result<Query<T>, QueryRejection>) -> Handled<T> {
-    parsed.map(|Query(query)| query).map_err(|e| Problem::invalid(e.body_text()))
 }
 
 /// Not what was asked for: a mistake of ours.

@@ -1,12 +1,11 @@
 //! Sandboxes: from the wire to a command and back.
 
 use axum::Json;
-use axum::extract::Path;
 use axum::http::StatusCode;
 use ringfence_api::{CreateSandbox, Extend, Sandbox, Sandboxes};
 use ringfence_supervisor::{Command, Reply};
 
-use super::{Ask, Body, Handled, unexpected};
+use super::{Ask, Body, Handled, Path, unexpected};
 
 fn one(reply: Reply) -> Handled<Json<Sandbox>> {
     match reply {

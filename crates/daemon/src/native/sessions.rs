@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::Response;
 use ringfence_api::{CreateSession, ExecResult, Follow, Session, SessionExec, Sessions};
@@ -11,7 +10,7 @@ use ringfence_supervisor::session::Ask as About;
 use ringfence_supervisor::{Command, Exec, Reply};
 
 use super::exec::{events, exec_of, input, result};
-use super::{Ask, Body, Handled, unexpected};
+use super::{Ask, Body, Handled, Path, unexpected};
 
 type Names = Path<(String, String)>;
 

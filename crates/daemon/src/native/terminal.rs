@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
@@ -14,7 +14,7 @@ use ringfence_api::{Attach, FromTerminal, ToTerminal};
 use ringfence_supervisor::{Command, Exec};
 
 use super::exec::exec_of;
-use super::{Ask, Handled, query};
+use super::{Ask, Handled, Path, query};
 use crate::problem::Problem;
 
 /// The largest message that is taken.

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request};
+use axum::extract::{Query, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use ringfence_api::{FoundFiles, MoveFile, Search, Unpacked};
@@ -11,7 +11,8 @@ use ringfence_supervisor::{Command, Reply};
 use serde::Deserialize;
 
 use super::codebases::{received, sent};
-use super::{Ask, Body, Handled, query, unexpected};
+use super::{Ask, Body, Handled, Path, query, unexpected};
+use crate::problem::Problem;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +29,39 @@ pub(crate) async fn rename(
     Body(MoveFile { from, to }): Body<MoveFile>,
 ) -> Handled<StatusCode> {
     ask.run(Command::InFiles(About::Move { sandbox, from, to })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// As `644` says it.
+pub(super) fn mode(text: &str) -> Handled<u32> {
+    let digits = (1..=3).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if digits => Ok(mode),
+        _ => Err(Problem::invalid("mode: not such as 644")),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Permissions {
+    path: String,
+    mode: String,
+}
+
+impl Permissions {
+    pub(crate) fn mode(&self) -> Handled<u32> {
+        mode(&self.mode)
+    }
+}
+
+pub(crate) async fn chmod(
+    ask: Ask,
+    Path(sandbox): Path<String>,
+    what: Result<Query<Permissions>, QueryRejection>,
+) -> Handled<StatusCode> {
+    let what = query(what)?;
+    let (mode, path) = (what.mode()?, what.path);
+    ask.run(Command::InFiles(About::Chmod { sandbox, path, mode })).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -61,6 +61,16 @@ impl Broker<'_> {
         raw::unlinkat(place.parent.0, place.name.c(), flags)
     }
 
+    /// What a link leads to keeps its permissions: there is nothing to set of a link itself.
+    pub(crate) fn chmod_own(&mut self, path: &CStr, mode: u32) -> Res<()> {
+        let place = self.own_place(path, false)?;
+        if place.status.is_none() {
+            return Err(Errno(libc::ENOENT));
+        }
+        self.own_may_change(&place)?;
+        crate::resident::chmod(place.parent.0, place.name.c(), mode)
+    }
+
     pub(crate) fn rename_own(&mut self, from: &CStr, to: &CStr, flags: u32) -> Res<()> {
         let (source, target) = (self.own_place(from, false)?, self.own_place(to, false)?);
         self.rename_places(&source, &target, flags).map(drop)
