@@ -10,6 +10,7 @@ mod codebases;
 mod exec;
 mod faults;
 mod files;
+mod layer_faults;
 mod layers;
 mod life;
 mod names;

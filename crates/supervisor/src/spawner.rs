@@ -21,6 +21,7 @@ use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
+use ringfence_sys::{ns, raw, shed};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ use crate::tended::{self, Tended};
 
 /// The largest order or word. A socket takes 208 KiB by default.
 pub(crate) const MOST: usize = 192 << 10;
+
+/// Descriptors that the table has room for from the start.
+const ROOM: u64 = 16_384;
 
 /// From the daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,6 +49,9 @@ pub(crate) enum Order {
     },
     /// Its init did not end by itself.
     Kill { number: u64 },
+    /// Make a spawner like this one, for one sandbox. It takes its orders at the descriptor that comes with
+    /// this.
+    Divide { number: u64 },
 }
 
 /// To the daemon.
@@ -65,6 +72,11 @@ pub(crate) enum Word {
         reason: String,
         held: Vec<String>,
     },
+    /// There is another spawner, a child of the daemon's; without a pid there is none.
+    Divided {
+        number: u64,
+        pid: Option<i32>,
+    },
 }
 
 /// What is to be known of a sandbox that was made.
@@ -80,6 +92,11 @@ pub(crate) struct Made {
 /// Serves until the daemon is gone. `open_files` is the soft limit of commands. Answers the exit code.
 pub fn serve(orders: &OwnedFd, open_files: u64) -> u8 {
     more_files();
+    shed::remember();
+    obey(orders, open_files)
+}
+
+fn obey(orders: &OwnedFd, open_files: u64) -> u8 {
     // The daemon's terminal, if it has one, is not ours: who interrupts it ends us by its end.
     let _ = rustix::process::setsid();
     if let Err(e) = std::env::set_current_dir("/") {
@@ -105,6 +122,12 @@ pub fn more_files() -> u64 {
     let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
     // With the old limit there are fewer sandboxes.
     let _ = setrlimit(Resource::Nofile, raised);
+    // Made large now: as soon as several threads use the table, or a process that is being made, the kernel
+    // waits for all processors each time it has to grow, some 5 to 15 ms.
+    let last = limit.maximum.unwrap_or(u64::MAX).min(ROOM) - 1;
+    if let Ok(high) = raw::dup_from(0, last as i32) {
+        raw::close(high);
+    }
     limit.current.unwrap_or(u64::MAX)
 }
 
@@ -137,7 +160,7 @@ impl Spawner {
             if !ordered {
                 continue;
             }
-            let (length, _) = channel::receive(orders, &mut buffer)?;
+            let (length, fds) = channel::receive(orders, &mut buffer)?;
             if length == 0 {
                 return Ok(());
             }
@@ -148,6 +171,7 @@ impl Spawner {
                         kept.running.jailed.kill();
                     }
                 }
+                Order::Divide { number } => self.divide(orders, number, fds)?,
                 Order::Make { number, made_of, hidden, tended } => {
                     let alone = tended.as_ref().is_some_and(|t| t.alone);
                     match make(&made_of, &hidden, tended.as_deref(), self.open_files) {
@@ -167,6 +191,26 @@ impl Spawner {
                 }
             }
         }
+    }
+
+    /// Another spawner is a copy of this one: nothing has to be loaded and set up again.
+    fn divide(
+        &mut self,
+        orders: BorrowedFd<'_>,
+        number: u64,
+        fds: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let divided = fds.first().and_then(|own| ns::divide(own.as_fd()).ok());
+        let pid = match divided {
+            Some(ns::Divided::Copy(own)) => {
+                // The original's: here they are closed, and nothing of them is to be ended.
+                std::mem::forget((fds, std::mem::take(&mut self.running)));
+                std::process::exit(obey(&own, self.open_files).into());
+            }
+            Some(ns::Divided::Original(pid)) => Some(pid),
+            None => None,
+        };
+        say(orders, &Word::Divided { number, pid }, None)
     }
 
     /// Whether there is an order, and which sandboxes have ended.

@@ -40,6 +40,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Times a sandbox is made again whose codebase was changed meanwhile.
 const TRIES: usize = 5;
+/// Those of them during which it may go on to be changed.
+const FREE_TRIES: usize = 2;
 /// How often lives and idle times are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -182,6 +184,13 @@ impl Supervisor {
         let host = new_host(&settings, None, &ends)?;
         let own = settings.store.with_file_name("layers");
         let own = Own::new(own, settings.layers.clone())?;
+        // Before anything is made of them.
+        let mender = own.clone();
+        files::blocking(move || {
+            mender.mend();
+            Ok(())
+        })
+        .await?;
         let supervisor = Arc::new(Self {
             shelf: Shelf::new(settings.layers.clone()),
             own,
@@ -538,7 +547,9 @@ impl Supervisor {
                 .made(sandbox, Some(&Tended::of(sandbox, None, &self.settings.layers)))
                 .await;
         };
-        for _ in 0..TRIES {
+        for n in 0..TRIES {
+            // Who changes it all the time waits for a moment, rather than that no sandbox is ever made.
+            let _quiet = if n < FREE_TRIES { None } else { self.shelf.quiet(PATIENCE).await };
             let before = self.shelf.find(codebase, Some(layer)).await?;
             let made = self
                 .made(sandbox, Some(&Tended::of(sandbox, Some(&before), &self.settings.layers)))
@@ -564,7 +575,7 @@ impl Supervisor {
     ) -> Result<Live, Error> {
         let number = host::number();
         let own = match tended {
-            Some(_) => Some(new_host(&self.settings, Some(number), &self.ends)?),
+            Some(_) => Some(self.host_alone(number).await?),
             None => None,
         };
         let host = match &own {
@@ -583,6 +594,14 @@ impl Supervisor {
                 lock(&self.numbers).remove(&number);
                 Err(e)
             }
+        }
+    }
+
+    /// A spawner for one sandbox.
+    async fn host_alone(&self, number: u64) -> Result<Arc<Host>, Error> {
+        match self.host().await?.divide(number, self.ends.clone()).await {
+            Some(own) => Ok(own),
+            None => new_host(&self.settings, Some(number), &self.ends),
         }
     }
 
