@@ -219,10 +219,10 @@ impl Worker {
 }
 
 /// Work, samples, the end; the report.
-pub fn run(binary: &Path, seconds: u64, sandboxes: usize) -> Value {
+pub fn run(binary: &Path, seconds: usize, sandboxes: usize) -> Value {
     let mut daemon = Daemon::start(binary);
     let begin = Instant::now();
-    let limit = Duration::from_secs(seconds);
+    let limit = Duration::from_secs(seconds as u64);
     let round = ROUND.min(limit / 3);
     let (rest, over) = (Barrier::new(WORKERS + 1), AtomicBool::new(false));
     let (live, mut samples) = (AtomicUsize::new(0), Vec::new());

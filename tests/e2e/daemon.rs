@@ -14,6 +14,7 @@ mod layer_faults;
 mod layers;
 mod life;
 mod names;
+mod reuse;
 mod sdk;
 mod sessions;
 mod terminal;

@@ -274,7 +274,7 @@ pub(crate) fn run(birth: &Birth<'_>) -> ! {
             // SAFETY: this never returns and allocates nothing; what is used from here on lies on this
             // stack, in the starter's own mapping and in the shared page, and `needed` was the last that
             // refers to the plan.
-            unsafe { ringfence_sys::shed::shed() };
+            unsafe { ringfence_sys::shed::shed(std::ptr::from_ref(birth) as usize) };
         }
         Resident { starter, commands, names }.stay(birth.page, needed)
     });

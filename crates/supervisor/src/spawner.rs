@@ -16,13 +16,14 @@ use ringfence_policy::{
     resolve_layers,
 };
 use ringfence_proxy::Config;
+use ringfence_sandbox::Early;
 use ringfence_sandbox::lower::{Command, Resident};
 use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
 use ringfence_sys::{ns, raw, shed};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 
@@ -103,9 +104,17 @@ fn obey(orders: &OwnedFd, open_files: u64) -> u8 {
         complain(&format!("the spawner cannot enter /: {e}"));
         return 125;
     }
-    let mut spawner = Spawner { running: BTreeMap::new(), open_files, alone: false };
-    let served = spawner.run(orders.as_fd());
-    spawner.end_all();
+    let served = Ends::new(orders.as_fd()).map(|ends| Spawner {
+        running: BTreeMap::new(),
+        ends,
+        open_files,
+        alone: false,
+    });
+    let served = served.and_then(|mut spawner| {
+        let served = spawner.run(orders.as_fd());
+        spawner.end_all();
+        served
+    });
     match served {
         Ok(()) => 0,
         Err(e) => {
@@ -137,8 +146,44 @@ struct Kept {
     filter: Option<ringfence_proxy::Filter>,
 }
 
+/// Waits for orders and for ends of sandboxes, at a price that does not grow with their number.
+struct Ends(OwnedFd);
+
+/// Stands for orders among numbers of sandboxes, which begin at 1.
+const ORDERS: u64 = 0;
+
+impl Ends {
+    fn new(orders: BorrowedFd<'_>) -> io::Result<Self> {
+        let ends = Self(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        ends.add(ORDERS, orders)?;
+        Ok(ends)
+    }
+
+    fn add(&self, number: u64, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(number);
+        Ok(epoll::add(&self.0, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    /// Before it is closed: what is being made may have a copy of it for a moment.
+    fn remove(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.0, fd);
+    }
+
+    /// Whether there is an order, and which sandboxes have ended.
+    fn wait(&self) -> io::Result<(bool, Vec<u64>)> {
+        let mut events = Vec::with_capacity(64);
+        rustix::io::retry_on_intr(|| {
+            epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut events), None)
+        })?;
+        let numbers = events.iter().map(|event| event.data.u64());
+        let ended = numbers.clone().filter(|number| *number != ORDERS).collect();
+        Ok((numbers.into_iter().any(|number| number == ORDERS), ended))
+    }
+}
+
 struct Spawner {
     running: BTreeMap<u64, Kept>,
+    ends: Ends,
     open_files: u64,
     /// It is there for one sandbox, and ends with it.
     alone: bool,
@@ -148,9 +193,10 @@ impl Spawner {
     fn run(&mut self, orders: BorrowedFd<'_>) -> io::Result<()> {
         let mut buffer = vec![0u8; MOST];
         loop {
-            let (ordered, ended) = self.wait(orders)?;
+            let (ordered, ended) = self.ends.wait()?;
             for number in ended {
                 if let Some(kept) = self.running.remove(&number) {
+                    self.ends.remove(kept.running.jailed.pidfd());
                     say(orders, &ended_word(number, kept), None)?;
                     if self.alone {
                         return Ok(());
@@ -176,6 +222,7 @@ impl Spawner {
                     let alone = tended.as_ref().is_some_and(|t| t.alone);
                     match make(&made_of, &hidden, tended.as_deref(), self.open_files) {
                         Ok((kept, made, channel)) => {
+                            self.ends.add(number, kept.running.jailed.pidfd())?;
                             self.running.insert(number, kept);
                             say(orders, &Word::Made { number, made }, Some(&channel))?;
                         }
@@ -211,19 +258,6 @@ impl Spawner {
             None => None,
         };
         say(orders, &Word::Divided { number, pid }, None)
-    }
-
-    /// Whether there is an order, and which sandboxes have ended.
-    fn wait(&self, orders: BorrowedFd<'_>) -> io::Result<(bool, Vec<u64>)> {
-        let mut fds = Vec::with_capacity(self.running.len() + 1);
-        fds.push(PollFd::from_borrowed_fd(orders, PollFlags::IN));
-        let pidfds = self.running.values().map(|kept| kept.running.jailed.pidfd());
-        fds.extend(pidfds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
-        let ordered = fds.first().is_some_and(|fd| !fd.revents().is_empty());
-        let ended = self.running.keys().zip(fds.iter().skip(1));
-        let ended = ended.filter(|(_, fd)| !fd.revents().is_empty()).map(|(n, _)| *n).collect();
-        Ok((ordered, ended))
     }
 
     /// All at once, then the bookkeeping of each.
@@ -311,6 +345,8 @@ fn make(
     tended: Option<&Tended>,
     open_files: u64,
 ) -> Result<(Kept, Made, OwnedFd), Error> {
+    // Namespaces are made while the rest is planned, where a processor is free for that.
+    let early = Early::start();
     let mut policy = policy_of(made_of)?;
     for directory in hidden {
         hide(&mut policy, directory)?;
@@ -341,7 +377,7 @@ fn make(
         agent_events: None,
     };
     let filter = plan.filter.clone();
-    let mut running = run::start(plan, &policy, &command, None).map_err(|f| refused(f.error))?;
+    let mut running = run::start(plan, &policy, &command, early).map_err(|f| refused(f.error))?;
     let filter = filter_of(filter, &mut running, &policy)?;
     made.degraded = running.status.degraded.iter().map(words).collect();
     if running.has_view() {

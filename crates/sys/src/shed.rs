@@ -31,12 +31,13 @@ pub fn remember() {
     TOP.store(field(28).unwrap_or(0), Ordering::Relaxed);
 }
 
-/// Gives the heap back, and the stack below the caller. Nothing is unmapped: the memory reads as zeros.
+/// Gives the heap back, and the stack below the caller, or where it runs on a stack of its own below `given`,
+/// the address of what it was given. Nothing is unmapped: the memory reads as zeros.
 ///
 /// # Safety
 /// The caller is the only thread, never returns, and from now on neither it nor what it calls looks at
 /// anything in the heap or allocates.
-pub unsafe fn shed() {
+pub unsafe fn shed(given: usize) {
     let page = raw::page_size();
     let mark = MARK.with(|mark| std::ptr::from_ref(mark) as usize);
     let (heap, end) = (HEAP.load(Ordering::Relaxed), raw::heap_end());
@@ -50,10 +51,11 @@ pub unsafe fn shed() {
         unsafe { give_back(begin, end, page) };
     }
     let here = std::ptr::from_ref(&page) as usize;
-    let top = TOP.load(Ordering::Relaxed);
-    // On another stack, what lies below belongs to somebody.
-    if here < top && top - here < REACH {
-        let below = here - STACK;
+    // Who runs on another stack looks at nothing of the first below what it was given there.
+    let begin = TOP.load(Ordering::Relaxed);
+    let is_on_first = |address: usize| address < begin && begin - address < REACH;
+    let below = if is_on_first(here) { here - STACK } else { given };
+    if is_on_first(below) {
         // SAFETY: below everything that is in use, since the stack grows down; so much is its own.
         unsafe { give_back(below - REACH, below, page) };
     }

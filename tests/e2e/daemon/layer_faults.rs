@@ -112,7 +112,7 @@ fn is_as_told(run: &Run<'_, '_>, place: &Place, step: &str) {
     let forks = daemon.ringfence(&["layers", "--json"]).ok().out.contains(&fork);
     assert!(forks || !told.fork, "{step}: the fork is lost");
     if forks {
-        daemon.ringfence(&["discard", &fork, "--yes"]).ok();
+        daemon.ringfence(&["discard", &fork]).ok();
     }
     if is_there {
         daemon.ringfence(&["remove", name]).ok();
