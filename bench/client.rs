@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// For one answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A daemon with a state of its own; both end with this.
 pub struct Daemon {
@@ -129,7 +129,11 @@ impl Client {
         let mut piece = [0u8; 64 << 10];
         let mut whole = None;
         loop {
-            let n = self.stream.read(&mut piece).unwrap();
+            let n = match self.stream.read(&mut piece) {
+                // Stopped for a while.
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                read => read.unwrap(),
+            };
             assert!(n > 0, "the daemon hung up on {method} {path}");
             self.answer.extend(&piece[..n]);
             if whole.is_none()

@@ -277,7 +277,9 @@ pub fn kernel() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
     let of = |name: &str| {
         text.lines()
-            .find_map(|l| l.strip_prefix(name)?.split_ascii_whitespace().nth(1)?.parse::<u64>().ok())
+            .find_map(|l| {
+                l.strip_prefix(name)?.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
+            })
             .unwrap_or(0)
     };
     ["Slab", "KernelStack", "PageTables", "Percpu", "VmallocUsed"].iter().map(|n| of(n)).sum()

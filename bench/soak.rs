@@ -25,8 +25,20 @@ const ROUND: Duration = Duration::from_secs(30);
 /// The kernel takes namespaces away after their last process is gone.
 const SETTLE: Duration = Duration::from_secs(3);
 const KINDS: [&str; 14] = [
-    "create", "exec", "write", "read", "list", "session", "background", "freeze", "stop", "start",
-    "disconnect", "layer", "destroy", "upload",
+    "create",
+    "exec",
+    "write",
+    "read",
+    "list",
+    "session",
+    "background",
+    "freeze",
+    "stop",
+    "start",
+    "disconnect",
+    "layer",
+    "destroy",
+    "upload",
 ];
 
 /// What there is of everything.
@@ -89,7 +101,8 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, most: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % most
     }
 }
@@ -185,7 +198,12 @@ impl Worker {
             "layer" if layered => self.layer(&id),
             "upload" => {
                 let body = [0u8; 1024];
-                self.client.ask_as("PUT", &path("/files/archive?path=."), "application/x-tar", &body);
+                self.client.ask_as(
+                    "PUT",
+                    &path("/files/archive?path=."),
+                    "application/x-tar",
+                    &body,
+                );
             }
             "destroy" => self.destroy(at),
             _ => {}

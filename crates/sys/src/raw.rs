@@ -344,7 +344,7 @@ pub fn page_size() -> usize {
 
 /// Where the heap of `brk` ends.
 pub fn heap_end() -> usize {
-    call!(libc::SYS_brk, 0usize).map_or(0, |end| end as usize)
+    call!(libc::SYS_brk, 0usize).unwrap_or(0)
 }
 
 /// Lets go of what is in these pages.

@@ -23,7 +23,7 @@ const STEPS: [&str; 11] = [
     "apply.done",
 ];
 /// Points in an apply of three changes (`crates/layers/src/crash.rs`) at which it is killed too.
-const POINTS: usize = 23;
+const POINTS: usize = 14;
 /// What the sandbox changes, beside the file that stays.
 const CHANGED: [(&str, &str); 3] = [("one", "1"), ("two", "2"), ("three", "3")];
 
@@ -48,7 +48,8 @@ impl Run<'_, '_> {
     fn ask(&self, method: &str, path: &str, body: &str) -> bool {
         let at = format!("/v1/sandboxes/{}/{path}", self.name);
         let kind = "Content-Type: application/json";
-        let Answer { status, body } = self.daemon.curl(&["-X", method, "-H", kind, "-d", body], &at);
+        let Answer { status, body } =
+            self.daemon.curl(&["-X", method, "-H", kind, "-d", body], &at);
         assert!(matches!(status, 0 | 200..=299), "{method} {at}: {status} {body}");
         status != 0
     }
