@@ -144,10 +144,12 @@ impl Worker {
 
     fn create(&mut self) {
         let layered = self.random.below(5) == 0;
-        let of = match layered {
-            true => json!({ "workspace": self.work, "layer": true }),
-            false if self.random.below(2) == 0 => json!({}),
-            false => json!({ "workspace": self.work }),
+        let of = if layered {
+            json!({ "workspace": self.work, "layer": true })
+        } else if self.random.below(2) == 0 {
+            json!({})
+        } else {
+            json!({ "workspace": self.work })
         };
         if let Some(made) = self.ask("POST", "/v1/sandboxes", &of) {
             self.own.push((made["id"].as_str().unwrap().to_owned(), layered));

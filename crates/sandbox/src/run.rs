@@ -213,9 +213,7 @@ pub fn start(
     // Last, since it may wait.
     let quota = match &layer {
         Some(layer)
-            if layer.quota().is_some()
-                || command.resident.is_some()
-                || !ends_soon(&jailed) =>
+            if layer.quota().is_some() || command.resident.is_some() || !ends_soon(&jailed) =>
         {
             Some(watch_layer(layer, &jailed)?)
         }

@@ -247,9 +247,10 @@ impl Shelf {
                 shelf.read(name, path, offset, length).await
             }
             ask => {
-                let change = match ask.changes() {
-                    true => Some(self.changes.clone().read_owned().await),
-                    false => None,
+                let change = if ask.changes() {
+                    Some(self.changes.clone().read_owned().await)
+                } else {
+                    None
                 };
                 blocking(move || {
                     let _change = change;

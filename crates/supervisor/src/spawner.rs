@@ -241,12 +241,7 @@ impl Spawner {
     }
 
     /// Another spawner is a copy of this one: nothing has to be loaded and set up again.
-    fn divide(
-        &mut self,
-        orders: BorrowedFd<'_>,
-        number: u64,
-        fds: Vec<OwnedFd>,
-    ) -> io::Result<()> {
+    fn divide(&mut self, orders: BorrowedFd<'_>, number: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
         let divided = fds.first().and_then(|own| ns::divide(own.as_fd()).ok());
         let pid = match divided {
             Some(ns::Divided::Copy(own)) => {

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::codebases::Found;
 use crate::error::{Error, Kind};
 use crate::files::blocking;
-use crate::{layers, lock};
 use crate::sandbox::Sandbox;
+use crate::{layers, lock};
 
 /// With an order to make a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
