@@ -89,7 +89,11 @@ pub struct Client {
     stream: UnixStream,
     request: Vec<u8>,
     answer: Vec<u8>,
+    piece: Vec<u8>,
 }
+
+/// Read at once.
+const PIECE: usize = 64 << 10;
 
 /// Status and body.
 pub type Answer<'a> = (u16, &'a [u8]);
@@ -97,7 +101,8 @@ pub type Answer<'a> = (u16, &'a [u8]);
 impl Client {
     fn new(socket: PathBuf) -> Self {
         let stream = connect(&socket);
-        Self { socket, stream, request: Vec::new(), answer: Vec::new() }
+        let piece = vec![0; PIECE];
+        Self { socket, stream, request: Vec::new(), answer: Vec::new(), piece }
     }
 
     /// Lets go of the connection in the middle of a request.
@@ -126,16 +131,15 @@ impl Client {
     pub fn ask_as(&mut self, method: &str, path: &str, kind: &str, body: &[u8]) -> Answer<'_> {
         self.write(method, path, kind, body);
         self.answer.clear();
-        let mut piece = [0u8; 64 << 10];
         let mut whole = None;
         loop {
-            let n = match self.stream.read(&mut piece) {
+            let n = match self.stream.read(&mut self.piece) {
                 // Stopped for a while.
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 read => read.unwrap(),
             };
             assert!(n > 0, "the daemon hung up on {method} {path}");
-            self.answer.extend(&piece[..n]);
+            self.answer.extend(&self.piece[..n]);
             if whole.is_none()
                 && let Some(end) = self.answer.windows(4).position(|w| w == b"\r\n\r\n")
             {
