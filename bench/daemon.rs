@@ -272,17 +272,21 @@ fn files(daemon: &Daemon, rounds: usize) -> Vec<Value> {
     ]
 }
 
-/// What the kernel says of itself, in KiB: its own memory that grows with processes and namespaces.
-pub fn kernel() -> u64 {
+/// Of the kernel's own memory, what grows with processes and namespaces.
+const KERNEL: [&str; 4] = ["Slab:", "KernelStack:", "PageTables:", "Percpu:"];
+
+/// What the kernel says of itself, in KiB.
+fn kernel_by_kind() -> [u64; 4] {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
     let of = |name: &str| {
-        text.lines()
-            .find_map(|l| {
-                l.strip_prefix(name)?.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
-            })
-            .unwrap_or(0)
+        let line = text.lines().find_map(|l| l.strip_prefix(name));
+        line.and_then(|l| l.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
     };
-    ["Slab", "KernelStack", "PageTables", "Percpu", "VmallocUsed"].iter().map(|n| of(n)).sum()
+    KERNEL.map(of)
+}
+
+pub fn kernel() -> u64 {
+    kernel_by_kind().iter().sum()
 }
 
 /// Resident memory in KiB.
@@ -301,17 +305,19 @@ fn density(binary: &Path, idle: usize) -> Value {
     // What is made once is no sandbox's.
     client.create(&of);
     let spawner = children(daemon.pid())[0];
-    let (before, daemon_before) = (kernel(), rss(daemon.pid()));
+    let (before, daemon_before) = (kernel_by_kind(), rss(daemon.pid()));
     let mut times = Vec::with_capacity(idle);
     for _ in 0..idle {
         times.push(timed(|| drop(client.create(&of))));
     }
     let inits = children(spawner);
-    let kernel = kernel().saturating_sub(before) as f64 / idle as f64;
+    let after = kernel_by_kind();
+    let grown = |n: usize| after[n].saturating_sub(before[n]) as f64 / idle as f64;
+    let kernel: f64 = (0..KERNEL.len()).map(grown).sum();
     let memory: u64 = inits.iter().filter_map(|pid| pss(*pid)).sum();
     let memory = memory as f64 / inits.len() as f64;
     let own = pss(spawner).unwrap_or(0) as f64 / idle as f64;
-    let after = rss(daemon.pid());
+    let resident = rss(daemon.pid());
     let ended = timed(|| {
         let all = client.json("GET", "/v1/sandboxes", &Value::Null);
         for one in all["sandboxes"].as_array().unwrap() {
@@ -321,16 +327,23 @@ fn density(binary: &Path, idle: usize) -> Value {
     let last = times.len().saturating_sub(ENDS);
     let mut first = times[..ENDS.min(times.len())].to_vec();
     let mut final_ones = times[last..].to_vec();
-    let rows = [
+    let mut rows = vec![
         row("create, the first 100", &mut first),
         row("create, the last 100", &mut final_ones),
         value("processes for each", (inits.len() - 1) as f64 / idle as f64, ""),
         value("PSS of its init", memory, "KiB"),
         value("kernel memory", kernel, "KiB"),
         value("of the spawner", own, "KiB"),
-        value("of the daemon", after.saturating_sub(daemon_before) as f64 / idle as f64, "KiB"),
-        value("daemon's resident memory", after as f64 / 1024.0, "MiB"),
+        value("of the daemon", resident.saturating_sub(daemon_before) as f64 / idle as f64, "KiB"),
+        value("daemon's resident memory", resident as f64 / 1024.0, "MiB"),
         value("destroyed", idle as f64 / ended.as_secs_f64(), "per second"),
     ];
+    for (n, kind) in KERNEL.iter().enumerate() {
+        rows.push(value(
+            &format!("kernel memory: {}", kind.trim_end_matches(':')),
+            grown(n),
+            "KiB",
+        ));
+    }
     json!({ "group": format!("{idle} idle sandboxes"), "aim": "512 KiB all in; create 2 times", "rounds": idle, "unit": "us", "rows": rows })
 }
