@@ -6,8 +6,11 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)] // a bench that cannot set up its place has nothing to say
 
+mod client;
+mod daemon;
 mod egress;
 mod files;
+mod soak;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -43,9 +46,18 @@ fn main() {
     let srt = egress::path(value("--srt"));
     let only = value("--only");
     let binary = PathBuf::from(value("--binary").expect("--binary RINGFENCE"));
+    if args.iter().any(|a| a == "--soak") {
+        let number = |name: &str, default| value(name).map_or(default, |n| n.parse().unwrap());
+        let report = soak::run(&binary, number("--seconds", 1800), number("--sandboxes", 200));
+        if let Some(file) = value("--json") {
+            std::fs::write(file, serde_json::to_string_pretty(&report).unwrap() + "\n").unwrap();
+        }
+        return;
+    }
     let rounds: usize = value("--rounds").map_or(400, |n| n.parse().unwrap());
     if args.iter().any(|a| a == "--part") {
-        println!("{}", Value::Array(measure(&binary, rounds, srt.as_deref(), only)));
+        let idle = value("--idle").map_or(2000, |n| n.parse().unwrap());
+        println!("{}", Value::Array(measure(&binary, rounds, srt.as_deref(), (only, idle))));
         return;
     }
     let mut results = vec![part(&args, None)];
@@ -172,7 +184,16 @@ fn has(program: &str) -> bool {
     ["/usr/local/bin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(program).is_file())
 }
 
-fn measure(binary: &Path, rounds: usize, srt: Option<&Path>, only: Option<&str>) -> Vec<Value> {
+fn measure(
+    binary: &Path,
+    rounds: usize,
+    srt: Option<&Path>,
+    (only, idle): (Option<&str>, usize),
+) -> Vec<Value> {
+    if let Some(part) = only.and_then(|only| only.strip_prefix("daemon")) {
+        let part = part.strip_prefix('.');
+        return daemon::groups(binary, rounds, part, idle);
+    }
     let place = Place::new(binary);
     let few = (rounds / 4).max(10);
     if only == Some("egress") {
@@ -246,6 +267,7 @@ fn measure(binary: &Path, rounds: usize, srt: Option<&Path>, only: Option<&str>)
     groups.extend(files::groups(&place, rounds));
     groups.extend(layers(&place, rounds));
     groups.extend(network(&place, rounds, srt));
+    groups.extend(daemon::groups(&place.binary, rounds, None, idle));
     groups
 }
 

@@ -463,6 +463,11 @@ pub(crate) fn end_stragglers(spec: &JailSpec) {
         ringfence_sys::subreaper::end_all();
         return;
     }
+    end_everyone();
+}
+
+/// The same, where there is a pid namespace.
+pub(crate) fn end_everyone() {
     // ESRCH: nobody else is there, the usual case.
     while raw::kill(-1, libc::SIGKILL).is_ok() {
         if raw::wait4(-1, 0).is_err() {

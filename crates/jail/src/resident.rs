@@ -24,6 +24,7 @@ use std::ffi::CStr;
 use std::sync::atomic::Ordering;
 
 use ringfence_sys::raw::{self, Errno, Usage, resolve};
+use ringfence_sys::shared::Page;
 use ringfence_sys::starter::{Counts, MOST_BYTES, Progress, Starter, Step, Watched};
 use ringfence_sys::subreaper;
 
@@ -33,6 +34,7 @@ use crate::child::{self, Fail, Res, at};
 use crate::init::{self, CHILDREN, CONTROL, HIGH, LOCK, SUPERVISOR};
 use crate::message;
 use crate::spawn::Birth;
+use crate::spec::JailSpec;
 use crate::stage::Stage;
 
 /// Commands that may be running at once in one sandbox.
@@ -269,12 +271,25 @@ impl Names<'_> {
 pub(crate) fn run(birth: &Birth<'_>) -> ! {
     let done = set_up(birth).and_then(|(starter, names)| {
         let commands = [Command::default(); MOST_COMMANDS];
-        Resident { starter, commands, names }.stay(birth)
+        let needed = needed(birth.spec, names.is_some());
+        if needed.is_none() {
+            // SAFETY: this never returns and allocates nothing; what is used from here on lies on this
+            // stack, in the starter's own mapping and in the shared page, and `needed` was the last that
+            // refers to the plan.
+            unsafe { ringfence_sys::shed::shed(std::ptr::from_ref(birth) as usize) };
+        }
+        Resident { starter, commands, names }.stay(birth.page, needed)
     });
     match done {
         Ok(()) => raw::exit(0),
         Err(fail) => init::fail_and_exit(birth.page, &fail),
     }
+}
+
+/// What is still looked at of the plan: by the broker, and when private copies are handed out.
+fn needed(spec: &JailSpec, names: bool) -> Option<&JailSpec> {
+    let copies = spec.view.as_ref().is_some_and(|view| view.copies.is_some());
+    (names || copies).then_some(spec)
 }
 
 /// All of it before the first command: nothing has been confined that could hinder it.
@@ -355,8 +370,7 @@ fn place_descriptors(birth: &Birth<'_>) -> Res {
 
 impl Resident<'_> {
     /// Until whoever asks, or the supervisor, is gone or says so.
-    fn stay(mut self, birth: &Birth<'_>) -> Res {
-        let Birth { spec, page, .. } = *birth;
+    fn stay(mut self, page: &Page, spec: Option<&JailSpec>) -> Res {
         let mut fds = [raw::pollin(-1); OTHERS + MOST_LISTENERS];
         let others = [CHILDREN, CHANNEL, SUPERVISOR, CONTROL];
         for (entry, fd) in fds.iter_mut().zip(others) {
@@ -364,7 +378,7 @@ impl Resident<'_> {
         }
         if let Some(names) = &self.names {
             fds[4].fd = names.arrivals;
-            fds[5].fd = if spec.asks >= 0 { ASKS } else { -1 };
+            fds[5].fd = if spec.is_some_and(|spec| spec.asks >= 0) { ASKS } else { -1 };
         }
         let mut polled = OTHERS;
         loop {
@@ -410,9 +424,10 @@ impl Resident<'_> {
                 ignore(CONTROL);
             }
         }
-        init::kill_all(spec, libc::SIGKILL);
-        init::end_stragglers(spec);
-        init::hand_out_copies(spec);
+        init::end_everyone();
+        if let Some(spec) = spec {
+            init::hand_out_copies(spec);
+        }
         page.ended.store(1, Ordering::Release);
         page.emptied.store(1, Ordering::Release);
         Ok(())

@@ -32,7 +32,6 @@ pub struct Jailed {
     #[allow(dead_code)] // held, not read
     shared_table: Vec<OwnedFd>,
     /// Reaped with the jail, not on the way to the command's start.
-    #[allow(dead_code)] // held, not read
     early: Option<Early>,
     /// What [`JailSpec::egress`] asked for: whoever runs the filter takes it. Closed with the jail,
     /// and then nothing leaves any more.
@@ -303,6 +302,8 @@ impl Jailed {
             (2, None) if message[0] == crate::message::READY => {
                 // It has a table of its own by now.
                 self.shared_table.clear();
+                // Ended when it had made it.
+                self.early = None;
                 Ok(())
             }
             (_, fd) => {

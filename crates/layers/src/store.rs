@@ -517,8 +517,25 @@ impl Store {
 
     /// Removes a layer with everything that no other layer needs.
     pub fn discard(&self, name: &str) -> Result<(), Error> {
-        check_name(name)?;
         let lock = self.lock()?;
+        let (gone, held) = self.aside(name)?;
+        let path = self.layer_path(name);
+        sync(&self.layers, &path)?;
+        drop(held);
+        remove(self.layers.as_fd(), gone.as_ref(), &path)?;
+        self.collect(&lock)
+    }
+
+    /// The first half of it, which waits for nothing: nobody finds the layer any more. What it holds goes
+    /// with the next [`Store::collect`].
+    pub fn set_aside(&self, name: &str) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        self.aside(name).map(drop)
+    }
+
+    /// Its new name, and what keeps others from it.
+    fn aside(&self, name: &str) -> Result<(String, Taken), Error> {
+        check_name(name)?;
         let path = self.layer_path(name);
         let dir = match rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty()) {
             Ok(dir) => dir,
@@ -534,10 +551,7 @@ impl Store {
         let gone = format!("{GONE}{}", random_id()?);
         rustix::fs::renameat(&self.layers, name, &self.layers, &*gone)
             .map_err(Error::os("remove", &path))?;
-        sync(&self.layers, &path)?;
-        drop(held);
-        remove(self.layers.as_fd(), gone.as_ref(), &path)?;
-        self.collect(&lock)
+        Ok((gone, held))
     }
 
     /// Removes deltas that no layer names. Does nothing as long as a record cannot be read: that

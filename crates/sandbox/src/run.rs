@@ -212,7 +212,9 @@ pub fn start(
         .map_err(|e| setup("start the ssh agent's filter", &e))?;
     // Last, since it may wait.
     let quota = match &layer {
-        Some(layer) if layer.quota().is_some() || !ends_soon(&jailed) => {
+        Some(layer)
+            if layer.quota().is_some() || command.resident.is_some() || !ends_soon(&jailed) =>
+        {
             Some(watch_layer(layer, &jailed)?)
         }
         _ => None,

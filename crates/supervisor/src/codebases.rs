@@ -5,12 +5,13 @@ use std::ffi::OsStr;
 use std::io::{Read, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ringfence_api::codebases::{Codebase, CreateCodebase};
 use ringfence_api::{FileInfo, Listing};
 use ringfence_codebases::{Codebases, From as Made, Options, Record, Used};
 use rustix::fs::FileType;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc};
 
 use crate::error::{Error, Kind};
 use crate::files::{blocking, info};
@@ -120,6 +121,18 @@ impl Ask {
                 | Self::MakeDirectory { .. }
         )
     }
+
+    /// A tree that sandboxes may be made of is changed.
+    fn changes(&self) -> bool {
+        matches!(
+            self,
+            Self::PutArchive { .. }
+                | Self::Write { .. }
+                | Self::MakeDirectory { .. }
+                | Self::Remove { .. }
+                | Self::Move { .. }
+        )
+    }
 }
 
 /// What comes of it.
@@ -138,6 +151,8 @@ pub enum Answer {
 pub(crate) struct Shelf {
     /// The store of layers and codebases.
     store: PathBuf,
+    /// Shared by those who change something.
+    changes: Arc<RwLock<()>>,
 }
 
 /// A codebase that a sandbox is to be made from.
@@ -202,7 +217,13 @@ fn one(record: Record) -> Answer {
 
 impl Shelf {
     pub(crate) fn new(store: PathBuf) -> Self {
-        Self { store }
+        Self { store, changes: Arc::default() }
+    }
+
+    /// Waits until nobody changes anything, and lets nobody begin to as long as what is answered lives.
+    /// Who is in the middle of a long upload may take too long.
+    pub(crate) async fn quiet(&self, patience: Duration) -> Option<OwnedRwLockWriteGuard<()>> {
+        tokio::time::timeout(patience, self.changes.clone().write_owned()).await.ok()
     }
 
     fn open(&self) -> Result<Codebases, Error> {
@@ -237,7 +258,18 @@ impl Shelf {
             Ask::Read { name, path, offset, length } => {
                 shelf.read(name, path, offset, length).await
             }
-            ask => blocking(move || shelf.carry_out(ask)).await,
+            ask => {
+                let change = if ask.changes() {
+                    Some(self.changes.clone().read_owned().await)
+                } else {
+                    None
+                };
+                blocking(move || {
+                    let _change = change;
+                    shelf.carry_out(ask)
+                })
+                .await
+            }
         }
     }
 

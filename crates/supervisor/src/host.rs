@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ringfence_api::CreateSandbox;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::channel::Channel;
@@ -35,12 +36,39 @@ const STORE: &str = "RINGFENCE_STATE";
 #[derive(Debug)]
 pub(crate) struct Host {
     channel: Channel,
-    child: Mutex<Child>,
+    process: Mutex<Process>,
     /// `None` once the spawner is gone.
     waiting: Mutex<Option<HashMap<u64, Answer>>>,
+    /// Who waits for a copy of it.
+    dividing: Mutex<HashMap<u64, oneshot::Sender<Option<i32>>>>,
     hidden: Vec<String>,
     /// The one sandbox that it is for, whose end is told also where it could not.
     alone: Option<u64>,
+}
+
+/// A child of ours.
+#[derive(Debug)]
+enum Process {
+    Executed(Child),
+    /// A copy of another.
+    Divided(Pid),
+    Ended,
+}
+
+impl Process {
+    /// Until it has ended.
+    fn wait(&mut self) {
+        match self {
+            Self::Executed(child) => drop(child.wait()),
+            Self::Divided(pid) => {
+                let pid = Some(*pid);
+                let _ = rustix::io::retry_on_intr(|| waitpid(pid, WaitOptions::empty()));
+            }
+            Self::Ended => {}
+        }
+        // Its number may be another's now.
+        *self = Self::Ended;
+    }
 }
 
 /// A number that no sandbox of any spawner had.
@@ -67,15 +95,48 @@ impl Host {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .spawn()?;
+        Self::new(ours, Process::Executed(child), hidden, alone, ends)
+    }
+
+    fn new(
+        channel: OwnedFd,
+        process: Process,
+        hidden: Vec<String>,
+        alone: Option<u64>,
+        ends: mpsc::UnboundedSender<End>,
+    ) -> io::Result<Arc<Self>> {
         let host = Arc::new(Self {
-            channel: Channel::new(ours)?,
-            child: Mutex::new(child),
+            channel: Channel::new(channel)?,
+            process: Mutex::new(process),
             waiting: Mutex::new(Some(HashMap::new())),
+            dividing: Mutex::default(),
             hidden,
             alone,
         });
         tokio::spawn(listen(host.clone(), ends));
         Ok(host)
+    }
+
+    /// A copy of this one, for the sandbox of that number; quicker than another execution. `None` where it
+    /// cannot be made.
+    pub(crate) async fn divide(
+        &self,
+        number: u64,
+        ends: mpsc::UnboundedSender<End>,
+    ) -> Option<Arc<Self>> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .ok()?;
+        let (told, wait) = oneshot::channel();
+        lock(&self.dividing).insert(number, told);
+        let order = serde_json::to_vec(&Order::Divide { number }).ok()?;
+        if self.is_gone() || self.channel.send(&order, &[theirs.as_fd()]).await.is_err() {
+            lock(&self.dividing).remove(&number);
+            return None;
+        }
+        drop(theirs);
+        let process = Process::Divided(Pid::from_raw(wait.await.ok()??)?);
+        Self::new(ours, process, self.hidden.clone(), Some(number), ends).ok()
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -129,7 +190,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.channel.shut();
-        let _ = lock(&self.child).wait();
+        lock(&self.process).wait();
     }
 }
 
@@ -146,9 +207,10 @@ async fn listen(host: Arc<Host>, ends: mpsc::UnboundedSender<End>) {
         hear(&host, word, fds, &ends);
     }
     lock(&host.waiting).take();
-    let child = host.clone();
+    lock(&host.dividing).clear();
+    let process = host.clone();
     // It may still be ending its sandboxes.
-    let _ = tokio::task::spawn_blocking(move || lock(&child.child).wait()).await;
+    let _ = tokio::task::spawn_blocking(move || lock(&process.process).wait()).await;
     if let Some(number) = host.alone {
         // Nobody listens to it where the end was told.
         let _ = ends.send(End { number, reason: "host-lost".into(), held: Vec::new() });
@@ -171,6 +233,11 @@ fn hear(host: &Host, word: Word, fds: Vec<OwnedFd>, ends: &mpsc::UnboundedSender
         }
         Word::Ended { number, reason, held } => {
             let _ = ends.send(End { number, reason, held });
+        }
+        Word::Divided { number, pid } => {
+            if let Some(told) = lock(&host.dividing).remove(&number) {
+                let _ = told.send(pid);
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use ringfence_sandbox::prepare::Request;
 
 use crate::codebases::{Download, download};
 use crate::error::{Error, Kind};
-use crate::spawner;
+use crate::{fault, spawner};
 
 /// What can be asked of a sandbox's layer.
 #[derive(Clone, Debug)]
@@ -105,6 +105,30 @@ fn search() -> Vec<PathBuf> {
     std::env::split_paths(&path).filter(|p| p.is_absolute()).collect()
 }
 
+/// Takes back what an apply left half done when the daemon was killed in it; nobody was told that it was
+/// done. Where all was in place but for the tidying, that is done.
+pub(crate) fn mend(store: &Store, name: &str) -> Result<(), ringfence_layers::Error> {
+    match store.layer(name) {
+        Ok(layer) if layer.unfinished() => {}
+        Ok(_) | Err(ringfence_layers::Error::NoLayer(_)) => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    let report = match apply::roll_back(store, name) {
+        Err(ringfence_layers::Error::Refused(_)) => {
+            let search = search();
+            let mut tell = |_: &apply::Report| {};
+            let mut context = apply::Context { judge: None, search: &search, tell: &mut tell };
+            apply::resume(store, name, &mut context)?
+        }
+        taken => taken?,
+    };
+    for line in report.conflicts.iter().chain(&report.refused) {
+        let path = line.path.to_string_lossy();
+        crate::complain(&format!("layer {name}: {path} cannot be taken back: {}", line.text));
+    }
+    Ok(())
+}
+
 impl Layer {
     fn open(&self) -> Result<Store, Error> {
         told(Store::open(&self.store))
@@ -112,6 +136,21 @@ impl Layer {
 
     /// Waits for the disk.
     pub(crate) fn carry_out(&self, ask: Ask) -> Result<Answer, Error> {
+        let [begun, done] = match &ask {
+            Ask::Apply(_) => ["apply.begun", "apply.done"],
+            Ask::Snapshot(_) => ["snapshot.begun", "snapshot.done"],
+            Ask::Checkpoint => ["checkpoint.begun", "checkpoint.done"],
+            Ask::Undo { .. } => ["undo.begun", "undo.done"],
+            Ask::Fork(_) => ["fork.begun", "fork.done"],
+            _ => return self.answer(ask),
+        };
+        fault::point(begun);
+        let answer = self.answer(ask);
+        fault::point(done);
+        answer
+    }
+
+    fn answer(&self, ask: Ask) -> Result<Answer, Error> {
         let store = self.open()?;
         let name = self.name.as_str();
         let done = |done| told(done).map(|()| Answer::Done);
@@ -154,6 +193,7 @@ impl Layer {
             Ask::Undo { steps } => told(history::undo(&store, name, steps)).map(|_| Answer::Done),
             Ask::Snapshot(snapshot) => {
                 told(history::snapshot(&store, name, &snapshot, Stamp::now()))?;
+                fault::point("snapshot.taken");
                 done(history::settle(&store, name))
             }
             Ask::Forget(snapshot) => done(history::forget(&store, name, &snapshot)),

@@ -16,12 +16,14 @@ use ringfence_policy::{
     resolve_layers,
 };
 use ringfence_proxy::Config;
+use ringfence_sandbox::Early;
 use ringfence_sandbox::lower::{Command, Resident};
 use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
-use rustix::event::{PollFd, PollFlags, poll};
+use ringfence_sys::{ns, raw, shed};
+use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +35,9 @@ use crate::tended::{self, Tended};
 
 /// The largest order or word. A socket takes 208 KiB by default.
 pub(crate) const MOST: usize = 192 << 10;
+
+/// Descriptors that the table has room for from the start.
+const ROOM: u64 = 16_384;
 
 /// From the daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,6 +53,9 @@ pub(crate) enum Order {
     },
     /// Its init did not end by itself.
     Kill { number: u64 },
+    /// Make a spawner like this one, for one sandbox. It takes its orders at the descriptor that comes with
+    /// this.
+    Divide { number: u64 },
 }
 
 /// To the daemon.
@@ -68,6 +76,11 @@ pub(crate) enum Word {
         reason: String,
         held: Vec<String>,
     },
+    /// There is another spawner, a child of the daemon's; without a pid there is none.
+    Divided {
+        number: u64,
+        pid: Option<i32>,
+    },
 }
 
 /// What is to be known of a sandbox that was made.
@@ -85,15 +98,28 @@ pub(crate) struct Made {
 /// Serves until the daemon is gone. `open_files` is the soft limit of commands. Answers the exit code.
 pub fn serve(orders: &OwnedFd, open_files: u64) -> u8 {
     more_files();
+    shed::remember();
+    obey(orders, open_files)
+}
+
+fn obey(orders: &OwnedFd, open_files: u64) -> u8 {
     // The daemon's terminal, if it has one, is not ours: who interrupts it ends us by its end.
     let _ = rustix::process::setsid();
     if let Err(e) = std::env::set_current_dir("/") {
         complain(&format!("the spawner cannot enter /: {e}"));
         return 125;
     }
-    let mut spawner = Spawner { running: BTreeMap::new(), open_files, alone: false };
-    let served = spawner.run(orders.as_fd());
-    spawner.end_all();
+    let served = Ends::new(orders.as_fd()).map(|ends| Spawner {
+        running: BTreeMap::new(),
+        ends,
+        open_files,
+        alone: false,
+    });
+    let served = served.and_then(|mut spawner| {
+        let served = spawner.run(orders.as_fd());
+        spawner.end_all();
+        served
+    });
     match served {
         Ok(()) => 0,
         Err(e) => {
@@ -110,6 +136,12 @@ pub fn more_files() -> u64 {
     let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
     // With the old limit there are fewer sandboxes.
     let _ = setrlimit(Resource::Nofile, raised);
+    // Made large now: as soon as several threads use the table, or a process that is being made, the kernel
+    // waits for all processors each time it has to grow, some 5 to 15 ms.
+    let last = limit.maximum.unwrap_or(u64::MAX).min(ROOM) - 1;
+    if let Ok(high) = raw::dup_from(0, last as i32) {
+        raw::close(high);
+    }
     limit.current.unwrap_or(u64::MAX)
 }
 
@@ -119,8 +151,44 @@ struct Kept {
     filter: Option<ringfence_proxy::Filter>,
 }
 
+/// Waits for orders and for ends of sandboxes, at a price that does not grow with their number.
+struct Ends(OwnedFd);
+
+/// Stands for orders among numbers of sandboxes, which begin at 1.
+const ORDERS: u64 = 0;
+
+impl Ends {
+    fn new(orders: BorrowedFd<'_>) -> io::Result<Self> {
+        let ends = Self(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        ends.add(ORDERS, orders)?;
+        Ok(ends)
+    }
+
+    fn add(&self, number: u64, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(number);
+        Ok(epoll::add(&self.0, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    /// Before it is closed: what is being made may have a copy of it for a moment.
+    fn remove(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.0, fd);
+    }
+
+    /// Whether there is an order, and which sandboxes have ended.
+    fn wait(&self) -> io::Result<(bool, Vec<u64>)> {
+        let mut events = Vec::with_capacity(64);
+        rustix::io::retry_on_intr(|| {
+            epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut events), None)
+        })?;
+        let numbers = events.iter().map(|event| event.data.u64());
+        let ended = numbers.clone().filter(|number| *number != ORDERS).collect();
+        Ok((numbers.into_iter().any(|number| number == ORDERS), ended))
+    }
+}
+
 struct Spawner {
     running: BTreeMap<u64, Kept>,
+    ends: Ends,
     open_files: u64,
     /// It is there for one sandbox, and ends with it.
     alone: bool,
@@ -130,9 +198,10 @@ impl Spawner {
     fn run(&mut self, orders: BorrowedFd<'_>) -> io::Result<()> {
         let mut buffer = vec![0u8; MOST];
         loop {
-            let (ordered, ended) = self.wait(orders)?;
+            let (ordered, ended) = self.ends.wait()?;
             for number in ended {
                 if let Some(kept) = self.running.remove(&number) {
+                    self.ends.remove(kept.running.jailed.pidfd());
                     say(orders, &ended_word(number, kept), None)?;
                     if self.alone {
                         return Ok(());
@@ -142,7 +211,7 @@ impl Spawner {
             if !ordered {
                 continue;
             }
-            let (length, _) = channel::receive(orders, &mut buffer)?;
+            let (length, fds) = channel::receive(orders, &mut buffer)?;
             if length == 0 {
                 return Ok(());
             }
@@ -153,11 +222,13 @@ impl Spawner {
                         kept.running.jailed.kill();
                     }
                 }
+                Order::Divide { number } => self.divide(orders, number, fds)?,
                 Order::Make { number, made_of, guest, hidden, tended } => {
                     let alone = tended.as_ref().is_some_and(|t| t.alone);
                     let of = (&*made_of, guest);
                     match make(of, &hidden, tended.as_deref(), self.open_files) {
                         Ok((kept, made, channel)) => {
+                            self.ends.add(number, kept.running.jailed.pidfd())?;
                             self.running.insert(number, kept);
                             say(orders, &Word::Made { number, made }, Some(&channel))?;
                         }
@@ -175,17 +246,19 @@ impl Spawner {
         }
     }
 
-    /// Whether there is an order, and which sandboxes have ended.
-    fn wait(&self, orders: BorrowedFd<'_>) -> io::Result<(bool, Vec<u64>)> {
-        let mut fds = Vec::with_capacity(self.running.len() + 1);
-        fds.push(PollFd::from_borrowed_fd(orders, PollFlags::IN));
-        let pidfds = self.running.values().map(|kept| kept.running.jailed.pidfd());
-        fds.extend(pidfds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
-        let ordered = fds.first().is_some_and(|fd| !fd.revents().is_empty());
-        let ended = self.running.keys().zip(fds.iter().skip(1));
-        let ended = ended.filter(|(_, fd)| !fd.revents().is_empty()).map(|(n, _)| *n).collect();
-        Ok((ordered, ended))
+    /// Another spawner is a copy of this one: nothing has to be loaded and set up again.
+    fn divide(&mut self, orders: BorrowedFd<'_>, number: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
+        let divided = fds.first().and_then(|own| ns::divide(own.as_fd()).ok());
+        let pid = match divided {
+            Some(ns::Divided::Copy(own)) => {
+                // The original's: here they are closed, and nothing of them is to be ended.
+                std::mem::forget((fds, std::mem::take(&mut self.running)));
+                std::process::exit(obey(&own, self.open_files).into());
+            }
+            Some(ns::Divided::Original(pid)) => Some(pid),
+            None => None,
+        };
+        say(orders, &Word::Divided { number, pid }, None)
     }
 
     /// All at once, then the bookkeeping of each.
@@ -273,6 +346,8 @@ fn make(
     tended: Option<&Tended>,
     open_files: u64,
 ) -> Result<(Kept, Made, OwnedFd), Error> {
+    // Namespaces are made while the rest is planned, where a processor is free for that.
+    let early = Early::start();
     let mut policy = policy_of(made_of)?;
     if guest {
         crate::guest::confine(&mut policy);
@@ -306,7 +381,7 @@ fn make(
         agent_events: None,
     };
     let filter = plan.filter.clone();
-    let mut running = run::start(plan, &policy, &command, None).map_err(|f| refused(f.error))?;
+    let mut running = run::start(plan, &policy, &command, early).map_err(|f| refused(f.error))?;
     let filter = filter_of(filter, &mut running, &policy)?;
     made.degraded = running.status.degraded.iter().map(words).collect();
     if running.has_view() {

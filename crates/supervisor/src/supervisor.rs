@@ -28,7 +28,7 @@ use crate::session::{self, Session};
 use crate::snapshots::{self, Shots};
 use crate::spawner;
 use crate::store::Store;
-use crate::tended::{self, Tended};
+use crate::tended::{self, Own, Tended};
 use crate::terminal::{self, Terminal};
 use crate::{
     fault, files, guest, layers, lock, metrics, now_ms, quota, random_id, stats, trees, workspaces,
@@ -47,6 +47,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Times a sandbox is made again whose codebase was changed meanwhile.
 const TRIES: usize = 5;
+/// Those of them during which it may go on to be changed.
+const FREE_TRIES: usize = 2;
 /// How often lives and idle times are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -204,8 +206,16 @@ impl Supervisor {
         let (store, rows) = Store::open(&settings.store)?;
         let (ends, heard) = mpsc::unbounded_channel();
         let host = new_host(&settings, None, &ends)?;
+        let realms = Realms::new(&settings)?;
+        let menders = realms.all_own();
+        // Before anything is made of them.
+        files::blocking(move || {
+            menders.iter().for_each(Own::mend);
+            Ok(())
+        })
+        .await?;
         let supervisor = Arc::new(Self {
-            realms: Realms::new(&settings)?,
+            realms,
             journal: Journal::open(&settings.store.with_file_name("audit.db"))?,
             shots: Shots::new(settings.store.with_file_name("snapshots")),
             settings,
@@ -701,7 +711,9 @@ impl Supervisor {
         let Some(codebase) = &sandbox.made_of.codebase else {
             return self.made(sandbox, Some(&Tended::of(sandbox, None, &realm.store))).await;
         };
-        for _ in 0..TRIES {
+        for n in 0..TRIES {
+            // Who changes it all the time waits for a moment, rather than that no sandbox is ever made.
+            let _quiet = if n < FREE_TRIES { None } else { realm.shelf.quiet(PATIENCE).await };
             let before = realm.shelf.find(codebase, Some(layer)).await?;
             let tended = Tended::of(sandbox, Some(&before), &realm.store);
             let made = self.made(sandbox, Some(&tended)).await;
@@ -726,7 +738,7 @@ impl Supervisor {
     ) -> Result<Live, Error> {
         let number = host::number();
         let own = match tended {
-            Some(_) => Some(new_host(&self.settings, Some(number), &self.ends)?),
+            Some(_) => Some(self.host_alone(number).await?),
             None => None,
         };
         let host = match &own {
@@ -753,6 +765,14 @@ impl Supervisor {
                 lock(&self.numbers).remove(&number);
                 Err(e)
             }
+        }
+    }
+
+    /// A spawner for one sandbox.
+    async fn host_alone(&self, number: u64) -> Result<Arc<Host>, Error> {
+        match self.host().await?.divide(number, self.ends.clone()).await {
+            Some(own) => Ok(own),
+            None => new_host(&self.settings, Some(number), &self.ends),
         }
     }
 

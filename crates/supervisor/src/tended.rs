@@ -3,7 +3,7 @@
 //! down when it ends, is no other sandbox's business. If that spawner ends, the sandbox does.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ringfence_api::CreateSandbox;
 use ringfence_api::codebases::{FilePermission, FileRule, Layer, PatternType};
@@ -19,6 +19,7 @@ use crate::codebases::Found;
 use crate::error::{Error, Kind};
 use crate::files::blocking;
 use crate::sandbox::Sandbox;
+use crate::{layers, lock};
 
 /// With an order to make a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +141,15 @@ pub(crate) struct Own {
     directory: PathBuf,
     /// Of the layers.
     store: PathBuf,
+    /// Those that nobody finds any more but that still take room.
+    aside: Arc<Mutex<Aside>>,
+}
+
+#[derive(Debug, Default)]
+struct Aside {
+    names: Vec<String>,
+    /// Somebody is at it.
+    busy: bool,
 }
 
 fn failed(path: &std::path::Path, e: &std::io::Error) -> Error {
@@ -155,7 +165,7 @@ impl Own {
             }
             _ => {}
         }
-        Ok(Self { directory, store })
+        Ok(Self { directory, store, aside: Arc::default() })
     }
 
     pub(crate) async fn remember(&self, layer: &str) -> Result<(), Error> {
@@ -163,18 +173,60 @@ impl Own {
         blocking(move || std::fs::write(&path, "").map_err(|e| failed(&path, &e))).await
     }
 
-    /// Discards the layer.
+    /// Discards the layer: when this returns nobody finds it any more; what it holds is removed soon after, or
+    /// by the next start.
     pub(crate) async fn forget(&self, layer: &str) -> Result<(), Error> {
         let (own, layer) = (self.clone(), layer.to_owned());
-        blocking(move || own.discard(&layer)).await
+        blocking(move || {
+            match Store::open(&own.store).and_then(|store| store.set_aside(&layer)) {
+                Ok(()) | Err(ringfence_layers::Error::NoLayer(_)) => {}
+                Err(e @ ringfence_layers::Error::InUse { .. }) => {
+                    return Err(Error::new(Kind::Busy, e.to_string()));
+                }
+                Err(e) => return Err(Error::internal(e.to_string())),
+            }
+            let mut aside = lock(&own.aside);
+            aside.names.push(layer);
+            if !std::mem::replace(&mut aside.busy, true) {
+                let own = own.clone();
+                tokio::task::spawn_blocking(move || own.clear());
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes what was set aside.
+    fn clear(&self) {
+        loop {
+            let names = {
+                let mut aside = lock(&self.aside);
+                if aside.names.is_empty() {
+                    aside.busy = false;
+                    return;
+                }
+                std::mem::take(&mut aside.names)
+            };
+            let cleared = Store::open(&self.store).and_then(|store| store.collect(&store.lock()?));
+            if let Err(e) = cleared {
+                crate::complain(&format!("layers that were removed: {e}"));
+                continue;
+            }
+            for name in names {
+                // The next start tries again.
+                let _ = std::fs::remove_file(self.directory.join(name));
+            }
+        }
     }
 
     fn discard(&self, layer: &str) -> Result<(), Error> {
         let store = Store::open(&self.store).map_err(|e| Error::internal(e.to_string()))?;
         match store.discard(layer) {
-            Ok(()) | Err(ringfence_layers::Error::NoLayer(_)) => {}
-            Err(e @ ringfence_layers::Error::InUse { .. }) => {
-                return Err(Error::new(Kind::Busy, e.to_string()));
+            Ok(()) => {}
+            // Set aside, perhaps.
+            Err(ringfence_layers::Error::NoLayer(_)) => {
+                let collected = store.lock().and_then(|lock| store.collect(&lock));
+                collected.map_err(|e| Error::internal(e.to_string()))?;
             }
             Err(e) => return Err(Error::internal(e.to_string())),
         }
@@ -182,6 +234,19 @@ impl Own {
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(&path, &e)),
             _ => Ok(()),
+        }
+    }
+
+    /// Of what a killed daemon left of its own layers: see [`layers::mend`]. Says what could not be.
+    pub(crate) fn mend(&self) {
+        let Ok(names) = std::fs::read_dir(&self.directory) else { return };
+        for name in names.flatten() {
+            let name = name.file_name();
+            let Some(name) = name.to_str().filter(|n| n.starts_with("sb_")) else { continue };
+            let mended = Store::open(&self.store).and_then(|store| layers::mend(&store, name));
+            if let Err(e) = mended {
+                crate::complain(&format!("layer {name}: {e}"));
+            }
         }
     }
 

@@ -80,6 +80,15 @@ struct Memory([u8; SIZE]);
 // only touched by the owner.
 unsafe impl Sync for Arena {}
 
+/// The one that is in use: where its memory is.
+static INSTALLED: AtomicUsize = AtomicUsize::new(0);
+
+/// Where all blocks of the arena lie, from where to where.
+pub(crate) fn memory() -> Option<(usize, usize)> {
+    let base = INSTALLED.load(Ordering::Relaxed);
+    (base != 0).then_some((base, base + SIZE))
+}
+
 thread_local! {
     /// Its address stands for the thread.
     static MARK: u8 = const { 0 };
@@ -111,7 +120,10 @@ impl Arena {
     fn is_owner(&self) -> bool {
         let me = MARK.with(|mark| std::ptr::from_ref(mark) as usize);
         match self.owner.load(Ordering::Relaxed) {
-            0 => self.owner.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed).is_ok(),
+            0 => {
+                INSTALLED.store(self.base() as usize, Ordering::Relaxed);
+                self.owner.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            }
             owner => owner == me,
         }
     }

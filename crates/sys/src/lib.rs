@@ -37,6 +37,8 @@ pub mod seccomp;
 #[cfg(target_os = "linux")]
 pub mod shared;
 #[cfg(target_os = "linux")]
+pub mod shed;
+#[cfg(target_os = "linux")]
 pub mod signal;
 #[cfg(target_os = "linux")]
 pub mod starter;

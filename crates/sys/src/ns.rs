@@ -1,8 +1,8 @@
 //! Making a process in namespaces of its own.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::raw::{Errno, Result};
+use crate::raw::{self, Errno, Result};
 
 /// The namespaces a process can get. Values are the kernel's `CLONE_NEW*`.
 pub mod flags {
@@ -110,4 +110,39 @@ pub unsafe fn fork() -> Result<Option<(i32, i32)>> {
         0 => Ok(None),
         pid => Ok(Some((pid as i32, pidfd))),
     }
+}
+
+/// Which one it is after [`divide`].
+#[derive(Debug)]
+pub enum Divided {
+    /// With the copy's pid.
+    Original(i32),
+    /// With its own descriptor of what it was to keep.
+    Copy(OwnedFd),
+}
+
+/// Makes a copy of this process, as a further child of its own parent. Of the descriptors the copy has
+/// the standard ones and `keep`; whatever owns another is to be forgotten there, not dropped. Refused
+/// (`EBUSY`) where there are several threads: the copy would have what the others were in the middle of.
+pub fn divide(keep: BorrowedFd<'_>) -> Result<Divided> {
+    const KEPT: i32 = 3;
+    let threads = std::fs::read_dir("/proc/self/task");
+    let threads = threads.map_err(|e| Errno(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    if threads.count() != 1 {
+        return Err(Errno(libc::EBUSY));
+    }
+    // What is sent at its end is what is sent at ours.
+    let mut args = CloneArgs { flags: libc::CLONE_PARENT as u64, ..CloneArgs::default() };
+    // SAFETY: no stack, no shared memory; there is one thread, so that nothing in the copy is half done.
+    let pid = unsafe { clone_either(&mut args) }?;
+    if pid != 0 {
+        return Ok(Divided::Original(pid as i32));
+    }
+    let from = keep.as_raw_fd();
+    if from != KEPT {
+        raw::dup3(from, KEPT, libc::O_CLOEXEC)?;
+    }
+    raw::close_from(KEPT as u32 + 1, false)?;
+    // SAFETY: its former owners are forgotten, as is promised.
+    Ok(Divided::Copy(unsafe { OwnedFd::from_raw_fd(KEPT) }))
 }

@@ -346,6 +346,24 @@ pub fn getpid() -> i32 {
     unsafe { libc::getpid() }
 }
 
+pub fn page_size() -> usize {
+    // SAFETY: cannot fail.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// Where the heap of `brk` ends.
+pub fn heap_end() -> usize {
+    call!(libc::SYS_brk, 0usize).unwrap_or(0)
+}
+
+/// Lets go of what is in these pages.
+///
+/// # Safety
+/// Nobody looks at them any more, or expects anything but zeros.
+pub unsafe fn give_back(begin: usize, length: usize) -> Result<()> {
+    call!(libc::SYS_madvise, begin, length, libc::MADV_DONTNEED).map(|_| ())
+}
+
 pub fn dup3(from: i32, to: i32, flags: i32) -> Result<()> {
     call!(libc::SYS_dup3, from, to, flags).map(|_| ())
 }

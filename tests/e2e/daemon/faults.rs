@@ -123,11 +123,11 @@ fn is_as_known(daemon: &Daemon<'_>, known: &mut BTreeMap<String, Known>, step: &
     }
 }
 
-fn kills() -> usize {
+pub fn kills() -> usize {
     std::env::var("RINGFENCE_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS)
 }
 
-fn left_in(place: &Place) -> String {
+pub fn left_in(place: &Place) -> String {
     place
         .bare(
             "ls -A; ls -A ../run/ringfence; grep -c \"$(dirname $PWD)\" /proc/self/mountinfo; true",
