@@ -146,7 +146,7 @@ mod tests {
         }
         drop(at);
         std::fs::create_dir_all(top.join("closed/more")).unwrap();
-        let closed = std::fs::Permissions::from_mode(0);
+        let closed = std::fs::Permissions::from_mode(0o000);
         std::fs::set_permissions(top.join("closed"), closed).unwrap();
         discard(&top);
         assert!(!top.exists());
