@@ -30,6 +30,9 @@ use crate::{fault, now_ms, random, workspaces};
 const MOST: usize = 256;
 /// Bytes of a name.
 const MOST_NAME: usize = 64;
+/// Levels of a workspace, and names in it: what a sandbox made is copied while it stands still.
+const MOST_DEPTH: usize = 1000;
+const MOST_NAMES: usize = 1_000_000;
 /// Begins the names of those that are being made or removed: no snapshot's begins so.
 const UNFINISHED: &str = ".";
 const RECORD: &str = "record.json";
@@ -332,9 +335,13 @@ fn copied(from: &Path, to: &Path) -> Result<(), Error> {
     };
     // A stack of its own: a hostile tree can be deeper than a thread's.
     let mut made = vec![PathBuf::new()];
-    let mut next = 0;
+    let (mut next, mut names) = (0, 0);
     while let Some(below) = made.get(next).cloned() {
         next += 1;
+        if below.components().count() > MOST_DEPTH {
+            let message = format!("the workspace is deeper than {MOST_DEPTH} directories");
+            return Err(Error::new(Kind::TooLarge, message));
+        }
         let at =
             copy::open_beneath(source.as_fd(), &below).map_err(os("open", from.join(&below)))?;
         let into =
@@ -349,6 +356,11 @@ fn copied(from: &Path, to: &Path) -> Result<(), Error> {
                 continue;
             }
             let path = below.join(name);
+            names += 1;
+            if names > MOST_NAMES {
+                let message = format!("the workspace has more than {MOST_NAMES} names");
+                return Err(Error::new(Kind::TooLarge, message));
+            }
             let stat = copy::place(at.as_fd(), name)
                 .and_then(rustix::fs::fstat)
                 .map_err(os("look at", from.join(&path)))?;
@@ -417,6 +429,10 @@ mod tests {
             fs::set_permissions(at.join("closed"), Permissions::from_mode(0o700)).unwrap();
         }
         assert!(copied(&from, &to).is_err(), "what is there is not written over");
+        let deep = root.path().join("deep");
+        fs::create_dir_all(deep.join("d/".repeat(MOST_DEPTH + 1))).unwrap();
+        let refused = copied(&deep, &root.path().join("copy")).unwrap_err();
+        assert_eq!(refused.kind, Kind::TooLarge);
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! Workspaces that are a sandbox's own: made for it, named by its id, gone with it.
 
 use std::collections::{BTreeMap, HashSet};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Component, Path};
 
 use ringfence_api::CreateSandbox;
+use ringfence_layers::copy;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::complain;
 use crate::error::Error;
@@ -46,30 +50,17 @@ pub(crate) async fn remove(root: &Path, id: &str) {
     }
 }
 
+/// However deep it is, and also where a command closed its own directories.
 pub(crate) fn discard(path: &Path) {
-    open_up(path);
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            complain(&format!("cannot remove {}: {e}", path.display()));
-        }
-        _ => {}
-    }
-}
-
-/// A command may have closed its own directories.
-fn open_up(directory: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
-    let Ok(meta) = std::fs::symlink_metadata(directory) else { return };
-    if !meta.is_dir() {
-        return;
-    }
-    if meta.permissions().mode() & 0o700 != 0o700 {
-        let _ = std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700));
-    }
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            open_up(&entry.path());
-        }
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let removed = match rustix::fs::open(above, flags, Mode::empty()) {
+        Ok(above) => copy::remove_tree(above.as_fd(), name).map_err(|e| e.to_string()),
+        Err(Errno::NOENT) => return,
+        Err(e) => Err(e.to_string()),
+    };
+    if let Err(e) = removed {
+        complain(&format!("cannot remove {}: {e}", path.display()));
     }
 }
 
@@ -137,5 +128,29 @@ mod tests {
         assert!(!root.path().join("sb_1").exists());
         assert!(root.path().join("sb_2/a/b").exists() && root.path().join("other").exists());
         assert!(Path::new("/etc/passwd").exists());
+    }
+
+    /// A command can make a tree that is deeper than a thread's stack, and than any path.
+    #[test]
+    fn deep_and_closed_trees_go() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let top = root.path().join("sb_1");
+        std::fs::create_dir(&top).unwrap();
+        let mut at =
+            rustix::fs::open(&top, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..3_000 {
+            rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, "d", OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+                .unwrap();
+        }
+        drop(at);
+        std::fs::create_dir_all(top.join("closed/more")).unwrap();
+        let closed = std::fs::Permissions::from_mode(0o000);
+        std::fs::set_permissions(top.join("closed"), closed).unwrap();
+        discard(&top);
+        assert!(!top.exists());
+        discard(&top);
+        discard(&root.path().join("none/sb_1"));
     }
 }

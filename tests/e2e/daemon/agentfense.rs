@@ -148,6 +148,18 @@ fn pages_names_forms_other_users_and_sandboxes() {
             }
         }
         ask(place, rest, &[], "/v1/sandboxes").is(200);
+        // Sandboxes that were made elsewhere are not there, by id and by name.
+        let native = daemon.create(&["--name", "native"]);
+        for id in [native.as_str(), "native"] {
+            let at = format!("/v1/sandboxes/{id}");
+            ask(place, rest, &[], &at).is(404);
+            ask(place, rest, &["-X", "DELETE"], &at).is(404);
+            for what in ["exec", "sessions", "stop"] {
+                post(place, rest, &format!("{at}/{what}"), &json!({ "command": "id" })).is(404);
+            }
+        }
+        assert_eq!(daemon.sandbox(&native)["state"], "idle");
+        daemon.ringfence(&["remove", &native]).ok();
         if let Some(status) = call(place, grpc, &[]) {
             assert_eq!(status, "0");
         }

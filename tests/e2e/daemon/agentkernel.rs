@@ -430,3 +430,73 @@ fn snapshots_hold_what_the_sandbox_could_reach_and_no_more() {
         assert_eq!(std::fs::read_dir(&owner).unwrap().count(), 0);
     });
 }
+
+/// Killed when a snapshot is made and has no name yet: it is not there, nothing of it is left, and its sandbox
+/// is as it was.
+#[test]
+fn a_daemon_that_dies_while_it_takes_a_snapshot() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let (mut daemon, port) = start(place);
+        post(place, port, "/sandboxes", &json!({ "name": "box" })).is(201);
+        let files = json!({ "files": { "/app/x": "kept" } });
+        post(place, port, "/sandboxes/box/files", &files).is(200);
+        let family = daemon.kill();
+        until("all ended", || family.iter().all(|p| !p.is_there()));
+        daemon.start_to_die("snapshot.made");
+        let read = || ask(place, port, &[], "/sandboxes/box/files/app/x");
+        until("it is back", || read().status == 200);
+        let mut command = place.command("curl");
+        command.args(["-sS", "-H", "Content-Type: application/json"]);
+        command.args(["-d", r#"{"sandbox":"box","name":"shot"}"#]);
+        command.arg(format!("http://127.0.0.1:{port}/snapshots"));
+        assert_ne!(crate::harness::Ran::of(&mut command).code, Some(0));
+        until("it died", || daemon.has_died());
+        daemon.start_again();
+        until("it is back", || read().status == 200);
+        ask(place, port, &[], "/snapshots/shot").is(404);
+        let shots = place.home().join("state/daemon/snapshots");
+        for owner in std::fs::read_dir(shots).unwrap().flatten() {
+            assert_eq!(std::fs::read_dir(owner.path()).unwrap().count(), 0);
+        }
+        let body = json!({ "sandbox": "box", "name": "shot" });
+        post(place, port, "/snapshots", &body).is(200);
+        ask(place, port, &[], "/snapshots/shot").is(200);
+    });
+}
+
+/// Whoever runs next finds nothing of who ran before; the control is one sandbox, which keeps both. A tree
+/// that is too deep for a snapshot holds nobody up.
+#[test]
+fn who_runs_next_finds_nothing() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let (_daemon, port) = start(place);
+        let said = |path: &str, script: &str| {
+            let body = json!({ "command": ["sh", "-c", script] });
+            let answer = post(place, port, path, &body).is(200).json();
+            answer["data"]["output"].as_str().unwrap().to_owned()
+        };
+        let leave =
+            "echo SECRET > /tmp/x; echo SECRET > /app/x; (exec -a left sleep 1000) & echo done";
+        let look = "cat /tmp/x /app/x 2>/dev/null; cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep 100[0]'; true";
+        let leave = leave.replace("exec -a left sleep", "exec sleep");
+        said("/run", &format!("{leave} >/dev/null 2>&1"));
+        assert_eq!(said("/run", look), "0\n");
+        post(place, port, "/sandboxes", &json!({ "name": "box" })).is(201);
+        said("/sandboxes/box/exec", &format!("({leave}) >/dev/null 2>&1"));
+        assert_eq!(said("/sandboxes/box/exec", look), "SECRET\nSECRET\n1\n");
+        let deep = "mkdir -p \"/app/$(printf 'd/%.0s' $(seq 1100))\"";
+        said("/sandboxes/box/exec", deep);
+        let body = json!({ "sandbox": "box", "name": "deep" });
+        assert!(error(&post(place, port, "/snapshots", &body).is(413)).contains("deeper"));
+        // It goes on.
+        assert_eq!(said("/sandboxes/box/exec", "cat /app/x"), "SECRET\n");
+        ask(place, port, &["-X", "DELETE"], "/sandboxes/box").is(200);
+        until("all of it went", || workspaces(place) == 0);
+    });
+}

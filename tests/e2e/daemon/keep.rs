@@ -42,33 +42,28 @@ fn what_a_kept_run_made_stays_and_its_policy_with_it() {
         daemon.ringfence(&["remove", &id]).ok();
 
         // What the flags say holds for every command: the control is the run without them.
-        place.write("secret.key", "KEY");
+        place.write("private.txt", "KEY");
         let held =
-            ["run", "-k", "-t", "workspace", "--deny-read", "**/*.key", "-c", "cat secret.key"];
+            ["run", "-k", "-t", "workspace", "--deny-read", "**/*.txt", "-c", "cat private.txt"];
         let ran = daemon.ringfence(&held);
         assert!(
             ran.code != Some(0) && ran.code != Some(125) && !ran.out.contains("KEY"),
             "{ran:?}"
         );
         let id = kept(&ran.err);
-        assert!(!daemon.shell(&id, "cat secret.key; cat *.key").out.contains("KEY"));
+        assert!(!daemon.shell(&id, "cat private.txt; cat *.txt").out.contains("KEY"));
         daemon.ringfence(&["remove", &id]).ok();
-        let open = daemon.ringfence(&["run", "-k", "-t", "workspace", "-c", "cat secret.key"]);
-        assert_eq!(open.ok().out, "KEY");
-        daemon
-            .ringfence(&[
-                "remove",
-                &kept(&daemon.ringfence(&["run", "-k", "-t", "workspace", "-c", "true"]).ok().err),
-            ])
-            .ok();
+        let open = daemon.ringfence(&["run", "-k", "-t", "workspace", "-c", "cat private.txt"]);
+        let open = open.ok();
+        assert_eq!(open.out, "KEY");
+        daemon.ringfence(&["remove", &kept(&open.err)]).ok();
     });
 }
 
 #[test]
 fn what_cannot_be_kept_is_refused_and_leaves_nothing() {
     as_each_user(|place| {
-        let without = place.ringfence(["run", "--keep", "--no-config", "--", "true"]);
-        let mut without = without;
+        let mut without = place.ringfence(["run", "--keep", "--no-config", "--", "true"]);
         super::world::environment(place, &mut without);
         crate::harness::Ran::of(&mut without).failed_with(125).says("daemon");
         let daemon = Daemon::start(place);
@@ -84,12 +79,12 @@ fn what_cannot_be_kept_is_refused_and_leaves_nothing() {
             daemon.ringfence(&all).failed_with(125).says(word);
         }
         // A project's policy is not left out in silence.
-        place.write("ringfence.toml", "[files]\ndeny = [\"**/*.key\"]\n");
-        place.write("secret.key", "KEY");
+        place.write("ringfence.toml", "[files]\ndeny = [\"**/*.txt\"]\n");
+        place.write("private.txt", "KEY");
         let run = |more: &[&str]| {
             let mut all = vec!["run", "--keep"];
             all.extend(more);
-            all.extend(["-c", "cat secret.key"]);
+            all.extend(["-c", "cat private.txt"]);
             daemon.ringfence(&all)
         };
         run(&[]).failed_with(125).says("ringfence.toml");

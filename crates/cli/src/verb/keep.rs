@@ -7,7 +7,7 @@ use std::path::Path;
 use ringfence_api::codebases::Layer;
 use ringfence_api::{CreateSandbox, ExecRequest, Sandbox};
 use ringfence_client::{DELETE, NOTHING, POST, segment};
-use ringfence_policy::{Fragment, Millis, Pty};
+use ringfence_policy::{Format, Fragment, Millis, Pty};
 
 use super::daemon::connect;
 use super::sandboxes::{input, policy, streamed};
@@ -172,7 +172,8 @@ fn laid_over(
         Some(file) => {
             let map = policy(&file.to_owned())?;
             let text = serde_json::to_vec(&map).map_err(|e| e.to_string())?;
-            let file = Fragment::parse(&printable(file), &text).map_err(|e| e.to_string())?;
+            let file = Fragment::parse_as(&printable(file), &text, Format::Jsonc)
+                .map_err(|e| e.to_string())?;
             let extends = file.extends.clone();
             Fragment { extends, ..file.merge(flags) }
         }
