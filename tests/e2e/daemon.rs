@@ -10,6 +10,7 @@ mod codebases;
 mod exec;
 mod faults;
 mod files;
+mod grpc;
 mod layers;
 mod life;
 mod names;

@@ -14,11 +14,12 @@ use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::serve::IncomingStream;
 use ringfence_supervisor::Caller;
 use tokio::net::{TcpListener, UnixListener};
 
+use crate::grpc;
 use crate::neighbour::Neighbour;
 use crate::problem::Problem;
 use crate::tls::{self, Names};
@@ -73,14 +74,25 @@ pub(crate) async fn check(
     ConnectInfo(peer): ConnectInfo<Peer>,
     mut request: Request,
     next: Next,
-) -> Result<Response, Problem> {
+) -> Response {
+    match admitted(&door, &peer, &request) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(problem) if grpc::is_call(request.headers()) => grpc::refused(problem, request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+fn admitted(door: &Door, peer: &Peer, request: &Request) -> Result<Caller, Problem> {
     let own = rustix::process::geteuid().as_raw();
     let headers = request.headers();
     if headers.contains_key(header::ORIGIN) {
         return Err(Problem::forbidden("web pages may not ask"));
     }
     match peer {
-        Peer::Local(Some(uid)) if uid == own => {}
+        Peer::Local(Some(uid)) if *uid == own => {}
         Peer::Local(_) => return Err(Problem::forbidden("this daemon serves another user")),
         Peer::Remote(_) => {
             if !says_own_host(headers, request.uri(), door.names.as_ref()) {
@@ -91,8 +103,7 @@ pub(crate) async fn check(
             }
         }
     }
-    request.extensions_mut().insert(Caller { owner: own });
-    Ok(next.run(request).await)
+    Ok(Caller { owner: own })
 }
 
 /// Who asks at an interface whose clients have no token: a process of this very user, in no sandbox, and

@@ -39,7 +39,7 @@ pub mod trees;
 mod workspaces;
 
 pub use error::{Error, Kind};
-pub use exec::{Chunk, Exec, Following, Stream};
+pub use exec::{Chunk, Exec, Following, Input, Stream};
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
 pub use terminal::Terminal;
 

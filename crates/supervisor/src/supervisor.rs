@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::codebases::{self, Shelf};
 use crate::error::{Error, Kind};
-use crate::exec::{Birth, Exec};
+use crate::exec::{Birth, Exec, Input};
 use crate::host::{self, End, Host};
 use crate::link::{self, Link, Program, Refused, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
@@ -71,7 +71,7 @@ pub enum Command {
     Exec {
         sandbox: String,
         request: Box<ExecRequest>,
-        input: Option<Vec<u8>>,
+        input: Option<Input>,
         whole: bool,
         key: Option<String>,
     },
@@ -944,7 +944,7 @@ fn same(before: &str, asked: &str) -> Result<(), Error> {
 async fn exec_once(
     sandbox: &Arc<Sandbox>,
     request: &ExecRequest,
-    input: Option<Vec<u8>>,
+    input: Option<Input>,
     whole: bool,
     key: Option<String>,
 ) -> Result<Arc<Exec>, Error> {
@@ -970,7 +970,7 @@ async fn exec_once(
 async fn exec(
     sandbox: &Arc<Sandbox>,
     request: &ExecRequest,
-    input: Option<Vec<u8>>,
+    input: Option<Input>,
     whole: bool,
     remember: bool,
 ) -> Result<Arc<Exec>, Error> {
