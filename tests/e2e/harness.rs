@@ -35,32 +35,37 @@ pub fn as_each_user(case: impl Fn(&Place)) {
     }
 }
 
-/// A copy of the binary that every user can reach, wherever the build directory lies. A shell that
-/// waits for this process to end removes it: nothing drops a static.
+/// A directory that every user can reach, and a shell that removes it once this process ends: nothing drops
+/// a static.
+pub fn lasting(prefix: &str) -> (std::process::Child, PathBuf) {
+    let directory = tempfile::Builder::new().prefix(prefix).tempdir().unwrap().keep();
+    let broom = Command::new("/bin/sh")
+        .args(["-c", "read _; rm -rf \"$0\""])
+        .arg(&directory)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    mode(&directory, 0o755);
+    (broom, directory)
+}
+
+/// A copy of the binary that every user can reach, wherever the build directory lies.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<(std::process::Child, PathBuf)> = OnceLock::new();
     &BINARY
         .get_or_init(|| {
             let built = std::env::var_os("RINGFENCE_BIN")
                 .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ringfence")), PathBuf::from);
-            let dir =
-                tempfile::Builder::new().prefix("ringfence-e2e-bin").tempdir().unwrap().keep();
-            let broom = Command::new("/bin/sh")
-                .args(["-c", "read _; rm -rf \"$0\""])
-                .arg(&dir)
-                .current_dir("/")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let (broom, dir) = lasting("ringfence-e2e-bin");
             let copy = dir.join("ringfence");
             // By another process: a descriptor of ours that may write to it would be inherited by what
             // other threads start meanwhile, and then it could not be run.
             let copied = Command::new("cp").arg(&built).arg(&copy).status().unwrap();
             assert!(copied.success());
-            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
+            mode(&copy, 0o755);
             (broom, copy)
         })
         .1

@@ -746,11 +746,17 @@ impl Model {
         self.slots.map(|slot| slot.and_then(|node| self.tree.path_of(node)))
     }
 
-    /// Held directories that lie elsewhere now are not used any more.
-    pub fn lose(&mut self, held: &[Option<Names>; SLOTS]) {
+    /// Held directories that lie elsewhere now are not used any more: all of them, or those that came
+    /// behind one of these mounts, which an open directory does not pass.
+    pub fn lose(&mut self, held: &[Option<Names>; SLOTS], mounts: Option<&BTreeSet<Names>>) {
         let now = self.held();
-        for slot in 0..SLOTS {
-            self.lost[slot] |= now[slot] != held[slot];
+        for ((lost, before), now) in self.lost.iter_mut().zip(held).zip(&now) {
+            let below =
+                |path: &Option<Names>, mount| path.as_ref().is_some_and(|p| p.starts_with(mount));
+            *lost |= match mounts {
+                None => now != before,
+                Some(mounts) => mounts.iter().any(|m| below(now, m) && !below(before, m)),
+            };
         }
     }
 

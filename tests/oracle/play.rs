@@ -699,8 +699,10 @@ impl Game {
                                 outside.follow(&eyes, op, &reply)
                             };
                             inside.tree = outside.tree.clone();
-                            if case.mechanism == Mechanism::Exact {
-                                inside.lose(&held);
+                            match case.mechanism {
+                                Mechanism::Exact => inside.lose(&held, None),
+                                Mechanism::Direct => inside.lose(&held, Some(&view.mounts)),
+                                Mechanism::Layer | Mechanism::Masked => {}
                             }
                             if let Err(why) = followed {
                                 let why = format!("host: {why}");

@@ -4,14 +4,18 @@
 
 mod batch;
 pub mod codebases;
+mod events;
 pub mod layers;
 pub mod openapi;
+mod owners;
 mod sessions;
 mod stats;
 mod terminal;
 mod trees;
 
 pub use batch::{BatchCreate, BatchCreated, BatchExec, BatchExecuted, BatchItem, Outcome};
+pub use events::{Audit, AuditQuery, Event, FollowEvents};
+pub use owners::{OwnerInfo, OwnerLimits, OwnerUse};
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
 pub use stats::{DaemonStats, DiskIo, DiskUse, SandboxStats, Stats};
 pub use terminal::{Attach, FromTerminal, TerminalSize, ToTerminal};

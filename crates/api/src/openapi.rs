@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 use crate::codebases::{Codebase, Codebases, CreateCodebase};
 use crate::layers::{Applied, Chosen, Fork, LayerChanges, LayerInfo, Undo};
 use crate::{
-    BatchCreate, BatchCreated, BatchExec, BatchExecuted, CreateSandbox, CreateSession, ErrorBody,
-    Exec, ExecRequest, ExecResult, Execs, Extend, FileInfo, FoundFiles, FromTerminal, Health, Kill,
-    Listing, MoveFile, Output, Sandbox, SandboxStats, Sandboxes, Session, SessionExec, Sessions,
-    Stats, ToTerminal, Unpacked,
+    Audit, BatchCreate, BatchCreated, BatchExec, BatchExecuted, CreateSandbox, CreateSession,
+    ErrorBody, Event, Exec, ExecRequest, ExecResult, Execs, Extend, FileInfo, FoundFiles,
+    FromTerminal, Health, Kill, Listing, MoveFile, Output, OwnerInfo, Sandbox, SandboxStats,
+    Sandboxes, Session, SessionExec, Sessions, Stats, ToTerminal, Unpacked,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -99,6 +99,9 @@ const ROUTES: &[Route] = &[
     Route { method: "put", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}", id: "snapshotLayer", says: "Give what the layer holds a name; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "delete", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}", id: "forgetSnapshot", says: "Forget a snapshot", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
     Route { method: "post", path: "/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", id: "restoreLayer", says: "Let the layer hold what it held then; it must be stopped", query: &[], asks: Body::Nothing, status: "204", answers: Body::Nothing },
+    Route { method: "get", path: "/v1/owner", id: "owner", says: "Who asks, and what they may have and have", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<OwnerInfo>) },
+    Route { method: "get", path: "/v1/events", id: "events", says: "What happens, as it happens", query: &[("sandbox", false, "only of this one, by id or name"), ("after", false, "those after this id, as the header Last-Event-ID; default: from now on")], asks: Body::Nothing, status: "200", answers: Body::Events(of::<Event>) },
+    Route { method: "get", path: "/v1/audit", id: "audit", says: "What happened: who ran what where, when, and how it ended", query: &[("sandbox", false, "only of this one, by id or name"), ("kind", false, "only of this kind; with a dot at the end all that begin so"), ("since_ms", false, "milliseconds since 1970"), ("until_ms", false, "milliseconds since 1970"), ("after", false, "those after this id"), ("limit", false, "at most so many: default 100, at most 1000"), ("owner", false, "of a named owner; for the daemon's user alone")], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Audit>) },
     Route { method: "get", path: "/v1/sandboxes/{id}/stats", id: "sandboxStats", says: "What a sandbox uses", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<SandboxStats>) },
     Route { method: "get", path: "/v1/stats", id: "stats", says: "What one's own sandboxes and the daemon use", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Stats>) },
     Route { method: "get", path: "/metrics", id: "metrics", says: "Figures of the daemon, for Prometheus", query: &[], asks: Body::Nothing, status: "200", answers: Body::Metrics },
@@ -148,7 +151,8 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": text }))
         .collect();
     for (name, required, says) in route.query {
-        let number = name.ends_with("offset") || matches!(*name, "length" | "limit");
+        let number = name.ends_with("offset")
+            || matches!(*name, "length" | "limit" | "after" | "since_ms" | "until_ms");
         let schema = if number { json!({ "type": "integer", "minimum": 0 }) } else { text.clone() };
         parameters.push(json!({
             "name": name, "in": "query", "required": required, "description": says, "schema": schema,

@@ -62,6 +62,7 @@ flags! {
     Cwd, "cwd", Some('C'), &["working-directory"], Some("DIR"), "Command", "Directory to start in (default: the current one)";
     Timeout, "timeout", None, &[], Some("TIME"), "Command", "End the run after TIME (30s, 10m, 1h30m): SIGTERM, then SIGKILL after the grace";
     Grace, "grace", None, &[], Some("TIME"), "Command", "Time between SIGTERM and SIGKILL at the timeout (default 5s)";
+    Keep, "keep", Some('k'), &[], None, "Command", "Run it in a sandbox of the daemon's, which stays: its id is said at the end (ringfence exec, attach, remove)";
     Pty, "pty", None, &[], Some("auto|always|never"), "Command", "Give the command a terminal of its own (default: when stdin and stdout are terminals)";
 
     Settings, "settings", Some('s'), &["config"], Some("FILE"), "Policy", "Policy file: ringfence.toml, .jsonc, fence.json or greywall.json";

@@ -273,6 +273,7 @@ pub fn command() -> Command {
         .subcommand(verb::batch::command())
         .subcommand(verb::files::command())
         .subcommand(verb::sessions::command())
+        .subcommands(verb::events::commands())
         .subcommands(verb::top::commands())
         .subcommand(policy)
         .subcommand(

@@ -405,7 +405,7 @@ fn share_caches(fragment: &mut Fragment) -> Result<(), LayerError> {
 }
 
 /// The flags as a layer of their own.
-fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
+pub fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
     let mut f = Fragment::named(COMMAND_LINE);
     let bad =
         |id: &'static str| move |problem: String| LayerError::Flag(format!("--{id}: {problem}"));

@@ -39,6 +39,14 @@ fn lost(e: impl std::fmt::Display) -> Error {
 pub const GET: Method = Method::GET;
 pub const POST: Method = Method::POST;
 pub const DELETE: Method = Method::DELETE;
+/// The variable with the token of an owner, for whoever asks as one.
+pub const TOKEN: &str = "RINGFENCE_TOKEN";
+
+fn authorization() -> Option<String> {
+    let token = std::env::var(TOKEN).ok().filter(|token| !token.is_empty())?;
+    Some(format!("Bearer {token}"))
+}
+
 /// No body.
 pub const NOTHING: Option<&()> = None;
 
@@ -154,9 +162,39 @@ impl Client {
         each: &mut dyn FnMut(Event),
     ) -> Result<(), Error> {
         let body = serde_json::to_vec(request).map_err(lost)?;
+        self.server_sent(Method::POST, path, Some(body), &mut |event| {
+            if let Some(event) = event_of(event)? {
+                each(event);
+            }
+            Ok(true)
+        })
+    }
+
+    /// Follows what happens, until `each` has had enough (false) or the daemon ends.
+    pub fn events(
+        &mut self,
+        path: &str,
+        each: &mut dyn FnMut(ringfence_api::Event) -> bool,
+    ) -> Result<(), Error> {
+        self.server_sent(Method::GET, path, None, &mut |event| {
+            let text = std::str::from_utf8(event).map_err(lost)?;
+            let Some(data) = text.lines().find_map(|l| l.strip_prefix("data: ")) else {
+                return Ok(true);
+            };
+            Ok(each(serde_json::from_str(data).map_err(lost)?))
+        })
+    }
+
+    fn server_sent(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        each: &mut dyn FnMut(&[u8]) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         let sender = &mut self.sender;
         self.runtime.block_on(async {
-            let response = send(sender, Method::POST, path, Some(body)).await?;
+            let response = send(sender, method, path, body).await?;
             let status = response.status();
             let mut body = response.into_body();
             if !status.is_success() {
@@ -169,8 +207,8 @@ impl Client {
                 rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
                 while let Some(at) = rest.windows(2).position(|w| w == b"\n\n") {
                     let event: Vec<u8> = rest.drain(..at + 2).collect();
-                    if let Some(event) = event_of(&event)? {
-                        each(event);
+                    if !each(&event)? {
+                        return Ok(());
                     }
                 }
             }
@@ -187,6 +225,9 @@ async fn send(
 ) -> Result<Response<Incoming>, Error> {
     sender.ready().await.map_err(lost)?;
     let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+    if let Some(authorization) = authorization() {
+        request = request.header(header::AUTHORIZATION, authorization);
+    }
     if body.is_some() {
         request = request.header(header::CONTENT_TYPE, "application/json");
     }

@@ -9,9 +9,10 @@ use ringfence_api::{Attach, Exec, FromTerminal, TerminalSize, ToTerminal};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::{Error, lost, refused, segment};
+use crate::{Error, authorization, lost, refused, segment};
 
 /// More than a terminal ever hands out at once.
 const PIECE: usize = 64 << 10;
@@ -46,7 +47,12 @@ pub fn relay(
     );
     runtime.block_on(async {
         let stream = tokio::net::UnixStream::connect(socket).await.map_err(lost)?;
-        let connected = tokio_tungstenite::client_async(url, stream).await;
+        let mut request = url.into_client_request().map_err(lost)?;
+        if let Some(authorization) = authorization() {
+            let value = authorization.parse().map_err(lost)?;
+            request.headers_mut().insert(hyper::header::AUTHORIZATION, value);
+        }
+        let connected = tokio_tungstenite::client_async(request, stream).await;
         let (web, _) = connected.map_err(|e| match e {
             tungstenite::Error::Http(response) => {
                 refused(response.status(), response.body().as_deref().unwrap_or_default())

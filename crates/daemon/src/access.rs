@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use axum::serve::IncomingStream;
-use ringfence_supervisor::Caller;
+use ringfence_supervisor::{Caller, Owner, Source, Supervisor};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::grpc;
@@ -27,15 +27,38 @@ use crate::tls::{self, Names};
 /// What is known of the other side of a connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Peer {
-    /// `None`: the kernel did not say, or it is from elsewhere.
-    Local(Option<u32>),
+    /// `None`: the kernel did not say.
+    Local(Option<Local>),
     Remote(Arc<Neighbour>),
+}
+
+/// A process that connected to the socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Local {
+    uid: u32,
+    pid: Option<i32>,
+    /// It is in no sandbox.
+    outside: bool,
+}
+
+impl Peer {
+    fn source(&self, interface: &'static str) -> Source {
+        let local = match self {
+            Self::Local(local) => *local,
+            Self::Remote(_) => None,
+        };
+        Source { interface, uid: local.map(|l| l.uid), pid: local.and_then(|l| l.pid) }
+    }
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
         let credentials = stream.io().peer_cred().ok();
-        Self::Local(credentials.filter(|c| c.pid().is_some_and(is_outside)).map(|c| c.uid()))
+        Self::Local(credentials.map(|c| Local {
+            uid: c.uid(),
+            pid: c.pid(),
+            outside: c.pid().is_some_and(is_outside),
+        }))
     }
 }
 
@@ -65,6 +88,7 @@ pub(crate) fn is_outside(pid: i32) -> bool {
 pub(crate) struct Door {
     /// What callers over TCP must know.
     pub token: Option<String>,
+    pub supervisor: Arc<Supervisor>,
     /// Whose certificate is shown there: hosts of that name are this machine's too.
     pub names: Option<Names>,
 }
@@ -75,35 +99,45 @@ pub(crate) async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
-    match admitted(&door, &peer, &request) {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
+    let call = grpc::is_call(request.headers());
+    let source = peer.source(if call { "grpc" } else { "api" });
+    match admit(&door, &peer, request.headers(), request.uri()) {
+        Ok(owner) => {
+            request.extensions_mut().insert(Caller { owner, source });
             next.run(request).await
         }
-        Err(problem) if grpc::is_call(request.headers()) => grpc::refused(problem, request).await,
-        Err(problem) => problem.into_response(),
+        Err(problem) => {
+            door.supervisor.refused(source, problem.reason());
+            if call { grpc::refused(problem, request).await } else { problem.into_response() }
+        }
     }
 }
 
-fn admitted(door: &Door, peer: &Peer, request: &Request) -> Result<Caller, Problem> {
+/// Whose request it is.
+fn admit(door: &Door, peer: &Peer, headers: &HeaderMap, uri: &Uri) -> Result<Owner, Problem> {
     let own = rustix::process::geteuid().as_raw();
-    let headers = request.headers();
     if headers.contains_key(header::ORIGIN) {
         return Err(Problem::forbidden("web pages may not ask"));
     }
     match peer {
-        Peer::Local(Some(uid)) if *uid == own => {}
+        Peer::Local(Some(local)) if local.uid == own && local.outside => {
+            if !headers.contains_key(header::AUTHORIZATION) {
+                return Ok(Owner::user());
+            }
+        }
         Peer::Local(_) => return Err(Problem::forbidden("this daemon serves another user")),
         Peer::Remote(_) => {
-            if !says_own_host(headers, request.uri(), door.names.as_ref()) {
+            if !says_own_host(headers, uri, door.names.as_ref()) {
                 return Err(Problem::forbidden("the Host of the request is not this machine"));
-            }
-            if !has_token(headers, door.token.as_deref()) {
-                return Err(Problem::unauthorized());
             }
         }
     }
-    Ok(Caller { owner: own })
+    // A token that is wrong is not made good by who sends it.
+    if has_token(headers, door.token.as_deref()) {
+        return Ok(Owner::user());
+    }
+    let named = bearer(headers).and_then(|token| door.supervisor.owner_of_token(token));
+    named.ok_or_else(Problem::unauthorized)
 }
 
 /// Who asks at an interface whose clients have no token: a process of this very user, in no sandbox, and
@@ -112,7 +146,18 @@ pub(crate) async fn neighbour(
     peer: &Peer,
     headers: &HeaderMap,
     uri: &Uri,
+    (supervisor, interface): (&Supervisor, &'static str),
 ) -> Result<Caller, &'static str> {
+    let source =
+        Source { uid: Some(rustix::process::geteuid().as_raw()), ..peer.source(interface) };
+    let judged = judge(peer, headers, uri).await;
+    if judged.is_err() {
+        supervisor.refused(Source { uid: None, ..source }, "forbidden");
+    }
+    judged.map(|()| Caller { owner: Owner::user(), source })
+}
+
+async fn judge(peer: &Peer, headers: &HeaderMap, uri: &Uri) -> Result<(), &'static str> {
     if headers.contains_key(header::ORIGIN) {
         return Err("web pages may not ask");
     }
@@ -120,8 +165,7 @@ pub(crate) async fn neighbour(
         return Err("the Host of the request is not this machine");
     }
     let Peer::Remote(neighbour) = peer else { return Err("nobody knows who asks") };
-    neighbour.admit().await?;
-    Ok(Caller { owner: rustix::process::geteuid().as_raw() })
+    neighbour.admit().await
 }
 
 /// A name that no page can make lead here: one of loopback, or one that the certificate is for. HTTP/2 says
@@ -147,9 +191,15 @@ fn is_own_name(host: &str, names: Option<&Names>) -> bool {
             || names.is_some_and(|names| names.has(name)))
 }
 
+/// The token of a request that has one only.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(given), None) = (given.next(), given.next()) else { return None };
+    given.to_str().ok()?.strip_prefix("Bearer ")
+}
+
 fn has_token(headers: &HeaderMap, token: Option<&str>) -> bool {
-    let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    match (given.and_then(|v| v.strip_prefix("Bearer ")), token) {
+    match (bearer(headers), token) {
         (Some(given), Some(token)) => is_same(given.as_bytes(), token.as_bytes()),
         _ => false,
     }

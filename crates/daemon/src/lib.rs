@@ -32,6 +32,8 @@ use tokio::net::{TcpListener, UnixListener};
 
 use access::{Door, Peer};
 pub use places::Places;
+pub use ringfence_supervisor::owners;
+pub use stamp::rfc3339;
 
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +154,7 @@ async fn serve(
         spawner: (program, arguments),
         hidden: hidden(options),
         workspaces: places.workspaces(),
+        owners: places.owners(),
     };
     let supervisor = Supervisor::start(settings).await.map_err(|e| Failed(e.to_string()))?;
     let version = env!("CARGO_PKG_VERSION");
@@ -162,14 +165,17 @@ async fn serve(
         tokio::spawn(serve_router(listener, counted(router, Interface::Agentkernel)));
     }
     if let Some((grpc, rest)) = fense {
-        let calls = counted(agentfense::grpc(supervisor.clone()), Interface::AgentfenseGrpc);
-        let requests = counted(agentfense::rest(supervisor.clone()), Interface::AgentfenseRest);
-        tokio::spawn(serve_router(grpc, calls));
-        tokio::spawn(serve_router(rest, requests));
+        let [calls, requests] = agentfense::routers(supervisor.clone());
+        tokio::spawn(serve_router(grpc, counted(calls, Interface::AgentfenseGrpc)));
+        tokio::spawn(serve_router(rest, counted(requests, Interface::AgentfenseRest)));
     }
     let router = native::router(app).merge(grpc::router(supervisor.clone()));
     for listener in tcp {
-        let door = Door { token: token.clone(), names: tls.as_ref().map(tls::Tls::names) };
+        let door = Door {
+            token: token.clone(),
+            names: tls.as_ref().map(tls::Tls::names),
+            supervisor: supervisor.clone(),
+        };
         match &tls {
             Some(tls) => {
                 let listener = tls::Listener::new(listener, tls).map_err(failed("--listen"))?;
@@ -178,7 +184,8 @@ async fn serve(
             None => drop(tokio::spawn(serve_one(listener, router.clone(), door))),
         }
     }
-    tokio::spawn(serve_one(unix, router, Door { token: None, names: None }));
+    let door = Door { token, names: None, supervisor: supervisor.clone() };
+    tokio::spawn(serve_one(unix, router, door));
     if options.private {
         let said = serde_json::json!({ "socket": places.socket(), "version": version });
         let mut out = std::io::stdout().lock();

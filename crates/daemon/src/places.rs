@@ -62,6 +62,11 @@ impl Places {
         self.state.with_file_name("workspaces")
     }
 
+    /// The file of the owners that have names.
+    pub fn owners(&self) -> PathBuf {
+        self.state.join("owners.json")
+    }
+
     /// Of layers and codebases: the daemon's state lies in it.
     pub(crate) fn layers(&self) -> PathBuf {
         self.state.parent().unwrap_or(&self.state).to_owned()
@@ -73,6 +78,11 @@ impl Places {
             [&self.runtime, &self.state].iter().map(|p| p.to_string_lossy().into_owned()).collect();
         all.dedup();
         all
+    }
+
+    /// Makes the directory of the state, for its owner alone.
+    pub fn make(&self) -> Result<(), Failed> {
+        private(&self.state)
     }
 
     /// Makes the directories, for their owner alone, and takes the lock that one daemon has. It is held

@@ -47,6 +47,11 @@ impl Problem {
 }
 
 impl Problem {
+    /// For programs.
+    pub(crate) fn reason(&self) -> &'static str {
+        self.reason
+    }
+
     /// As it is said.
     pub(crate) fn body(self) -> ringfence_api::Problem {
         ringfence_api::Problem {
@@ -58,19 +63,24 @@ impl Problem {
     }
 }
 
+/// The status of each kind of error.
+pub(crate) fn status(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::Invalid => StatusCode::BAD_REQUEST,
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::Conflict | Kind::Lost => StatusCode::CONFLICT,
+        Kind::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Limit => StatusCode::TOO_MANY_REQUESTS,
+        Kind::Refused => StatusCode::FORBIDDEN,
+        Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Kind::Alone | Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
 impl From<Error> for Problem {
     fn from(e: Error) -> Self {
-        let status = match e.kind {
-            Kind::Invalid => StatusCode::BAD_REQUEST,
-            Kind::NotFound => StatusCode::NOT_FOUND,
-            Kind::Conflict | Kind::Lost => StatusCode::CONFLICT,
-            Kind::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Kind::Limit => StatusCode::TOO_MANY_REQUESTS,
-            Kind::Refused => StatusCode::FORBIDDEN,
-            Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Kind::Alone | Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self { status, reason: e.kind.text(), message: e.message, remedy: e.remedy }
+        let (status, reason) = (status(e.kind), e.kind.text());
+        Self { status, reason, message: e.message, remedy: e.remedy }
     }
 }
 

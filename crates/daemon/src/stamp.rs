@@ -1,7 +1,7 @@
 //! Moments as other interfaces write them.
 
 /// Milliseconds since 1970, as RFC 3339 in UTC.
-pub(crate) fn rfc3339(ms: u64) -> String {
+pub fn rfc3339(ms: u64) -> String {
     let (days, rest) = (ms / 86_400_000, ms % 86_400_000);
     let (year, month, day) = civil(days as i64);
     let (seconds, millis) = (rest / 1000, rest % 1000);

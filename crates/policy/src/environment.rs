@@ -294,6 +294,11 @@ impl Environment {
     }
 }
 
+/// Whether a variable with this name holds a credential, as far as names tell.
+pub fn names_a_secret(name: &str) -> bool {
+    why_dangerous(name.as_bytes()) == Some(StripReason::Secret)
+}
+
 fn why_dangerous(name: &[u8]) -> Option<StripReason> {
     let any = |list: &[&str]| list.iter().any(|p| wild(p.as_bytes(), name, true));
     if any(LOADERS) {

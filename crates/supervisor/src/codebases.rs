@@ -108,6 +108,20 @@ pub enum Ask {
     },
 }
 
+impl Ask {
+    /// There is more on the disk afterwards, perhaps.
+    pub(crate) fn adds(&self) -> bool {
+        matches!(
+            self,
+            Self::Create(_)
+                | Self::CreateFrom { .. }
+                | Self::PutArchive { .. }
+                | Self::Write { .. }
+                | Self::MakeDirectory { .. }
+        )
+    }
+}
+
 /// What comes of it.
 #[derive(Debug)]
 pub enum Answer {

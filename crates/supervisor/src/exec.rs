@@ -11,6 +11,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::Error;
+use crate::journal::About;
 use crate::link::{End, Link, Started};
 use crate::log::{Follower, Log, Piece};
 use crate::terminal::Terminal;
@@ -86,6 +87,8 @@ pub(crate) struct Birth {
     pub id: String,
     pub sandbox: String,
     pub argv: Vec<String>,
+    /// For the record, and the command as it is written there.
+    pub told: (About, Vec<String>),
     /// The ends of its pipes that we read from.
     pub output: [OwnedFd; 2],
     /// Where its input is written to, and what.
@@ -168,6 +171,8 @@ impl Exec {
             terminal,
         });
         let watched = exec.clone();
+        let (about, shown) = birth.told;
+        about.started(&exec.id, &shown);
         tokio::spawn(async move {
             let end = watched.wait_for(started.ended, birth.timeout).await;
             let duration_us = watched.started.elapsed().as_micros() as u64;
@@ -177,9 +182,10 @@ impl Exec {
             }
             // Who waits for the end finds the bookkeeping done.
             done();
-            let end = watched.describe(end, duration_us);
-            crate::metrics::ended(&end);
-            let _ = publish.send(Some(end));
+            let ended = watched.describe(end, duration_us);
+            about.ended(&watched.id, shown, watched.started_ms, &ended);
+            crate::metrics::ended(&ended);
+            let _ = publish.send(Some(ended));
         });
         Ok(exec)
     }

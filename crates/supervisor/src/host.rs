@@ -86,7 +86,7 @@ impl Host {
     pub(crate) async fn make(
         &self,
         number: u64,
-        made_of: &CreateSandbox,
+        (made_of, guest): (&CreateSandbox, bool),
         tended: Option<&Tended>,
     ) -> Result<(Made, OwnedFd), Error> {
         let gone = || Error::new(Kind::Lost, "the spawner ended").with("try again");
@@ -94,7 +94,8 @@ impl Host {
         lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(number, answer);
         let hidden = self.hidden.clone();
         let tended = tended.cloned().map(Box::new);
-        let order = Order::Make { number, made_of: Box::new(made_of.clone()), hidden, tended };
+        let made_of = Box::new(made_of.clone());
+        let order = Order::Make { number, made_of, guest, hidden, tended };
         if let Err(e) = self.order(&order).await {
             if let Some(waiting) = lock(&self.waiting).as_mut() {
                 waiting.remove(&number);

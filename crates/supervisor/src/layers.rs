@@ -43,6 +43,11 @@ pub enum Ask {
 }
 
 impl Ask {
+    /// There is more on the disk afterwards, which no quota of a sandbox counts.
+    pub(crate) fn adds(&self) -> bool {
+        matches!(self, Self::Fork(_) | Self::Snapshot(_) | Self::Checkpoint)
+    }
+
     /// It changes what lies below a sandbox, or cannot be told while it changes.
     pub(crate) fn needs_rest(&self) -> bool {
         let dry = matches!(self, Self::Apply(chosen) if chosen.dry_run);

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::error::{Error, Kind};
 use crate::exec::Exec;
 use crate::host::Host;
+use crate::journal::{self, About, Journal, Owner};
 use crate::link::Link;
 use crate::machine::{Admitted, Ask, Denied, Event, admit, next};
 use crate::session::Sessions;
@@ -27,7 +28,8 @@ const FOREVER: u64 = u64::MAX;
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub id: String,
-    pub owner: u32,
+    pub owner: Owner,
+    journal: Arc<Journal>,
     pub made_of: CreateSandbox,
     pub created_ms: u64,
     pub key: Option<String>,
@@ -41,6 +43,8 @@ pub(crate) struct Sandbox {
     pub sessions: Sessions,
     /// For searches and archives.
     pub room: Room,
+    /// Memory and disk, by what it is made of.
+    pub taken: OnceLock<(Option<u64>, Option<u64>)>,
     /// Commands that were started.
     entered: AtomicU64,
 }
@@ -74,7 +78,7 @@ pub(crate) struct Live {
 impl Sandbox {
     pub(crate) fn new(
         id: String,
-        owner: u32,
+        (owner, journal): (Owner, Arc<Journal>),
         made_of: CreateSandbox,
         created_ms: u64,
         key: Option<String>,
@@ -92,6 +96,7 @@ impl Sandbox {
         Arc::new(Self {
             id,
             owner,
+            journal,
             made_of,
             ttl_seconds,
             created_ms,
@@ -101,6 +106,7 @@ impl Sandbox {
             keys: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
             room: Room::default(),
+            taken: OnceLock::new(),
             entered: AtomicU64::new(0),
         })
     }
@@ -185,7 +191,32 @@ impl Sandbox {
         let Some(state) = next(inner.state, event) else { return false };
         inner.state = state;
         reason.clone_into(&mut inner.reason);
+        // Under the lock: in the order in which it happened.
+        let event = self.of_state(state, reason);
+        self.journal.record(self.owner, journal::source(), event);
         true
+    }
+
+    fn of_state(&self, state: State, reason: &str) -> ringfence_api::Event {
+        ringfence_api::Event {
+            kind: "sandbox.state".into(),
+            sandbox: Some(self.id.clone()),
+            name: self.made_of.name.clone(),
+            state: Some(state),
+            reason: Some(reason.to_owned()),
+            ..ringfence_api::Event::default()
+        }
+    }
+
+    /// For what is recorded of it.
+    pub(crate) fn about(&self) -> About {
+        About {
+            journal: self.journal.clone(),
+            owner: self.owner,
+            source: journal::source(),
+            sandbox: self.id.clone(),
+            name: self.made_of.name.clone(),
+        }
     }
 
     pub(crate) fn is_alive(&self, live: Live) {
@@ -226,6 +257,9 @@ impl Sandbox {
         }
         let live = inner.live.clone().ok_or_else(Error::lost)?;
         if let Some(state) = next(inner.state, Event::CommandStarted) {
+            if state != inner.state {
+                self.journal.tell(self.owner, self.of_state(state, "command"));
+            }
             inner.state = state;
         }
         inner.commands += 1;
@@ -286,6 +320,10 @@ impl Drop for Permit {
         if inner.commands == 0 {
             inner.since = Instant::now();
             if let Some(state) = next(inner.state, Event::LastCommandEnded) {
+                let of = &self.sandbox;
+                if state != inner.state {
+                    of.journal.tell(of.owner, of.of_state(state, "command"));
+                }
                 inner.state = state;
             }
         }

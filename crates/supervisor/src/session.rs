@@ -13,14 +13,14 @@
 //! output looks like it. The shell is an interactive one without a terminal, because only such a one
 //! gives up what it is at when it is interrupted, and goes on.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ringfence_api::{CreateSession, ExecRequest, SessionExec, SessionState, Usage};
+use ringfence_api::{CreateSession, Event, ExecRequest, SessionExec, SessionState, Usage};
 use ringfence_sandbox::resident::{Head, kind};
 use rustix::fs::{MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, memfd_create};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -29,6 +29,7 @@ use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec};
+use crate::journal::{About, shown};
 use crate::link::{self, End, Link, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::sandbox::{Live, Permit, Sandbox};
@@ -101,7 +102,7 @@ impl Sessions {
         lock(&self.0).iter().find(|s| s.id == id).cloned()
     }
 
-    fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         lock(&self.0).iter().filter(|s| !s.is_closed()).count()
     }
 
@@ -125,6 +126,9 @@ pub(crate) struct Session {
     link: Arc<Link>,
     token: u64,
     pid: i32,
+    /// For the record.
+    about: About,
+    environment: BTreeMap<String, String>,
     turn: Arc<tokio::sync::Mutex<Turn>>,
     waiting: AtomicUsize,
     /// How the shell ended, once it has.
@@ -226,6 +230,8 @@ pub(crate) async fn create(
         link: live.link.clone(),
         token: started.token,
         pid: started.pid,
+        about: sandbox.about(),
+        environment: request.environment.clone(),
         turn: Arc::new(tokio::sync::Mutex::new(turn)),
         waiting: AtomicUsize::new(0),
         closed,
@@ -240,6 +246,12 @@ pub(crate) async fn create(
     }
     fault::point("session.ready");
     drop(permit);
+    session.about.record(Event {
+        kind: "session.started".into(),
+        subject: Some(session.id.clone()),
+        argv: vec![session.shell.clone()],
+        ..Event::default()
+    });
     sandbox.sessions.add(session.clone());
     Ok(session)
 }
@@ -272,6 +284,11 @@ async fn listen(records: pipe::Receiver, told: mpsc::Sender<Record>) {
 }
 
 impl Session {
+    /// Those that a text may have got its secrets from.
+    fn variables<'a>(&'a self, sandbox: &'a Sandbox) -> [&'a BTreeMap<String, String>; 2] {
+        [&sandbox.made_of.environment, &self.environment]
+    }
+
     async fn ready(&self) -> bool {
         let mut turn = self.turn.lock().await;
         let text = [FIRST, BASH, READY].concat();
@@ -298,6 +315,13 @@ impl Session {
             (None, Some((status, _))) if libc::WIFSIGNALED(status) => "signal".into(),
             (None, Some(_)) => "exit".into(),
         };
+        self.about.record(Event {
+            kind: "session.ended".into(),
+            subject: Some(self.id.clone()),
+            reason: Some(String::clone(&reason)),
+            started_ms: Some(self.created_ms),
+            ..Event::default()
+        });
         let _ = publish.send(Some(Closed { end, reason, at_ms: now_ms() }));
     }
 
@@ -393,6 +417,10 @@ pub(crate) async fn exec(
     let birth = Birth {
         id: id.clone(),
         sandbox: sandbox.id.clone(),
+        told: (
+            sandbox.about(),
+            shown(std::slice::from_ref(&request.command), &session.variables(sandbox)),
+        ),
         argv: vec![request.command.clone()],
         output: [stdout, stderr],
         input,

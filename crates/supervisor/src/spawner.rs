@@ -40,6 +40,8 @@ pub(crate) enum Order {
     Make {
         number: u64,
         made_of: Box<CreateSandbox>,
+        /// Its owner is not the daemon's user.
+        guest: bool,
         /// Directories of the daemon's that no sandbox may see.
         hidden: Vec<String>,
         tended: Option<Box<Tended>>,
@@ -151,9 +153,10 @@ impl Spawner {
                         kept.running.jailed.kill();
                     }
                 }
-                Order::Make { number, made_of, hidden, tended } => {
+                Order::Make { number, made_of, guest, hidden, tended } => {
                     let alone = tended.as_ref().is_some_and(|t| t.alone);
-                    match make(&made_of, &hidden, tended.as_deref(), self.open_files) {
+                    let of = (&*made_of, guest);
+                    match make(of, &hidden, tended.as_deref(), self.open_files) {
                         Ok((kept, made, channel)) => {
                             self.running.insert(number, kept);
                             say(orders, &Word::Made { number, made }, Some(&channel))?;
@@ -265,12 +268,15 @@ fn refused(e: impl Into<RunError>) -> Error {
 }
 
 fn make(
-    made_of: &CreateSandbox,
+    (made_of, guest): (&CreateSandbox, bool),
     hidden: &[String],
     tended: Option<&Tended>,
     open_files: u64,
 ) -> Result<(Kept, Made, OwnedFd), Error> {
     let mut policy = policy_of(made_of)?;
+    if guest {
+        crate::guest::confine(&mut policy);
+    }
     for directory in hidden {
         hide(&mut policy, directory)?;
     }

@@ -9,6 +9,7 @@ use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::journal::Owner;
 
 /// Version of the tables, kept as `user_version`.
 const VERSION: i64 = 1;
@@ -29,7 +30,7 @@ CREATE TABLE IF NOT EXISTS sandboxes (
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub id: String,
-    pub owner: u32,
+    pub owner: Owner,
     pub created_ms: u64,
     pub state: State,
     pub reason: String,
@@ -112,7 +113,7 @@ fn read(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
         let made_of: String = row.get(5)?;
         Ok(Row {
             id: row.get(0)?,
-            owner: row.get(1)?,
+            owner: Owner::of_raw(row.get(1)?),
             created_ms: row.get::<_, i64>(2)? as u64,
             state: State::ALL.into_iter().find(|s| s.text() == state).unwrap_or(State::Failed),
             reason: row.get(4)?,
@@ -160,7 +161,7 @@ fn carry_out<'a>(
                     )?
                     .execute(params![
                         row.id,
-                        row.owner,
+                        row.owner.raw(),
                         row.created_ms as i64,
                         row.state.text(),
                         row.reason,
@@ -186,7 +187,7 @@ mod tests {
         let file = place.path().join("state.db");
         let row = |id: &str| Row {
             id: id.into(),
-            owner: 7,
+            owner: Owner::named(7),
             created_ms: 8,
             state: State::Idle,
             reason: "created".into(),

@@ -6,26 +6,33 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use ringfence_api::{CreateSandbox, ExecRequest, FileInfo, Listing, State};
+use ringfence_api::{
+    AuditQuery, CreateSandbox, ExecRequest, FileInfo, FollowEvents, Listing, OwnerUse, State,
+};
 use ringfence_sandbox::lower::candidates;
 use ringfence_sandbox::resident::Refusal;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, watch};
 
-use crate::codebases::{self, Shelf};
+use crate::codebases;
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec, Input};
 use crate::host::{self, End, Host};
+use crate::journal::{self, CALLER, Deed, Events, Journal, Owner, Source, Wanted};
 use crate::link::{self, Link, Program, Refused, Started};
 use crate::log::{KEPT, KEPT_WHOLE};
 use crate::machine::{Admitted, Ask, Event};
+use crate::realm::{Realm, Realms};
 use crate::sandbox::{Live, Sandbox};
 use crate::session::{self, Session};
+use crate::snapshots::{self, Shots};
 use crate::spawner;
 use crate::store::Store;
-use crate::tended::{self, Own, Tended};
+use crate::tended::{self, Tended};
 use crate::terminal::{self, Terminal};
-use crate::{fault, files, layers, lock, metrics, now_ms, random_id, stats, trees, workspaces};
+use crate::{
+    fault, files, guest, layers, lock, metrics, now_ms, quota, random_id, stats, trees, workspaces,
+};
 
 /// Sandboxes that one owner may have.
 const MOST_SANDBOXES: usize = 4096;
@@ -46,7 +53,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    pub owner: u32,
+    pub owner: Owner,
+    pub source: Source,
 }
 
 /// Everything that can be asked. Sandboxes are named by id or by name.
@@ -119,7 +127,12 @@ pub enum Command {
     },
     InSession(session::Ask),
     InFiles(trees::Ask),
+    Events(FollowEvents),
+    Audit(AuditQuery),
+    /// Who asks, and what they have.
+    Owner,
     Stats(stats::Ask),
+    Snapshots(snapshots::Ask),
 }
 
 /// What comes of it.
@@ -140,7 +153,11 @@ pub enum Reply {
     Found(ringfence_api::FoundFiles),
     Download(crate::codebases::Download),
     Unpacked(ringfence_api::Unpacked),
+    Events(Box<Events>),
+    Audit(ringfence_api::Audit),
+    Owner(Box<ringfence_api::OwnerInfo>),
     Stats(stats::Answer),
+    Snapshots(Vec<snapshots::Snapshot>),
 }
 
 /// How a supervisor is set up.
@@ -156,6 +173,8 @@ pub struct Settings {
     pub hidden: Vec<String>,
     /// Where the workspaces are that are a sandbox's own.
     pub workspaces: PathBuf,
+    /// The file of the owners that have names.
+    pub owners: PathBuf,
 }
 
 /// A sandbox whose end the spawner will tell, and who waits for it.
@@ -171,9 +190,10 @@ pub struct Supervisor {
     numbers: Mutex<HashMap<u64, Expected>>,
     ends: mpsc::UnboundedSender<End>,
     /// Sandboxes by owner and idempotency key, with what was asked.
-    keys: tokio::sync::Mutex<HashMap<(u32, String), (String, String)>>,
-    shelf: Shelf,
-    own: Own,
+    keys: tokio::sync::Mutex<HashMap<(Owner, String), (String, String)>>,
+    pub(crate) realms: Realms,
+    journal: Arc<Journal>,
+    shots: Shots,
 }
 
 impl Supervisor {
@@ -183,11 +203,10 @@ impl Supervisor {
         let (store, rows) = Store::open(&settings.store)?;
         let (ends, heard) = mpsc::unbounded_channel();
         let host = new_host(&settings, None, &ends)?;
-        let own = settings.store.with_file_name("layers");
-        let own = Own::new(own, settings.layers.clone())?;
         let supervisor = Arc::new(Self {
-            shelf: Shelf::new(settings.layers.clone()),
-            own,
+            realms: Realms::new(&settings)?,
+            journal: Journal::open(&settings.store.with_file_name("audit.db"))?,
+            shots: Shots::new(settings.store.with_file_name("snapshots")),
             settings,
             store,
             sandboxes: Mutex::default(),
@@ -209,7 +228,8 @@ impl Supervisor {
             };
             let stays = matches!(row.state, State::Stopped | State::Failed);
             let (id, made) = (row.id.clone(), row.created_ms);
-            let sandbox = Sandbox::new(id, row.owner, row.made_of, made, row.key, was);
+            let of = (row.owner, supervisor.journal.clone());
+            let sandbox = Sandbox::new(id, of, row.made_of, made, row.key, was);
             lock(&supervisor.sandboxes).insert(row.id, sandbox.clone());
             if !stays {
                 sandbox.happened(Event::Making, "restarted");
@@ -218,9 +238,11 @@ impl Supervisor {
         }
         let known = lock(&supervisor.sandboxes).keys().cloned().collect();
         workspaces::sweep(&supervisor.settings.workspaces, &known);
-        let (sweeper, known) = (supervisor.own.clone(), supervisor.clone());
+        let (sweepers, known) = (supervisor.realms.all_own(), supervisor.clone());
         tokio::task::spawn_blocking(move || {
-            sweeper.sweep(|layer| lock(&known.sandboxes).contains_key(layer));
+            for sweeper in sweepers {
+                sweeper.sweep(|layer| lock(&known.sandboxes).contains_key(layer));
+            }
         });
         tokio::spawn(Arc::clone(&supervisor).hear(heard));
         tokio::spawn(tick(Arc::downgrade(&supervisor)));
@@ -239,16 +261,96 @@ impl Supervisor {
     pub async fn run(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
         let supervisor = self.clone();
         let (operation, began) = (metrics::Operation::of(&command), Instant::now());
-        let done = tokio::spawn(async move { supervisor.carry_out(caller, command).await })
-            .await
-            .unwrap_or_else(|e| Err(Error::internal(format!("a task ended: {e}"))));
+        let done = tokio::spawn(CALLER.scope(caller, async move {
+            let deed = Deed::of(&command);
+            let done = supervisor.carry_out(caller, command).await;
+            supervisor.tell(caller, deed, done.as_ref().err());
+            done
+        }))
+        .await
+        .unwrap_or_else(|e| Err(Error::internal(format!("a task ended: {e}"))));
         metrics::carried_out(operation, began, &done);
         done
     }
 
+    /// Records what was done or refused.
+    fn tell(&self, caller: Caller, deed: Deed, failed: Option<&Error>) {
+        let named = deed.sandbox.clone();
+        let event = match failed {
+            None => deed.done(),
+            Some(e) => deed.refused(e),
+        };
+        let Some(event) = event else { return };
+        let sandbox = named.and_then(|named| self.find(caller, &named).ok());
+        let event = ringfence_api::Event {
+            sandbox: sandbox.as_ref().map(|s| s.id.clone()),
+            name: sandbox.and_then(|s| s.made_of.name.clone()),
+            ..event
+        };
+        match failed {
+            None => self.journal.record(caller.owner, caller.source, event),
+            Some(_) => self.journal.refused(caller.owner, caller.source, event),
+        }
+    }
+
+    /// What is a caller's own. None is there for an owner that is not in the file any more.
+    pub(crate) fn realm(&self, caller: Caller) -> Result<Arc<Realm>, Error> {
+        let realm = self.realms.of(caller.owner)?;
+        if realm.is_guest() {
+            self.journal.name(caller.owner, realm.name.clone());
+        }
+        Ok(realm)
+    }
+
+    /// Whose token it is.
+    pub fn owner_of_token(&self, token: &str) -> Option<Owner> {
+        let record = self.realms.owners.by_token(token)?;
+        self.journal.name(record.owner(), record.name.clone());
+        Some(record.owner())
+    }
+
+    /// A request was refused before anybody knew what it asks for: at the door.
+    pub fn refused(&self, source: Source, reason: &str) {
+        let reason = Some(reason.to_owned());
+        let event = ringfence_api::Event { reason, ..ringfence_api::Event::default() };
+        self.journal.refused(Owner::user(), source, event);
+    }
+
+    /// The id of a caller's own sandbox; as it was named where it is gone.
+    fn id_of(&self, caller: Caller, named: Option<String>) -> Option<String> {
+        named.map(|named| self.find(caller, &named).map_or(named, |sandbox| sandbox.id.clone()))
+    }
+
+    async fn audit(&self, caller: Caller, query: AuditQuery) -> Result<Reply, Error> {
+        let limit = query.limit.unwrap_or(100);
+        if !(1..=1000).contains(&limit) {
+            return Err(Error::invalid("limit: not from 1 to 1000"));
+        }
+        let limit = limit as usize;
+        let owner = match &query.owner {
+            None => caller.owner,
+            Some(name) => self.realms.named_by(caller.owner, name)?,
+        };
+        let caller = Caller { owner, ..caller };
+        let wanted = Wanted {
+            sandbox: self.id_of(caller, query.sandbox),
+            kind: query.kind,
+            since_ms: query.since_ms.unwrap_or(0),
+            until_ms: query.until_ms.unwrap_or(u64::MAX),
+            after: query.after.unwrap_or(0),
+            limit: limit + 1,
+            ..Wanted::of(owner)
+        };
+        let mut events = self.journal.read(wanted).await?;
+        let more = events.len() > limit;
+        events.truncate(limit);
+        let next = events.last().map(|last| last.id).filter(|_| more);
+        Ok(Reply::Audit(ringfence_api::Audit { events, next }))
+    }
+
     async fn carry_out(self: &Arc<Self>, caller: Caller, command: Command) -> Result<Reply, Error> {
         match command {
-            Command::Create { made_of, key } => self.create(caller, *made_of, key).await,
+            Command::Create { made_of, key } => self.create(caller, *made_of, key, None).await,
             Command::List => Ok(Reply::Sandboxes(self.list(caller))),
             Command::Get(id) => self.find(caller, &id).map(|sandbox| described(&sandbox)),
             Command::Start(id) => self.begin(&self.find(caller, &id)?).await,
@@ -267,6 +369,7 @@ impl Supervisor {
             },
             Command::Exec { sandbox, request, input, whole, key } => {
                 let sandbox = self.find(caller, &sandbox)?;
+                self.admits_command(caller)?;
                 exec_once(&sandbox, &request, input, whole, key).await.map(Reply::Exec)
             }
             Command::Execs(id) => {
@@ -314,7 +417,15 @@ impl Supervisor {
             Command::Codebases(ask) => self.codebases(caller, ask).await.map(Reply::Codebases),
             Command::InSession(ask) => self.in_session(caller, ask).await,
             Command::InFiles(ask) => self.in_files(caller, ask).await,
+            Command::Events(which) => {
+                let sandbox = self.id_of(caller, which.sandbox);
+                let events = self.journal.follow(caller.owner, sandbox, which.after);
+                Ok(Reply::Events(Box::new(events)))
+            }
+            Command::Audit(query) => self.audit(caller, query).await,
+            Command::Owner => self.owner(caller).await,
             Command::Stats(ask) => self.stats(caller, ask).await.map(Reply::Stats),
+            Command::Snapshots(ask) => self.snapshots(caller, ask).await,
         }
     }
 
@@ -355,6 +466,7 @@ impl Supervisor {
         match ask {
             Ask::Create { sandbox, request } => {
                 let sandbox = self.find(caller, &sandbox)?;
+                self.admits_session(caller)?;
                 Ok(one(&*session::create(&sandbox, &request).await?))
             }
             Ask::List { sandbox } => {
@@ -372,6 +484,7 @@ impl Supervisor {
             }
             Ask::Exec { sandbox, session, request, input, whole } => {
                 let (sandbox, session) = self.session(caller, sandbox.as_deref(), &session)?;
+                self.admits_command(caller)?;
                 session::exec(&sandbox, &session, &request, input, whole).await.map(Reply::Exec)
             }
         }
@@ -427,8 +540,11 @@ impl Supervisor {
         caller: Caller,
         mut made_of: CreateSandbox,
         key: Option<String>,
+        snapshot: Option<&str>,
     ) -> Result<Reply, Error> {
         check(&made_of)?;
+        let realm = self.realm(caller)?;
+        realm.may_create(&made_of)?;
         // Those of one key come one after the other.
         let mut keys = match &key {
             Some(_) => Some(self.keys.lock().await),
@@ -446,7 +562,7 @@ impl Supervisor {
         }
         if let Some(name) = &made_of.codebase {
             // By its id: a name may be given again.
-            made_of.codebase = Some(self.shelf.find(name, None).await?.id);
+            made_of.codebase = Some(realm.shelf.find(name, None).await?.id);
         }
         let first = if made_of.stopped { State::Stopped } else { State::Creating };
         let state = (first, "created".to_owned());
@@ -455,11 +571,22 @@ impl Supervisor {
         if own {
             made_of.workspace = workspaces::path(&self.settings.workspaces, &id)?;
         }
-        let sandbox = Sandbox::new(id.clone(), caller.owner, made_of, now_ms(), key.clone(), state);
+        let of = (caller.owner, self.journal.clone());
+        let sandbox = Sandbox::new(id.clone(), of, made_of, now_ms(), key.clone(), state);
         let life = sandbox.life.lock().await;
-        self.enter(caller, &sandbox)?;
+        let codebases = match realm.limits.disk {
+            Some(_) => realm.codebases().await?,
+            None => 0,
+        };
+        self.enter(caller, &sandbox, |used, made_of| {
+            quota::admits(&realm.limits, used, made_of, codebases)
+        })?;
         fault::point("create.entered");
-        let place = if own { workspaces::make(&sandbox.made_of) } else { Ok(()) };
+        let place = match snapshot {
+            Some(name) => self.shots.fill(caller.owner, name, &sandbox.made_of.workspace).await,
+            None if own => workspaces::make(&sandbox.made_of),
+            None => Ok(()),
+        };
         let brought = match (place, first) {
             (Ok(()), State::Creating) => self.bring_up(&sandbox, "created").await,
             (Ok(()), _) => Ok(()),
@@ -483,11 +610,17 @@ impl Supervisor {
             keys.insert((caller.owner, key), (asked, id));
         }
         fault::point("create.kept");
+        self.recorded(&sandbox, "sandbox.created").await;
         Ok(described(&sandbox))
     }
 
     /// Puts a new one among the others, if there is room and its name is free.
-    fn enter(&self, caller: Caller, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    fn enter(
+        &self,
+        caller: Caller,
+        sandbox: &Arc<Sandbox>,
+        admits: impl FnOnce(&OwnerUse, &CreateSandbox) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut all = lock(&self.sandboxes);
         let own = all.values().filter(|s| s.owner == caller.owner);
         let mut count = 0;
@@ -506,8 +639,17 @@ impl Supervisor {
             return Err(Error::new(Kind::Limit, format!("there are {count} sandboxes already"))
                 .with("delete some"));
         }
+        if caller.owner != Owner::user() {
+            let own = all.values().filter(|s| s.owner == caller.owner);
+            admits(&quota::used(own, true), &sandbox.made_of)?;
+        }
         all.insert(sandbox.id.clone(), sandbox.clone());
         Ok(())
+    }
+
+    pub(crate) fn used_by(&self, owner: Owner, bytes: bool) -> OwnerUse {
+        let all = lock(&self.sandboxes);
+        quota::used(all.values().filter(|s| s.owner == owner), bytes)
     }
 
     /// Makes the processes of a sandbox that is `creating`.
@@ -527,30 +669,27 @@ impl Supervisor {
     }
 
     async fn processes(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Live, Error> {
+        let realm = self.realms.of(sandbox.owner)?;
         let layer = tended::layer_of(&sandbox.made_of, &sandbox.id);
         let Some(layer) = layer else {
             return match self.made(sandbox, None).await {
                 Err(e) if e.kind == Kind::Alone => {
-                    self.made(sandbox, Some(&Tended::of(sandbox, None, &self.settings.layers)))
-                        .await
+                    self.made(sandbox, Some(&Tended::of(sandbox, None, &realm.store))).await
                 }
                 made => made,
             };
         };
         if tended::is_own(&sandbox.made_of) {
-            self.own.remember(layer).await?;
+            realm.own.remember(layer).await?;
         }
         let Some(codebase) = &sandbox.made_of.codebase else {
-            return self
-                .made(sandbox, Some(&Tended::of(sandbox, None, &self.settings.layers)))
-                .await;
+            return self.made(sandbox, Some(&Tended::of(sandbox, None, &realm.store))).await;
         };
         for _ in 0..TRIES {
-            let before = self.shelf.find(codebase, Some(layer)).await?;
-            let made = self
-                .made(sandbox, Some(&Tended::of(sandbox, Some(&before), &self.settings.layers)))
-                .await;
-            let after = self.shelf.find(codebase, None).await?;
+            let before = realm.shelf.find(codebase, Some(layer)).await?;
+            let tended = Tended::of(sandbox, Some(&before), &realm.store);
+            let made = self.made(sandbox, Some(&tended)).await;
+            let after = realm.shelf.find(codebase, None).await?;
             if after.version == before.version {
                 return made;
             }
@@ -581,7 +720,8 @@ impl Supervisor {
         let (told, ended) = watch::channel(None);
         lock(&self.numbers).insert(number, (Arc::downgrade(sandbox), told));
         fault::point("make.ordered");
-        let made = host.make(number, &sandbox.made_of, tended).await;
+        let guest = sandbox.owner.number().is_some();
+        let made = host.make(number, (&sandbox.made_of, guest), tended).await;
         fault::point("make.answered");
         let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
         match link {
@@ -719,11 +859,13 @@ impl Supervisor {
             sandbox.happened(Event::Deleted, "requested");
             metrics::deleted();
             workspaces::remove(&self.settings.workspaces, &sandbox.id).await;
+            self.recorded(sandbox, "sandbox.removed").await;
         }
         lock(&self.sandboxes).remove(&sandbox.id);
         if let Some(layer) = tended::layer_of(&sandbox.made_of, &sandbox.id)
             && tended::is_own(&sandbox.made_of)
-            && let Err(e) = self.own.forget(layer).await
+            && let Ok(realm) = self.realms.of(sandbox.owner)
+            && let Err(e) = realm.own.forget(layer).await
         {
             // The next start of the daemon tries again.
             crate::complain(&format!("layer {layer}: {e}"));
@@ -734,6 +876,13 @@ impl Supervisor {
             keys.remove(&(sandbox.owner, key.clone()));
         }
         Ok(Reply::Done)
+    }
+
+    /// Written down before it is acknowledged.
+    async fn recorded(&self, sandbox: &Sandbox, kind: &str) {
+        let event = ringfence_api::Event { kind: kind.into(), ..ringfence_api::Event::default() };
+        sandbox.about().record(event);
+        self.journal.flush().await;
     }
 
     /// What time has come for.
@@ -761,6 +910,36 @@ impl Supervisor {
         }
     }
 
+    async fn snapshots(
+        self: &Arc<Self>,
+        caller: Caller,
+        ask: snapshots::Ask,
+    ) -> Result<Reply, Error> {
+        use snapshots::Ask;
+        let owner = caller.owner;
+        let one = |snapshot| Ok(Reply::Snapshots(vec![snapshot]));
+        match ask {
+            Ask::Take { sandbox, name } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                let _life = sandbox.life.lock().await;
+                let workspace = self.settings.workspaces.join(&sandbox.id);
+                one(self.shots.take(&sandbox, &workspace, &name).await?)
+            }
+            Ask::List => self.shots.list(owner).await.map(Reply::Snapshots),
+            Ask::Get(name) => one(self.shots.get(owner, &name).await?),
+            Ask::Forget(name) => self.shots.forget(owner, &name).await.map(|()| Reply::Done),
+            Ask::Restore { snapshot, name } => {
+                let made_of = CreateSandbox {
+                    name: Some(name),
+                    workspace: String::new(),
+                    stopped: true,
+                    ..self.shots.get(owner, &snapshot).await?.made_of
+                };
+                self.create(caller, made_of, None, Some(&snapshot)).await
+            }
+        }
+    }
+
     /// What is asked of a sandbox's layer. It does not start meanwhile.
     pub(crate) async fn layer(
         &self,
@@ -776,15 +955,23 @@ impl Supervisor {
             return Err(Error::new(Kind::Conflict, "the sandbox is not stopped")
                 .with("stop it first; what it changed stays"));
         }
+        let realm = self.realms.of(sandbox.owner)?;
+        if realm.limits.disk.is_some() && ask.adds() {
+            return Err(Error::new(
+                Kind::Refused,
+                "this owner's disk is limited: no copies of layers",
+            )
+            .with("export the layer as an archive"));
+        }
         let moved = match &sandbox.made_of.codebase {
             Some(codebase) => {
-                let tree = self.shelf.find(codebase, None).await?.tree;
+                let tree = realm.shelf.find(codebase, None).await?.tree;
                 Some((tree, PathBuf::from(ringfence_codebases::WORKSPACE)))
             }
             None => None,
         };
         let layer = layers::Layer {
-            store: self.settings.layers.clone(),
+            store: realm.store.clone(),
             name: name.to_owned(),
             made_of: sandbox.made_of.clone(),
             hidden: self.settings.hidden.clone(),
@@ -793,27 +980,41 @@ impl Supervisor {
         files::blocking(move || layer.carry_out(ask)).await
     }
 
-    /// Codebases are all of the daemon's user.
+    /// Each owner has codebases of its own.
     async fn codebases(
         &self,
         caller: Caller,
         ask: codebases::Ask,
     ) -> Result<codebases::Answer, Error> {
         use codebases::{Answer, Ask};
-        if caller.owner != rustix::process::geteuid().as_raw() {
-            return match ask {
-                Ask::List => Ok(Answer::Codebases(Vec::new())),
-                _ => Err(Error::new(Kind::NotFound, "no such codebase")),
-            };
+        let realm = self.realm(caller)?;
+        if let (Ask::Create(made), true) = (&ask, realm.is_guest()) {
+            guest::check_codebase(made)?;
         }
         if let Ask::Delete(name) = &ask
-            && let Ok(found) = self.shelf.find(name, None).await
+            && let Ok(found) = realm.shelf.find(name, None).await
             && let Some(sandbox) = self.made_from(&found.id).first()
         {
             let message = format!("codebase {} is what sandbox {sandbox} is made from", found.name);
             return Err(Error::new(Kind::Conflict, message).with("delete that sandbox first"));
         }
-        let mut answer = self.shelf.run(ask).await?;
+        if realm.limits.disk.is_some() && ask.adds() {
+            self.admits_bytes(caller).await?;
+        }
+        let removed = match &ask {
+            Ask::Delete(name) => realm.shelf.find(name, None).await.ok(),
+            _ => None,
+        };
+        let mut answer = realm.shelf.run(ask).await?;
+        if let Some(removed) = removed {
+            let event = ringfence_api::Event {
+                kind: "codebase.changed".into(),
+                action: Some("remove".into()),
+                subject: Some(removed.name),
+                ..ringfence_api::Event::default()
+            };
+            self.journal.record(caller.owner, caller.source, event);
+        }
         match &mut answer {
             Answer::Codebase(one) => one.sandboxes = self.made_from(&one.id),
             Answer::Codebases(all) => {
@@ -1010,6 +1211,7 @@ async fn exec(
         id: id.clone(),
         sandbox: sandbox.id.clone(),
         argv: asked.argv,
+        told: (sandbox.about(), asked.shown),
         output: [stdout, stderr],
         input,
         timeout,
@@ -1033,6 +1235,8 @@ async fn exec(
 /// What is to be executed, as init takes it.
 pub(crate) struct Asked {
     pub argv: Vec<String>,
+    /// As it is written down.
+    pub shown: Vec<String>,
     candidates: Vec<String>,
     environment: Vec<String>,
     cwd: String,
@@ -1060,7 +1264,8 @@ impl Asked {
             None => live.made.cwd.clone(),
         };
         let environment = environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        Ok(Self { argv, candidates, environment, cwd })
+        let shown = journal::shown(&argv, &[&sandbox.made_of.environment, &request.environment]);
+        Ok(Self { argv, shown, candidates, environment, cwd })
     }
 
     /// Drops variables.

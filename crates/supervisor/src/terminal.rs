@@ -107,6 +107,7 @@ pub(crate) async fn start(
         id,
         sandbox: sandbox.id.clone(),
         argv: asked.argv.clone(),
+        told: (sandbox.about(), asked.shown.clone()),
         output: [output, stderr],
         input: None,
         timeout,

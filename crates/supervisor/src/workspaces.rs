@@ -46,11 +46,11 @@ pub(crate) async fn remove(root: &Path, id: &str) {
     }
 }
 
-fn discard(path: &Path) {
+pub(crate) fn discard(path: &Path) {
     open_up(path);
     match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            complain(&format!("cannot remove the workspace {}: {e}", path.display()));
+            complain(&format!("cannot remove {}: {e}", path.display()));
         }
         _ => {}
     }

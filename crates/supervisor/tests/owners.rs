@@ -5,7 +5,10 @@
 use std::os::fd::AsFd as _;
 
 use ringfence_api::{CreateSandbox, ExecRequest};
-use ringfence_supervisor::{Caller, Command, Kind, Reply, Settings, Supervisor, spawner};
+use ringfence_supervisor::owners::Owners;
+use ringfence_supervisor::{
+    Caller, Command, Kind, Owner, Reply, Settings, Source, Supervisor, spawner,
+};
 
 /// Not a test: what the supervisor below starts as its spawner.
 #[test]
@@ -34,9 +37,13 @@ async fn owners() {
         spawner: ("/bin/sh".into(), vec!["-c".into(), shell]),
         hidden: Vec::new(),
         workspaces: place.path().join("workspaces"),
+        owners: place.path().join("owners.json"),
     };
+    Owners::new(place.path().join("owners.json")).create("other", |_| {}, false).unwrap();
     let supervisor = Supervisor::start(settings).await.unwrap();
-    let (one, other) = (Caller { owner: 1 }, Caller { owner: 2 });
+    let source = Source { interface: "api", uid: None, pid: None };
+    let of = |owner| Caller { owner, source };
+    let (one, other) = (of(Owner::user()), of(Owner::named(1)));
     let workspace = place.path().join("project");
     std::fs::create_dir(&workspace).unwrap();
     let made_of = CreateSandbox {
@@ -93,7 +100,12 @@ async fn owners() {
         reply => panic!("{reply:?}"),
     };
     assert_eq!((list(one).await, list(other).await), (1, 0));
+    // A directory of the host is not for others.
+    let refused = supervisor.run(other, create).await.unwrap_err();
+    assert_eq!(refused.kind, Kind::Refused);
     // The same name and the same key are another's own.
+    let made_of = CreateSandbox { workspace: String::new(), ..made_of };
+    let create = Command::Create { made_of: Box::new(made_of), key: Some("k".into()) };
     let Ok(Reply::Sandbox(theirs)) = supervisor.run(other, create).await else { panic!() };
     assert_ne!(theirs.id, made.id);
     assert_eq!((list(one).await, list(other).await), (1, 1));

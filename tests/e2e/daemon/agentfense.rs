@@ -79,7 +79,7 @@ fn the_gateway() {
             post(place, rest, &format!("{shell}/exec"), &run).is(200).json()["stdout"].clone()
         };
         run("A=1");
-        assert_eq!(run("echo $A"), "1\n");
+        assert_eq!(run("echo $A"), "1");
         let all = ask(place, rest, &[], &format!("{at}/sessions")).is(200).json();
         assert_eq!(all["sessions"].as_array().unwrap().len(), 1);
         ask(place, rest, &["-X", "DELETE"], &shell).is(200);
@@ -87,6 +87,23 @@ fn the_gateway() {
         assert_eq!(files["files"][0]["path"], "new", "{files}");
         let listed = ask(place, rest, &[], &format!("/v1/sandboxes?codebase_id={id}")).is(200);
         assert_eq!(listed.json()["sandboxes"].as_array().unwrap().len(), 1);
+        // Corners of their gateway.
+        let files =
+            |query: &str| ask(place, rest, &[], &format!("/v1/codebases/{id}/files?{query}"));
+        files("recursive=1&path=").is(200);
+        for wrong in ["recursive=", "recursive=yes"] {
+            assert_eq!(files(wrong).is(400).json()["code"], 3, "{wrong}");
+        }
+        assert_eq!(ask(place, rest, &["-X", "PUT"], &at).is(501).json()["code"], 12);
+        let again = ask(place, rest, &["-X", "POST"], &format!("{at}/start")).is(400).json();
+        assert_eq!(again["message"], "sandbox is already running");
+        let null = json!({ "command": "echo x", "env": null, "timeout": null });
+        assert_eq!(post(place, rest, &format!("{at}/exec"), &null).is(200).json()["stdout"], "x\n");
+        let text = json!({ "codebaseId": id, "permissions": [{ "pattern": "**/*", "permission": 4, "priority": "10" }] });
+        let text = post(place, rest, "/v1/sandboxes", &text).is(200).json();
+        assert_eq!(text["permissions"][0]["priority"], 10);
+        let second = format!("/v1/sandboxes/{}", text["id"].as_str().unwrap());
+        ask(place, rest, &["-X", "DELETE"], &second).is(200);
         ask(place, rest, &["-X", "DELETE"], &at).is(200);
         assert_eq!(ask(place, rest, &[], &at).is(404).json()["code"], 5);
         ask(place, rest, &["-X", "DELETE"], &format!("/v1/codebases/{id}")).is(200);

@@ -37,6 +37,24 @@ assert.equal((await client.detachedList("node-test")).length, 1);
 await client.detachedKill("node-test", command.id);
 assert.equal((await client.detachedStatus("node-test", command.id)).exit_code, 137);
 assert.ok((await client.extendTtl("node-test", { by: "30m" })).expires_at.endsWith("Z"));
+assert.deepEqual(Object.keys(await client.detachedLogs("node-test", command.id)), ["stdout"]);
+
+// Snapshots.
+await client.writeFile("node-test", "app/kept", "one");
+assert.equal((await client.takeSnapshot({ sandbox: "node-test", name: "snap" })).sandbox, "node-test");
+assert.match((await client.takeSnapshot({ sandbox: "node-test" })).name, /^node-test-/);
+assert.equal((await client.listSnapshots()).length, 2);
+assert.equal((await client.getSnapshot("snap")).backend, "ringfence");
+await client.writeFile("node-test", "app/kept", "two");
+const restored = await client.restoreSnapshot("snap");
+assert.deepEqual([restored.name, restored.status], ["node-test-restored", "stopped"]);
+await fetch(`${process.env.AGENTKERNEL_BASE_URL}/sandboxes/node-test-restored/start`, { method: "POST" });
+assert.equal((await client.readFile("node-test-restored", "app/kept")).content, "one");
+assert.equal((await client.readFile("node-test", "app/kept")).content, "two");
+await client.removeSandbox("node-test-restored");
+for (const { name } of await client.listSnapshots()) await client.deleteSnapshot(name);
+await assert.rejects(client.getSnapshot("snap"), NotFoundError);
+
 assert.equal((await client.listSandboxes()).length, 1);
 await sandbox.remove();
 await assert.rejects(client.getSandbox("node-test"), NotFoundError);

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 use super::world::{Answer, answer};
-use crate::harness::{Place, Ran, has, mode};
+use crate::harness::{Place, Ran, has, lasting};
 
 /// What is installed; nothing of it is changed.
 const PYTHON: [&str; 6] = [
@@ -20,26 +20,14 @@ const PYTHON: [&str; 6] = [
 ];
 const NODE: [&str; 1] = ["agentkernel@0.18.1"];
 
-/// The directory that they are in: one that is named, or one of this test run, which a shell removes when
-/// this process ends (nothing drops a static).
+/// The directory that they are in: one that is named, or one of this test run, which goes with it.
 fn installed() -> Option<&'static Path> {
     static DIRECTORY: OnceLock<Option<(Option<std::process::Child>, PathBuf)>> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
         if let Some(named) = std::env::var_os("RINGFENCE_CLIENTS").filter(|n| !n.is_empty()) {
             return Some((None, PathBuf::from(named)));
         }
-        let prefix = "ringfence-e2e-clients";
-        let directory = tempfile::Builder::new().prefix(prefix).tempdir().unwrap().keep();
-        let broom = Command::new("/bin/sh")
-            .args(["-c", "read _; rm -rf \"$0\""])
-            .arg(&directory)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        mode(&directory, 0o755);
+        let (broom, directory) = lasting("ringfence-e2e-clients");
         let mut pip = Command::new("/usr/bin/python3");
         pip.args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-cache-dir"]);
         pip.args(["--only-binary", ":all:", "--target"]).arg(directory.join("python")).args(PYTHON);

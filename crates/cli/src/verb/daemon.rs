@@ -95,6 +95,7 @@ pub fn command() -> Command {
         )
         .subcommand(start.arg(listen()).args(tls()).args(dialects()))
         .subcommand(Command::new("status").about("Say whether it runs").arg(json()))
+        .subcommand(super::tokens::command())
         .subcommand(Command::new("stop").about("End it, and every sandbox that it keeps"))
         .after_help(
             "Without a verb it runs in the foreground until it is interrupted.\n\nExamples:\n  ringfence daemon start\n  ringfence create --name box\n  ringfence exec box -- make test\n  ringfence remove box\n  ringfence daemon stop",
@@ -111,6 +112,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         None => foreground(m),
         Some(("start", m)) => start(m),
         Some(("status", m)) => status(m),
+        Some(("token", m)) => super::tokens::run(m),
         Some(("stop", _)) => stop(),
         Some((other, _)) => output::fail(format_args!("daemon: no verb {other}")),
     }

@@ -42,6 +42,13 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Ok(t) => t,
         Err(problem) => return usage(args, &problem),
     };
+    if typed.has(Id::Keep) {
+        drop(early);
+        return match argv(&typed) {
+            Ok(argv) => super::keep::main(&typed, &argv),
+            Err(code) => code,
+        };
+    }
     match meant(typed, &mut early) {
         // Shared: the policy of a run with a filter can be read again while it runs.
         Ok(meant) => go(&Arc::new(meant), early),
@@ -81,7 +88,8 @@ pub struct Meant {
     inspector: Option<Arc<Inspector>>,
 }
 
-fn meant(mut typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
+/// The command that was typed.
+fn argv(typed: &Typed) -> Result<Vec<OsString>, ExitCode> {
     let argv = match (typed.last(Id::Shell), typed.command.is_empty()) {
         (Some(_), false) => {
             return Err(output::fail("-c and a command after -- exclude each other"));
@@ -97,6 +105,11 @@ fn meant(mut typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode>
     if argv.first().is_some_and(|program| program.is_empty()) {
         return Err(output::fail("the command is empty"));
     }
+    Ok(argv)
+}
+
+fn meant(mut typed: Typed, early: &mut Option<Early>) -> Result<Meant, ExitCode> {
+    let argv = argv(&typed)?;
     let moved = codebase(&mut typed).map_err(output::fail)?;
     let mut layered = layers::layered(&typed).map_err(|e| {
         output::say(&e);

@@ -215,7 +215,9 @@ fn workspace(m: &ArgMatches) -> Result<String, String> {
 }
 
 /// A policy file as the daemon takes it.
-fn policy(file: &OsString) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+pub(super) fn policy(
+    file: &OsString,
+) -> Result<serde_json::Map<String, serde_json::Value>, String> {
     let shown = printable(file).into_owned();
     let bytes = std::fs::read(file).map_err(|e| format!("{shown}: {}", e.kind()))?;
     let text = String::from_utf8(bytes).map_err(|_| format!("{shown}: not utf-8"))?;

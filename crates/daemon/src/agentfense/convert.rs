@@ -23,6 +23,20 @@ pub(super) fn span(us: u64) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos }
 }
 
+/// What they call it where it has to be there.
+pub(super) fn required(value: &str, field: &str) -> Handled<()> {
+    if value.is_empty() {
+        return Err(Status::invalid_argument(format!("{field} is required")));
+    }
+    Ok(())
+}
+
+/// The end of a text, of at most so many bytes.
+pub(super) fn tail(text: &str, most: usize) -> &str {
+    let from = text.len().saturating_sub(most);
+    (from..=text.len()).find_map(|at| text.get(at..)).unwrap_or_default()
+}
+
 /// Milliseconds; nothing where it is none.
 pub(super) fn milliseconds(of: Option<prost_types::Duration>, what: &str) -> Handled<Option<u64>> {
     let Some(of) = of else { return Ok(None) };
@@ -78,9 +92,10 @@ pub(super) fn is_ours(sandbox: &ringfence_api::Sandbox) -> bool {
 pub(super) fn sandbox(sandbox: &ringfence_api::Sandbox) -> wire::Sandbox {
     use wire::SandboxStatus;
     let status = match sandbox.state {
-        State::Creating | State::Running | State::Idle | State::Frozen => SandboxStatus::Running,
+        State::Running | State::Idle | State::Frozen => SandboxStatus::Running,
         // It was made, and not started yet.
         State::Stopped if sandbox.reason == "created" => SandboxStatus::Pending,
+        State::Creating => SandboxStatus::Pending,
         State::Stopped | State::Destroyed => SandboxStatus::Stopped,
         State::Failed => SandboxStatus::Error,
     };
@@ -137,23 +152,27 @@ pub(super) fn codebase(codebase: &ringfence_api::codebases::Codebase) -> wire::C
 }
 
 /// A name of theirs as one of ours, which are of few characters and unique: others are written as `_` and
-/// two digits, and random digits end it.
+/// two digits, and random digits end it. A long one is cut: its id is what it is found by.
 pub(super) fn name(name: &str, random: &str) -> Handled<String> {
     use std::fmt::Write as _;
+    required(name, "name")?;
     let mut plain = String::from("c");
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || byte == b'-' {
-            plain.push(byte.into());
-        } else {
-            let _ = write!(plain, "_{byte:02x}");
+    for c in name.chars() {
+        let mut piece = String::new();
+        for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+            if byte.is_ascii_alphanumeric() || byte == b'-' {
+                piece.push(byte.into());
+            } else {
+                let _ = write!(piece, "_{byte:02x}");
+            }
         }
+        if plain.len() + piece.len() + 1 + SUFFIX > MOST_NAME {
+            break;
+        }
+        plain.push_str(&piece);
     }
     let suffix = random.get(..SUFFIX).unwrap_or(random);
-    let whole = format!("{plain}.{suffix}");
-    if whole.len() > MOST_NAME || name.is_empty() {
-        return Err(Status::invalid_argument("name: it is empty or too long"));
-    }
-    Ok(whole)
+    Ok(format!("{plain}.{suffix}"))
 }
 
 /// The other way round; a name that was not made here is as it is.
@@ -190,10 +209,25 @@ mod tests {
             assert!(ours.chars().all(plain) && ours.starts_with('c'), "{ours}");
             assert_eq!(name_of(&ours), theirs);
         }
-        assert!(name("", random).is_err() && name(&"x".repeat(60), random).is_err());
+        assert!(name("", random).is_err());
+        let cut = |theirs: &str| name_of(&name(theirs, random).unwrap());
+        assert_eq!(cut(&"x".repeat(60)), "x".repeat(46));
+        assert_eq!(cut(&"\u{44f}".repeat(20)), "\u{44f}".repeat(7));
+        assert_eq!(
+            cut("my_agent_project_for_big_customer_2026_again"),
+            "my_agent_project_for_big_customer_20"
+        );
         for native in ["other", "c", "c.x", "co.0123456789abcdeg", "c_zz.0123456789abcdef"] {
             assert_eq!(name_of(native), native);
         }
+    }
+
+    #[test]
+    fn ends_are_whole_characters() {
+        assert_eq!(tail("abc", 5), "abc");
+        assert_eq!(tail("abc", 2), "bc");
+        assert_eq!(tail("a\u{e4}c", 2), "c");
+        assert_eq!(tail("abc", 0), "");
     }
 
     #[test]

@@ -10,7 +10,9 @@ mod sandboxes;
 #[rustfmt::skip]
 mod wire;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
@@ -30,6 +32,10 @@ pub const REST: &str = "127.0.0.1:8080";
 const MOST_MESSAGE: usize = 32 << 20;
 /// Bytes of a refused call that are taken.
 const MOST_UNHEARD: usize = 64 << 10;
+/// How long they are waited for.
+const UNHEARD: Duration = Duration::from_secs(2);
+/// Bytes of one answer: their clients take 4 MiB.
+const MOST_ANSWER: usize = (4 << 20) - (64 << 10);
 /// What its sandboxes are told apart by.
 const LABEL: &str = "ringfence.dialect";
 const DIALECT: &str = "agentfense";
@@ -49,21 +55,65 @@ pub struct Options {
 #[derive(Clone, Debug)]
 struct Fense {
     supervisor: Arc<Supervisor>,
+    known: Arc<Known>,
 }
 
-pub(crate) fn grpc(supervisor: Arc<Supervisor>) -> Router {
-    let fense = Fense { supervisor };
+/// What only this dialect asks for, remembered while the daemon runs.
+#[derive(Debug, Default)]
+struct Known {
+    inner: Mutex<Memory>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    /// When a sandbox was started and stopped.
+    times: HashMap<String, (Option<u64>, Option<u64>)>,
+    /// By sandbox, what was put into its codebase since it was started, and whether its rules let it have
+    /// that: if not, no command can have changed it.
+    uploads: HashMap<String, HashMap<String, bool>>,
+}
+
+impl Known {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a running sandbox has of a path that was put there: it was given it, or it was not.
+    fn given(&self, sandbox: &str, path: &str) -> Option<bool> {
+        self.memory().uploads.get(sandbox)?.get(path).copied()
+    }
+
+    /// It sees its codebase as that is now.
+    fn started(&self, sandbox: &str, at_ms: u64) {
+        let mut memory = self.memory();
+        memory.uploads.remove(sandbox);
+        memory.times.insert(sandbox.to_owned(), (Some(at_ms), None));
+    }
+
+    fn forget(&self, gone: impl Fn(&str) -> bool) {
+        let mut memory = self.memory();
+        memory.uploads.retain(|id, _| !gone(id));
+        memory.times.retain(|id, _| !gone(id));
+    }
+}
+
+/// Both doors lead to one.
+pub(crate) fn routers(supervisor: Arc<Supervisor>) -> [Router; 2] {
+    let ours = supervisor.clone();
+    let fense = Fense { supervisor, known: Arc::default() };
+    let rest = rest::router(fense.clone()).layer(from_fn_with_state((Door::Rest, ours), check));
+    [grpc(fense), rest]
+}
+
+fn grpc(fense: Fense) -> Router {
+    let ours = fense.supervisor.clone();
     let sandboxes = SandboxServiceServer::new(fense.clone());
     let codebases = CodebaseServiceServer::new(fense);
     let routes = tonic::service::Routes::new(
         sandboxes.max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE),
     )
     .add_service(codebases.max_decoding_message_size(MOST_MESSAGE));
-    routes.into_axum_router().layer(from_fn_with_state(Door::Grpc, check))
-}
-
-pub(crate) fn rest(supervisor: Arc<Supervisor>) -> Router {
-    rest::router(Fense { supervisor }).layer(from_fn_with_state(Door::Rest, check))
+    routes.into_axum_router().layer(from_fn_with_state((Door::Grpc, ours), check))
 }
 
 /// By which way a request came.
@@ -74,12 +124,13 @@ enum Door {
 }
 
 async fn check(
-    State(door): State<Door>,
+    State((door, supervisor)): State<(Door, Arc<Supervisor>)>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    match access::neighbour(&peer, request.headers(), request.uri()).await {
+    let here = (&*supervisor, "agentfense");
+    match access::neighbour(&peer, request.headers(), request.uri(), here).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -89,7 +140,8 @@ async fn check(
             match door {
                 Door::Grpc => {
                     // Some clients take an answer before their last byte for a broken connection.
-                    let _ = axum::body::to_bytes(request.into_body(), MOST_UNHEARD).await;
+                    let rest = axum::body::to_bytes(request.into_body(), MOST_UNHEARD);
+                    let _ = tokio::time::timeout(UNHEARD, rest).await;
                     status.into_http()
                 }
                 Door::Rest => rest::Fault(status).into_response(),
@@ -102,6 +154,7 @@ async fn check(
 #[derive(Clone)]
 struct Ask {
     supervisor: Arc<Supervisor>,
+    known: Arc<Known>,
     caller: Caller,
 }
 
@@ -109,15 +162,13 @@ impl Fense {
     fn ask(&self, extensions: &axum::http::Extensions) -> Handled<Ask> {
         let caller = extensions.get::<Caller>().copied();
         let caller = caller.ok_or_else(|| Status::permission_denied("nobody knows who asks"))?;
-        Ok(Ask { supervisor: self.supervisor.clone(), caller })
+        Ok(Ask { supervisor: self.supervisor.clone(), known: self.known.clone(), caller })
     }
 
     /// Of a call.
     fn of<T>(&self, request: tonic::Request<T>) -> Handled<(Ask, T)> {
         let (_, extensions, message) = request.into_parts();
-        let caller = extensions.get::<Caller>().copied();
-        let caller = caller.ok_or_else(|| Status::permission_denied("nobody knows who asks"))?;
-        Ok((Ask { supervisor: self.supervisor.clone(), caller }, message))
+        Ok((self.ask(&extensions)?, message))
     }
 }
 
@@ -145,15 +196,13 @@ fn unexpected(reply: &impl std::fmt::Debug) -> Status {
 }
 
 /// A page of a list: what is on it, and where the next one begins.
-fn page<T>(all: Vec<T>, size: i32, token: &str) -> Handled<(Vec<T>, String)> {
-    let from: usize = match token {
-        "" => 0,
-        token => token.parse().map_err(|_| Status::invalid_argument("page_token: it is none"))?,
-    };
+fn page<T>(all: Vec<T>, size: i32, token: &str) -> (Vec<T>, String) {
+    // Theirs ignores tokens: one that was not made here is none.
+    let from: usize = token.parse().unwrap_or(0);
     let size = if size > 0 { size as usize } else { usize::MAX };
     let more = all.len() > from.saturating_add(size);
     let next = if more { (from + size).to_string() } else { String::new() };
-    Ok((all.into_iter().skip(from).take(size).collect(), next))
+    (all.into_iter().skip(from).take(size).collect(), next)
 }
 
 #[cfg(test)]
@@ -163,11 +212,11 @@ mod tests {
     #[test]
     fn pages_follow_each_other() {
         let all = || vec![1, 2, 3];
-        assert_eq!(page(all(), 0, "").unwrap(), (vec![1, 2, 3], String::new()));
-        assert_eq!(page(all(), 2, "").unwrap(), (vec![1, 2], "2".to_owned()));
-        assert_eq!(page(all(), 2, "2").unwrap(), (vec![3], String::new()));
-        assert_eq!(page(all(), 3, "").unwrap().1, "");
-        assert_eq!(page(all(), 1, "9").unwrap(), (vec![], String::new()));
-        assert!(page(all(), 1, "x").is_err());
+        assert_eq!(page(all(), 0, ""), (vec![1, 2, 3], String::new()));
+        assert_eq!(page(all(), 2, ""), (vec![1, 2], "2".to_owned()));
+        assert_eq!(page(all(), 2, "2"), (vec![3], String::new()));
+        assert_eq!(page(all(), 3, "").1, "");
+        assert_eq!(page(all(), 1, "9"), (vec![], String::new()));
+        assert_eq!(page(all(), 1, "x"), (vec![1], "1".to_owned()));
     }
 }

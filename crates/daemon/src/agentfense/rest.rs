@@ -44,9 +44,8 @@ impl IntoResponse for Fault {
             Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
             Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-            Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT),
+            Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let code = i32::from(self.0.code());
         let body = json!({ "code": code, "message": self.0.message(), "details": [] });
@@ -71,12 +70,17 @@ pub(super) fn router(fense: Fense) -> Router {
         .route("/v1/codebases/{id}/files", get(files))
         .route("/health", get(health))
         .fallback(nowhere)
+        .method_not_allowed_fallback(not_that)
         .layer(DefaultBodyLimit::max(MOST_MESSAGE))
         .with_state(fense)
 }
 
 async fn nowhere() -> Fault {
     Fault(Status::not_found("Not Found"))
+}
+
+async fn not_that() -> Fault {
+    Fault(Status::unimplemented("Method Not Allowed"))
 }
 
 async fn health() -> Json<Value> {
@@ -110,12 +114,25 @@ impl<T: DeserializeOwned + Default> axum::extract::FromRequest<Fense> for Body<T
         if !is_json {
             return Err(Fault(Status::invalid_argument("the body is not said to be JSON")));
         }
-        let parsed = serde_json::from_slice(&bytes);
+        let parsed = serde_json::from_slice(&bytes)
+            .and_then(|value| serde_json::from_value(without_null(value)));
         Ok(parsed.map(Self).map_err(|e| Status::invalid_argument(format!("body: {e}")))?)
     }
 }
 
-/// A 64-bit number: text, or a number.
+/// Null is as if it were not there.
+fn without_null(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept = map.into_iter().filter(|(_, value)| !value.is_null());
+            kept.map(|(name, value)| (name, without_null(value))).collect::<Map<_, _>>().into()
+        }
+        Value::Array(all) => all.into_iter().map(without_null).collect::<Vec<_>>().into(),
+        other => other,
+    }
+}
+
+/// A number: text, or a number.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 enum Number {
@@ -254,7 +271,7 @@ struct Rule {
     #[serde(rename = "type")]
     kind: Option<Name>,
     permission: Option<Name>,
-    priority: i32,
+    priority: Option<Number>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -295,7 +312,9 @@ impl Create {
                 permission: Name::of(rule.permission, |n| {
                     wire::Permission::from_str_name(n).map(Into::into)
                 })?,
-                priority: rule.priority,
+                priority: Number::of(rule.priority)?
+                    .try_into()
+                    .map_err(|_| Status::invalid_argument("priority: it is no 32-bit number"))?,
             })
         };
         let resources = |r: Resources| -> Result<_, Status> {
@@ -325,22 +344,55 @@ async fn create(ask: Ask, Body(asked): Body<Create>) -> Handled {
 }
 
 /// What stands behind the question mark, with either spelling.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[derive(Debug, Default)]
 struct Asked {
-    #[serde(alias = "codebase_id")]
     codebase_id: String,
-    #[serde(alias = "owner_id")]
     owner_id: String,
-    #[serde(alias = "page_size")]
     page_size: i32,
-    #[serde(alias = "page_token")]
     page_token: String,
     path: String,
     recursive: bool,
 }
 
-async fn list(ask: Ask, Query(asked): Query<Asked>) -> Handled {
+impl Asked {
+    fn of(pairs: Vec<(String, String)>) -> Result<Self, Status> {
+        let mut asked = Self::default();
+        for (name, value) in pairs {
+            let wrong = || Status::invalid_argument(format!("{name}: {value:?} is none"));
+            match name.as_str() {
+                "codebase_id" | "codebaseId" => asked.codebase_id = value,
+                "owner_id" | "ownerId" => asked.owner_id = value,
+                "page_token" | "pageToken" => asked.page_token = value,
+                "path" => asked.path = value,
+                "page_size" | "pageSize" => {
+                    asked.page_size = value.parse().map_err(|_| wrong())?;
+                }
+                "recursive" => {
+                    asked.recursive = match value.as_str() {
+                        "1" | "t" | "T" | "true" | "True" | "TRUE" => true,
+                        "0" | "f" | "F" | "false" | "False" | "FALSE" => false,
+                        _ => return Err(wrong()),
+                    };
+                }
+                _ => {}
+            }
+        }
+        Ok(asked)
+    }
+}
+
+impl FromRequestParts<Fense> for Asked {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, fense: &Fense) -> Result<Self, Fault> {
+        let pairs = Query::<Vec<(String, String)>>::from_request_parts(parts, fense)
+            .await
+            .map_err(|e| Status::invalid_argument(e.body_text()))?;
+        Ok(Self::of(pairs.0)?)
+    }
+}
+
+async fn list(ask: Ask, asked: Asked) -> Handled {
     let Asked { codebase_id, page_size, page_token, .. } = asked;
     let answer =
         ask.list(wire::ListSandboxesRequest { codebase_id, page_size, page_token }).await?;
@@ -431,7 +483,7 @@ async fn create_codebase(ask: Ask, Body(asked): Body<NewCodebase>) -> Handled {
     Ok(Json(codebase_of(&ask.create_codebase(asked).await?)))
 }
 
-async fn codebases(ask: Ask, Query(asked): Query<Asked>) -> Handled {
+async fn codebases(ask: Ask, asked: Asked) -> Handled {
     let Asked { owner_id, page_size, page_token, .. } = asked;
     let asked = wire::ListCodebasesRequest { owner_id, page_size, page_token };
     let answer = ask.list_codebases(asked).await?;
@@ -447,7 +499,7 @@ async fn delete_codebase(ask: Ask, Path(id): Path<String>) -> Handled {
     Ok(nothing(ask.delete_codebase(&id).await?))
 }
 
-async fn files(ask: Ask, Path(id): Path<String>, Query(asked): Query<Asked>) -> Handled {
+async fn files(ask: Ask, Path(id): Path<String>, asked: Asked) -> Handled {
     let Asked { path, recursive, .. } = asked;
     let answer =
         ask.list_files(wire::ListFilesRequest { codebase_id: id, path, recursive }).await?;
@@ -465,4 +517,27 @@ async fn files(ask: Ask, Path(id): Path<String>, Query(asked): Query<Asked>) -> 
         })
         .collect();
     Ok(Json(json!({ "files": all })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(query: &[(&str, &str)]) -> Result<Asked, Status> {
+        Asked::of(query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn queries_are_read_as_their_gateway_reads_them() {
+        assert!(
+            asked(&[("recursive", "1"), ("pageSize", "7")])
+                .is_ok_and(|a| a.recursive && a.page_size == 7)
+        );
+        assert!(asked(&[("recursive", "F"), ("unknown", "x")]).is_ok_and(|a| !a.recursive));
+        for wrong in [("recursive", ""), ("recursive", "yes"), ("page_size", "x")] {
+            assert!(asked(&[wrong]).is_err(), "{wrong:?}");
+        }
+        let body = json!({ "a": null, "b": [{ "c": null, "d": 1 }] });
+        assert_eq!(without_null(body), json!({ "b": [{ "d": 1 }] }));
+    }
 }

@@ -7,18 +7,23 @@ use std::sync::Arc;
 use futures_util::Stream as Parts;
 use futures_util::stream::unfold;
 use ringfence_api::codebases::{FilePermission, FileRule, PatternType};
-use ringfence_api::{CreateSandbox, CreateSession, Ended, ExecRequest, SessionExec};
+use ringfence_api::{CreateSandbox, CreateSession, Ended, ExecRequest, SessionExec, State};
 use ringfence_supervisor::session::Ask as About;
 use ringfence_supervisor::{Chunk, Command, Exec, Following, Kind, Reply, Stream};
 use serde_json::{Value, json};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
+use super::convert::{required, tail};
 use super::wire::sandbox_service_server::SandboxService;
-use super::{Ask, DIALECT, Fense, Handled, LABEL, OURS, convert, page, said, unexpected, wire};
+use super::{Ask, DIALECT, Fense, Handled, LABEL, MOST_ANSWER, OURS};
+use super::{convert, page, said, unexpected, wire};
+use crate::stamp::now_ms;
 
 const SIGKILL: i32 = 9;
 /// Their unit of time for processors: a quota is of each 100 ms.
 const PERIOD_US: i64 = 100_000;
+/// How long a command may take where nobody says: theirs.
+const TIMEOUT_MS: u64 = 30_000;
 
 type Answer<T> = Result<Response<T>, Status>;
 type Outputs = Pin<Box<dyn Parts<Item = Handled<wire::ExecOutput>> + Send>>;
@@ -54,13 +59,22 @@ fn policy(resources: Option<&wire::ResourceLimits>) -> Handled<Value> {
 impl Ask {
     async fn sandbox(&self, command: Command) -> Handled<wire::Sandbox> {
         match self.run(command).await.map_err(said)? {
-            Reply::Sandbox(sandbox) => Ok(convert::sandbox(&sandbox)),
+            Reply::Sandbox(sandbox) => Ok(self.described(&sandbox)),
             other => Err(unexpected(&other)),
         }
     }
 
+    fn described(&self, sandbox: &ringfence_api::Sandbox) -> wire::Sandbox {
+        let (started, stopped) =
+            self.known.memory().times.get(&sandbox.id).copied().unwrap_or_default();
+        let (started_at, stopped_at) =
+            (started.map(convert::timestamp), stopped.map(convert::timestamp));
+        wire::Sandbox { started_at, stopped_at, ..convert::sandbox(sandbox) }
+    }
+
     /// One that was made here. By its id alone: a name could be another's.
     pub(super) async fn find(&self, id: &str) -> Handled<ringfence_api::Sandbox> {
+        required(id, "sandbox_id")?;
         let absent = || Status::not_found(format!("sandbox not found: {id}"));
         if !id.starts_with("sb_") {
             return Err(absent());
@@ -99,11 +113,8 @@ impl Ask {
         ];
         labels.extend(remembered.into_iter().filter_map(|(k, v)| Some((format!("{OURS}{k}"), v?))));
         let ttl = convert::milliseconds(asked.expires_in, "expires_in")?;
-        if asked.codebase_id.is_empty() {
-            return Err(Status::invalid_argument("codebase_id is required"));
-        }
         let made_of = Box::new(CreateSandbox {
-            codebase: Some(asked.codebase_id),
+            codebase: Some(self.codebase(&asked.codebase_id).await?.id),
             rules,
             labels,
             profiles: vec!["restrictive".into()],
@@ -117,7 +128,7 @@ impl Ask {
     }
 
     pub(super) async fn get(&self, id: &str) -> Handled<wire::Sandbox> {
-        Ok(convert::sandbox(&self.find(id).await?))
+        Ok(self.described(&self.find(id).await?))
     }
 
     pub(super) async fn list(
@@ -128,42 +139,62 @@ impl Ask {
             Reply::Sandboxes(all) => all,
             other => return Err(unexpected(&other)),
         };
+        // Those whose time was over, or that were removed elsewhere.
+        self.known.forget(|known| !all.iter().any(|sandbox| sandbox.id == known));
         let wanted = &asked.codebase_id;
         all.retain(|s| {
             convert::is_ours(s)
                 && (wanted.is_empty() || s.codebase.as_ref().is_some_and(|c| c == wanted))
         });
-        let all = all.iter().map(convert::sandbox).collect();
-        let (sandboxes, next_page_token) = page(all, asked.page_size, &asked.page_token)?;
+        let all = all.iter().map(|sandbox| self.described(sandbox)).collect();
+        let (sandboxes, next_page_token) = page(all, asked.page_size, &asked.page_token);
         Ok(wire::ListSandboxesResponse { sandboxes, next_page_token })
     }
 
     pub(super) async fn start(&self, id: &str) -> Handled<wire::Sandbox> {
-        let id = self.find(id).await?.id;
-        self.sandbox(Command::Start(id)).await
+        let found = self.find(id).await?;
+        if is_running(&found) {
+            return Err(Status::failed_precondition("sandbox is already running"));
+        }
+        let started = self.sandbox(Command::Start(found.id.clone())).await?;
+        let at = now_ms();
+        self.known.started(&found.id, at);
+        Ok(wire::Sandbox { started_at: Some(convert::timestamp(at)), stopped_at: None, ..started })
     }
 
     pub(super) async fn stop(&self, id: &str) -> Handled<wire::Sandbox> {
-        let id = self.find(id).await?.id;
-        self.sandbox(Command::Stop(id)).await
+        let found = self.find(id).await?;
+        if !is_running(&found) && found.state != State::Frozen {
+            return Err(not_running());
+        }
+        let stopped = self.sandbox(Command::Stop(found.id.clone())).await?;
+        let at = now_ms();
+        self.known.memory().times.entry(found.id).or_default().1 = Some(at);
+        Ok(wire::Sandbox { stopped_at: Some(convert::timestamp(at)), ..stopped })
     }
 
     pub(super) async fn destroy(&self, id: &str) -> Handled<wire::Empty> {
         let id = self.find(id).await?.id;
-        self.run(Command::Delete(id)).await.map_err(said)?;
+        self.run(Command::Delete(id.clone())).await.map_err(said)?;
+        self.known.forget(|known| known == id);
         Ok(wire::Empty {})
     }
 
+    /// One that a command can run in.
+    async fn find_running(&self, id: &str) -> Handled<String> {
+        let found = self.find(id).await?;
+        let ready = is_running(&found) || found.state == State::Creating;
+        if ready { Ok(found.id) } else { Err(not_running()) }
+    }
+
     async fn begin(&self, asked: wire::ExecRequest, whole: bool) -> Handled<Arc<Exec>> {
-        let sandbox = self.find(&asked.sandbox_id).await?.id;
-        if asked.command.is_empty() {
-            return Err(Status::invalid_argument("command is required"));
-        }
+        required(&asked.command, "command")?;
+        let sandbox = self.find_running(&asked.sandbox_id).await?;
         let request = Box::new(ExecRequest {
             shell: Some(asked.command),
             environment: asked.env.into_iter().collect(),
             cwd: (!asked.workdir.is_empty()).then_some(asked.workdir),
-            timeout_ms: convert::milliseconds(asked.timeout, "timeout")?,
+            timeout_ms: convert::milliseconds(asked.timeout, "timeout")?.or(Some(TIMEOUT_MS)),
             ..ExecRequest::default()
         });
         let input = (!asked.stdin.is_empty()).then(|| asked.stdin.into_bytes());
@@ -177,9 +208,14 @@ impl Ask {
     }
 
     async fn session(&self, about: About) -> Handled<wire::Session> {
-        match self.run(Command::InSession(about)).await.map_err(said)? {
-            Reply::Session(session) => Ok(convert::session(&session)),
-            other => Err(unexpected(&other)),
+        let absent = || Status::not_found("session not found");
+        match self.run(Command::InSession(about)).await {
+            // Who closed it has none any more.
+            Ok(Reply::Session(session)) if is_deleted(&session) => Err(absent()),
+            Ok(Reply::Session(session)) => Ok(convert::session(&session)),
+            Ok(other) => Err(unexpected(&other)),
+            Err(e) if e.kind == Kind::NotFound => Err(absent()),
+            Err(e) => Err(said(e)),
         }
     }
 
@@ -187,7 +223,7 @@ impl Ask {
         &self,
         asked: wire::CreateSessionRequest,
     ) -> Handled<wire::Session> {
-        let sandbox = self.find(&asked.sandbox_id).await?.id;
+        let sandbox = self.find_running(&asked.sandbox_id).await?;
         let request = CreateSession {
             shell: (!asked.shell.is_empty()).then_some(asked.shell),
             environment: asked.env.into_iter().collect(),
@@ -197,6 +233,7 @@ impl Ask {
     }
 
     pub(super) async fn get_session(&self, id: &str) -> Handled<wire::Session> {
+        required(id, "session_id")?;
         let session = self.session(About::Get { sandbox: None, session: id.into() }).await?;
         // Of a sandbox that was made here.
         self.find(&session.sandbox_id).await?;
@@ -204,11 +241,17 @@ impl Ask {
     }
 
     pub(super) async fn sessions(&self, id: &str) -> Handled<wire::ListSessionsResponse> {
-        let sandbox = self.find(id).await?.id;
+        let sandbox = match self.find(id).await {
+            Ok(found) => found.id,
+            Err(status) if status.code() == Code::NotFound => {
+                return Ok(wire::ListSessionsResponse { sessions: Vec::new() });
+            }
+            Err(status) => return Err(status),
+        };
         let about = About::List { sandbox };
         match self.run(Command::InSession(about)).await.map_err(said)? {
             Reply::Sessions(all) => Ok(wire::ListSessionsResponse {
-                sessions: all.iter().map(convert::session).collect(),
+                sessions: all.iter().filter(|s| !is_deleted(s)).map(convert::session).collect(),
             }),
             other => Err(unexpected(&other)),
         }
@@ -223,9 +266,10 @@ impl Ask {
 
     async fn begin_in(&self, asked: wire::SessionExecRequest, whole: bool) -> Handled<Arc<Exec>> {
         let sandbox = Some(self.get_session(&asked.session_id).await?.sandbox_id);
+        required(&asked.command, "command")?;
         let request = Box::new(SessionExec {
             command: asked.command,
-            timeout_ms: convert::milliseconds(asked.timeout, "timeout")?,
+            timeout_ms: convert::milliseconds(asked.timeout, "timeout")?.or(Some(TIMEOUT_MS)),
             ..SessionExec::default()
         });
         let session = asked.session_id;
@@ -237,8 +281,20 @@ impl Ask {
         &self,
         asked: wire::SessionExecRequest,
     ) -> Handled<wire::ExecResult> {
-        finished(&*self.begin_in(asked, true).await?).await
+        together(self.begin_in(asked, true).await?).await
     }
+}
+
+fn is_running(sandbox: &ringfence_api::Sandbox) -> bool {
+    matches!(sandbox.state, State::Running | State::Idle)
+}
+
+fn not_running() -> Status {
+    Status::failed_precondition("sandbox is not running")
+}
+
+fn is_deleted(session: &ringfence_api::Session) -> bool {
+    session.reason.as_deref() == Some("deleted")
 }
 
 fn exec_of(reply: Reply) -> Handled<Arc<Exec>> {
@@ -263,7 +319,43 @@ fn code(ended: Option<&Ended>) -> Handled<i32> {
 async fn finished(exec: &Exec) -> Handled<wire::ExecResult> {
     let ended = exec.finished().await;
     let exit_code = code(ended.as_ref())?;
-    let [stdout, stderr] = exec.output().map(|c| String::from_utf8_lossy(&c.bytes).into_owned());
+    let [out, err] = exec.output();
+    let lost = out.lost + err.lost;
+    let [out, err] = [out, err].map(|c| String::from_utf8_lossy(&c.bytes).into_owned());
+    let mut stderr = tail(&err, MOST_ANSWER / 4).to_owned();
+    let stdout = tail(&out, MOST_ANSWER - stderr.len()).to_owned();
+    let cut = lost + (out.len() - stdout.len() + err.len() - stderr.len()) as u64;
+    left_out(&mut stderr, cut);
+    let duration = ended.map(|ended| convert::span(ended.duration_us));
+    Ok(wire::ExecResult { stdout, stderr, exit_code, duration })
+}
+
+/// There is no other place to say it.
+fn left_out(stderr: &mut String, bytes: u64) {
+    use std::fmt::Write as _;
+    if bytes > 0 {
+        let _ = writeln!(stderr, "\nringfence: the first {bytes} bytes of the output are left out");
+    }
+}
+
+/// What a session's command wrote: theirs comes from a terminal, both streams in one and without what
+/// surrounds it.
+async fn together(exec: Arc<Exec>) -> Handled<wire::ExecResult> {
+    let mut following = exec.follow(0, 0);
+    let (mut bytes, mut cut) = (Vec::new(), 0);
+    while let Some(Chunk { bytes: part, lost, .. }) = following.next().await {
+        bytes.extend(part);
+        let surplus = bytes.len().saturating_sub(MOST_ANSWER);
+        bytes.drain(..surplus);
+        cut += lost + surplus as u64;
+    }
+    drop(following);
+    let ended = exec.finished().await;
+    let exit_code = code(ended.as_ref())?;
+    let text = String::from_utf8_lossy(&bytes);
+    let stdout = tail(text.trim(), MOST_ANSWER).to_owned();
+    let mut stderr = String::new();
+    left_out(&mut stderr, cut);
     let duration = ended.map(|ended| convert::span(ended.duration_us));
     Ok(wire::ExecResult { stdout, stderr, exit_code, duration })
 }
@@ -273,6 +365,8 @@ struct Sent {
     ask: Ask,
     exec: Arc<Exec>,
     following: Following,
+    /// Whether another code than 0 is an error: nothing else tells it.
+    failing: bool,
     over: bool,
 }
 
@@ -306,14 +400,23 @@ impl Sent {
         }
         self.over = true;
         let ended = self.exec.described().ended;
-        code(ended.as_ref()).err().map(|status| (Err(status), self))
+        let status = match code(ended.as_ref()) {
+            Ok(code) if code != 0 && self.failing => {
+                Status::internal(format!("command failed with exit code {code}"))
+            }
+            Ok(_) => return None,
+            // Theirs has another code for it there.
+            Err(status) if !self.failing => Status::internal(status.message()),
+            Err(status) => status,
+        };
+        Some((Err(status), self))
     }
 }
 
 /// The next piece is taken when the last one was sent: a slow reader slows the command down.
-fn outputs(ask: Ask, exec: Arc<Exec>) -> Outputs {
+fn outputs(ask: Ask, exec: Arc<Exec>, failing: bool) -> Outputs {
     let following = exec.follow(0, 0);
-    Box::pin(unfold(Sent { ask, exec, following, over: false }, Sent::next))
+    Box::pin(unfold(Sent { ask, exec, following, failing, over: false }, Sent::next))
 }
 
 #[tonic::async_trait]
@@ -377,7 +480,7 @@ impl SandboxService for Fense {
     async fn exec_stream(&self, request: Request<wire::ExecRequest>) -> Answer<Outputs> {
         let (ask, asked) = self.of(request)?;
         let exec = ask.begin(asked, false).await?;
-        Ok(Response::new(outputs(ask, exec)))
+        Ok(Response::new(outputs(ask, exec, true)))
     }
 
     async fn create_session(
@@ -426,6 +529,6 @@ impl SandboxService for Fense {
     ) -> Answer<Outputs> {
         let (ask, asked) = self.of(request)?;
         let exec = ask.begin_in(asked, false).await?;
-        Ok(Response::new(outputs(ask, exec)))
+        Ok(Response::new(outputs(ask, exec, false)))
     }
 }

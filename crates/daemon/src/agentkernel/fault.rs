@@ -4,8 +4,10 @@ use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use ringfence_supervisor::{Error, Kind};
+use ringfence_supervisor::Error;
 use serde_json::json;
+
+use crate::problem;
 
 #[derive(Debug)]
 pub(super) struct Fault {
@@ -33,17 +35,7 @@ impl Fault {
 
 impl From<Error> for Fault {
     fn from(e: Error) -> Self {
-        let status = match e.kind {
-            Kind::Invalid => StatusCode::BAD_REQUEST,
-            Kind::NotFound => StatusCode::NOT_FOUND,
-            Kind::Conflict | Kind::Lost => StatusCode::CONFLICT,
-            Kind::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Kind::Limit => StatusCode::TOO_MANY_REQUESTS,
-            Kind::Refused => StatusCode::FORBIDDEN,
-            Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Kind::Internal | Kind::Alone => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self::new(status, e.message)
+        Self::new(problem::status(e.kind), e.message)
     }
 }
 

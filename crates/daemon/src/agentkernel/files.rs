@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::Path;
+use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ringfence_supervisor::{Command, Error, Kind, Reply};
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::fault::Fault;
-use super::{Ask, Body, Handled, names, success, unexpected};
+use super::{Ask, Body, Handled, Path, names, success, unexpected};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Content {
@@ -29,7 +29,7 @@ pub(super) struct All {
 /// The sandbox's id, and the path as it is there and as it is said.
 async fn at(ask: &Ask, name: &str, path: &str) -> Handled<(String, String, String)> {
     let sandbox = ask.find_running(name).await?;
-    let there = names::place(path, &sandbox.workspace)?;
+    let there = names::file(path, &sandbox.workspace)?;
     Ok((sandbox.id, there, format!("/{}", path.trim_start_matches('/'))))
 }
 
@@ -37,11 +37,15 @@ pub(super) async fn read(
     ask: Ask,
     Path((name, path)): Path<(String, String)>,
 ) -> Handled<Json<Value>> {
-    let (sandbox, path, _) = at(&ask, &name, &path).await?;
-    let bytes = match ask.run(Command::ReadFile { sandbox, path, offset: 0, length: None }).await? {
-        Reply::Bytes(bytes) => bytes,
-        other => return Err(unexpected(&other)),
+    let (sandbox, path, said) = at(&ask, &name, &path).await?;
+    let id = sandbox.clone();
+    let bytes = match ask.run(Command::ReadFile { sandbox, path, offset: 0, length: None }).await {
+        Ok(Reply::Bytes(bytes)) => bytes,
+        Ok(other) => return Err(unexpected(&other)),
+        // Whatever the reason is.
+        Err(e) => return Err(Fault::new(StatusCode::NOT_FOUND, e.message)),
     };
+    ask.dialect.audit.note(&id, "file_read", json!({ "sandbox": name, "path": said }));
     let size = bytes.len();
     let (content, encoding) = match String::from_utf8(bytes) {
         Ok(text) => (text, "utf8"),
@@ -82,6 +86,8 @@ pub(super) async fn write(
     };
     let size = bytes.len();
     put(&ask, &sandbox, &path, bytes).await?;
+    let of = json!({ "sandbox": name, "path": said });
+    ask.dialect.audit.note(&sandbox, "file_written", of);
     Ok(success(format!("Wrote {size} bytes to {said}")))
 }
 
@@ -106,7 +112,7 @@ pub(super) async fn write_all(
     let mut placed = Vec::with_capacity(files.len());
     // None is written where one cannot be.
     for (path, content) in files {
-        let there = names::place(&path, &sandbox.workspace)?;
+        let there = names::file(&path, &sandbox.workspace)?;
         placed.push((path, there, content));
     }
     let written = placed.len();
@@ -116,6 +122,9 @@ pub(super) async fn write_all(
             fault.message = format!("Failed to write {path}: {}", fault.message);
             fault
         })?;
+        let said = format!("/{}", path.trim_start_matches('/'));
+        let of = json!({ "sandbox": name, "path": said });
+        ask.dialect.audit.note(&sandbox.id, "file_written", of);
     }
     Ok(success(json!({ "written": written })))
 }

@@ -50,6 +50,26 @@ pub(super) fn image(name: &str) -> Result<(), Fault> {
     }
 }
 
+/// What is not for the interface of files, by their rules: the segments that a path begins with.
+const BLOCKED: [&[&str]; 7] = [
+    &["proc"],
+    &["sys"],
+    &["dev"],
+    &["etc", "passwd"],
+    &["etc", "shadow"],
+    &["etc", "sudoers"],
+    &["root", ".ssh"],
+];
+
+/// Where a path of the interface of files is here.
+pub(super) fn file(path: &str, workspace: &str) -> Result<String, Fault> {
+    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+    if BLOCKED.iter().any(|blocked| parts.starts_with(blocked)) {
+        return Err(Fault::invalid(format!("Access to '/{}' is not allowed", parts.join("/"))));
+    }
+    place(path, workspace)
+}
+
 /// Names at the root that are the host's, or private ones of every sandbox.
 const SYSTEM: [&str; 21] = [
     "bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "media", "mnt", "opt",
@@ -111,6 +131,12 @@ mod tests {
         assert_eq!(of("/"), "/home/u/w");
         for bad in ["../x", "app/../../x", "/tmp/../etc", "a\0b"] {
             assert!(place(bad, "/home/u/w").is_err(), "{bad}");
+        }
+        for blocked in ["/etc/passwd", "etc//shadow", "proc/1/environ", "/root/.ssh/id", "dev"] {
+            assert!(file(blocked, "/w").is_err(), "{blocked}");
+        }
+        for fine in ["/etc/passwd-", "/etc/hosts", "/root/x", "app/proc/x", "device"] {
+            assert_eq!(file(fine, "/w").unwrap(), place(fine, "/w").unwrap());
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Commands in a sandbox of their own, which is gone afterwards.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::{Body as Content, Bytes};
@@ -22,6 +24,8 @@ use crate::stamp::{now_ms, rfc3339};
 /// Commands of one batch, and how many of them run at once.
 const MOST_COMMANDS: usize = 1000;
 const AT_ONCE: usize = 16;
+/// A client that hears nothing for half a minute goes away.
+const SILENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Run {
@@ -68,26 +72,38 @@ impl Ephemeral {
 impl Drop for Ephemeral {
     fn drop(&mut self) {
         let (ask, id) = (self.ask.clone(), self.sandbox.id.clone());
-        super::count(&ask.dialect.counts.removed);
         tokio::spawn(async move {
+            let began = Instant::now();
             // It has no name that somebody could wait for.
             let _ = ask.run(Command::Delete(id)).await;
+            ask.dialect.counts.life("removed", began.elapsed());
         });
     }
 }
 
-async fn once(ask: &Ask, profile: Profile, command: Vec<String>) -> Handled<String> {
+async fn once(ask: &Ask, profile: Profile, command: Vec<String>) -> Handled<Value> {
     if command.is_empty() {
         return Err(Fault::invalid("command is required"));
     }
     let ephemeral = Ephemeral::make(ask, profile).await?;
-    let exec = exec::start(ask, &ephemeral.sandbox, Request::of(command), true).await?;
-    exec::finish(&exec).await
+    let (began, words) = (Instant::now(), command.clone());
+    let done = match exec::start(ask, &ephemeral.sandbox, Request::of(command), true).await {
+        Ok(exec) => exec::finish(&exec).await,
+        Err(fault) => Err(fault),
+    };
+    let failed = done.as_ref().err().and_then(|fault| fault.command.as_ref());
+    ran(ask, &ephemeral.sandbox.id, &words, failed.map_or(0, |(code, _)| *code), began);
+    done
+}
+
+fn ran(ask: &Ask, sandbox: &str, command: &[String], code: i32, began: Instant) {
+    ask.dialect.counts.command(true, began.elapsed());
+    ask.dialect.audit.ran(sandbox, sandbox, command, code);
 }
 
 pub(super) async fn run(ask: Ask, Body(run): Body<Run>) -> Handled<Json<Value>> {
     let profile = run.profile()?;
-    Ok(success(json!({ "output": once(&ask, profile, run.command).await? })))
+    Ok(success(once(&ask, profile, run.command).await?))
 }
 
 pub(super) async fn batch(ask: Ask, Body(Batch { commands }): Body<Batch>) -> Handled<Json<Value>> {
@@ -103,7 +119,7 @@ pub(super) async fn batch(ask: Ask, Body(Batch { commands }): Body<Batch>) -> Ha
         let ask = ask.clone();
         async move {
             match once(&ask, profile, command).await {
-                Ok(output) => json!({ "output": output, "error": null }),
+                Ok(said) => json!({ "output": said["output"], "error": null }),
                 Err(fault) => json!({ "output": null, "error": fault.message }),
             }
         }
@@ -147,6 +163,9 @@ fn begun(bytes: &[u8]) -> usize {
     (1..4).find(|n| of(*n).is_some_and(is)).unwrap_or(0)
 }
 
+/// A comment: no event, and not nothing.
+const NOTHING: Bytes = Bytes::from_static(b":\n\n");
+
 fn written(stream: Stream, text: &str) -> Bytes {
     let stream = match stream {
         Stream::Stdout => "stdout",
@@ -155,9 +174,13 @@ fn written(stream: Stream, text: &str) -> Bytes {
     event("output", &json!({ "data": text, "stream": stream }))
 }
 
+type Coming = Pin<Box<dyn Future<Output = (Vec<Bytes>, Option<Running>)> + Send>>;
+
 /// What a stream of events is made from.
 struct Feed {
     ready: VecDeque<Bytes>,
+    /// What comes after that: a sandbox and a command in it.
+    coming: Option<Coming>,
     running: Option<Running>,
 }
 
@@ -165,8 +188,9 @@ struct Running {
     exec: Arc<Exec>,
     following: ringfence_supervisor::Following,
     texts: [Text; 2],
+    began: Instant,
     /// Gone with the stream, however that ends.
-    _ephemeral: Ephemeral,
+    ephemeral: Ephemeral,
 }
 
 impl Feed {
@@ -175,8 +199,21 @@ impl Feed {
             if let Some(bytes) = self.ready.pop_front() {
                 return Some((Ok(bytes), self));
             }
+            if let Some(mut coming) = self.coming.take() {
+                let Ok((ready, running)) = tokio::time::timeout(SILENCE, &mut coming).await else {
+                    self.coming = Some(coming);
+                    return Some((Ok(NOTHING), self));
+                };
+                self.ready.extend(ready);
+                self.running = running;
+                continue;
+            }
             let mut running = self.running.take()?;
-            match running.following.next().await {
+            let Ok(next) = tokio::time::timeout(SILENCE, running.following.next()).await else {
+                self.running = Some(running);
+                return Some((Ok(NOTHING), self));
+            };
+            match next {
                 Some(Chunk { stream, bytes, .. }) => {
                     let [stdout, stderr] = &mut running.texts;
                     let text = match stream {
@@ -195,67 +232,92 @@ impl Feed {
 }
 
 fn last(running: Running) -> Vec<Bytes> {
-    let Running { exec, mut texts, .. } = running;
+    let Running { exec, mut texts, began, ephemeral, .. } = running;
     let mut all = Vec::new();
     let [stdout, stderr] = &mut texts;
     all.extend(stdout.end().map(|text| written(Stream::Stdout, &text)));
     all.extend(stderr.end().map(|text| written(Stream::Stderr, &text)));
-    let code = code(exec.described().ended.as_ref());
+    let exec_now = exec.described();
+    let code = code(exec_now.ended.as_ref());
+    ran(&ephemeral.ask, &ephemeral.sandbox.id, &exec_now.argv, code, began);
     let mut done = json!({ "exit_code": code, "success": code == 0 });
     if code != 0
         && let Some(done) = done.as_object_mut()
     {
-        done.insert("output".into(), output(&exec).into());
+        let (output, cut) = output(&exec);
+        done.insert("output".into(), output.into());
+        if cut {
+            done.insert("truncated".into(), true.into());
+        }
     }
     all.push(event("done", &done));
     all
 }
 
 /// The next piece is taken when the last one was sent: a slow reader slows the command down.
-fn events(ready: VecDeque<Bytes>, running: Option<Running>) -> Handled<Response> {
-    let stream = unfold(Feed { ready, running }, Feed::next);
+fn events(ready: VecDeque<Bytes>, coming: Option<Coming>) -> Handled<Response> {
+    let stream = unfold(Feed { ready, coming, running: None }, Feed::next);
     Response::builder()
         .header(header::CONTENT_TYPE, "text/event-stream")
         .header(header::CACHE_CONTROL, "no-cache")
+        .header(header::CONNECTION, "keep-alive")
         .body(Content::from_stream(stream))
         .map_err(|e| Fault::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
 }
 
+fn failed(message: &str) -> Bytes {
+    event("error", &json!({ "message": message }))
+}
+
+/// Whatever is wrong is said as an event: the answer is 200, and the first event is sent at once.
 pub(super) async fn stream(ask: Ask, Body(run): Body<Run>) -> Handled<Response> {
-    let profile = run.profile()?;
-    let failed = |message: &str| event("error", &json!({ "message": message }));
+    let profile = match run.profile() {
+        Ok(profile) => profile,
+        Err(fault) => return events([failed(&fault.message)].into(), None),
+    };
     if run.command.is_empty() {
-        return events(VecDeque::from([failed("command is required")]), None);
+        return events([failed("command is required")].into(), None);
     }
-    let started = json!({
-        "command": run.command,
-        "fast": run.fast.unwrap_or(true),
-        "timestamp": rfc3339(now_ms()),
-    });
-    let mut ready = VecDeque::from([event("started", &started)]);
+    let fast = run.fast.unwrap_or(true);
+    let started = json!({ "command": run.command, "fast": fast, "timestamp": rfc3339(now_ms()) });
+    let coming = Box::pin(begin(ask, profile, run.command, fast));
+    events([event("started", &started)].into(), Some(coming))
+}
+
+/// Makes the sandbox and starts the command: what there is to say of it, and what runs.
+async fn begin(
+    ask: Ask,
+    profile: Profile,
+    command: Vec<String>,
+    fast: bool,
+) -> (Vec<Bytes>, Option<Running>) {
+    let mut ready = Vec::new();
     let ephemeral = match Ephemeral::make(&ask, profile).await {
         Ok(ephemeral) => ephemeral,
-        Err(fault) => {
-            ready.push_back(failed(&fault.message));
-            return events(ready, None);
-        }
+        Err(fault) => return (vec![failed(&fault.message)], None),
     };
-    match exec::start(&ask, &ephemeral.sandbox, Request::of(run.command), false).await {
+    if !fast {
+        let created = json!({ "stage": "sandbox_created", "sandbox": ephemeral.sandbox.id });
+        ready.push(event("progress", &created));
+        ready.push(event("progress", &json!({ "stage": "sandbox_started" })));
+    }
+    let (began, words) = (Instant::now(), command.clone());
+    match exec::start(&ask, &ephemeral.sandbox, Request::of(command), false).await {
         Ok(exec) => {
             let following = exec.follow(0, 0);
             let texts = <[Text; 2]>::default();
-            let running = Running { exec, following, texts, _ephemeral: ephemeral };
-            events(ready, Some(running))
+            (ready, Some(Running { exec, following, texts, began, ephemeral }))
         }
         Err(fault) => {
-            ready.push_back(match &fault.command {
+            ready.push(match &fault.command {
                 Some((code, output)) => {
+                    ran(&ask, &ephemeral.sandbox.id, &words, *code, began);
                     let done = json!({ "exit_code": code, "success": false, "output": output });
                     event("done", &done)
                 }
                 None => failed(&fault.message),
             });
-            events(ready, None)
+            (ready, None)
         }
     }
 }

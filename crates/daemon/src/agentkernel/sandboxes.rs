@@ -1,23 +1,42 @@
 //! Sandboxes: made, looked at, turned off and on.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Path, RawQuery};
 use axum::http::StatusCode;
 use ringfence_api::{CreateSandbox, Sandbox, State};
 use ringfence_supervisor::{Command, Kind, Reply};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::fault::Fault;
-use super::{Ask, BACKEND, Body, DIALECT, Handled, LABEL, OURS, count, names, success, unexpected};
+use super::{Ask, BACKEND, Body, DIALECT, Handled, LABEL, OURS, Path, Query, Raw};
+use super::{names, success, unexpected};
 use crate::stamp::rfc3339;
 
 /// What a sandbox gets where nothing is said of it.
 const PROCESSORS: u32 = 1;
 const MEMORY_MB: u64 = 512;
+const RESTRICTED_MB: u64 = 256;
+/// What an entry of the audit says of one that was made.
+pub(super) const CREATED: &str = "sandbox_created";
+/// What runs sandboxes of theirs, and not ours.
+const THEIRS: [&str; 13] = [
+    "docker",
+    "podman",
+    "firecracker",
+    "apple",
+    "hyperlight",
+    "cloudhypervisor",
+    "kubernetes",
+    "nomad",
+    "daytona",
+    "runloop",
+    "e2b",
+    "modal",
+    "agentcomputer",
+];
 /// The longest that a life is extended by: ten years.
 const MOST_EXTENDED: u64 = 10 * 365 * 24 * 3600;
 
@@ -89,6 +108,7 @@ pub(super) struct Asked {
     image: Option<String>,
     vcpus: Option<u32>,
     memory_mb: Option<u64>,
+    description: Option<String>,
     labels: BTreeMap<String, String>,
 }
 
@@ -106,7 +126,9 @@ pub(super) struct Create {
     #[serde(default)]
     backend: Option<String>,
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    labels: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    description: Option<String>,
     #[serde(default)]
     source_url: Option<String>,
     #[serde(default)]
@@ -117,6 +139,28 @@ pub(super) struct Create {
     secret_files: Option<Vec<String>>,
     #[serde(default)]
     ports: Option<Vec<String>>,
+    #[serde(default)]
+    placeholder_secrets: Option<bool>,
+    // Whatever these say: null and empty is as if they were not there.
+    #[serde(default)]
+    network: Option<Value>,
+    #[serde(default)]
+    agent: Option<Value>,
+    #[serde(default)]
+    init_script: Option<Value>,
+    #[serde(default)]
+    secret_mappings: Option<Value>,
+    #[serde(default)]
+    lifecycle: Option<Value>,
+}
+
+fn says(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => false,
+        Some(Value::Object(map)) => !map.is_empty(),
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(_) => true,
+    }
 }
 
 impl Create {
@@ -125,10 +169,13 @@ impl Create {
         names::sandbox(&self.name)?;
         self.image.as_deref().map_or(Ok(()), names::image)?;
         if let Some(backend) = &self.backend
-            && backend != BACKEND
+            && ![BACKEND, "", "auto", "automatic"].contains(&backend.as_str())
         {
             let message = format!("Backend '{backend}' is not available on this system");
-            return Err(Fault::invalid(message));
+            let known = THEIRS.contains(&backend.as_str());
+            let status =
+                if known { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+            return Err(Fault::new(status, message));
         }
         let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
         let missing = [
@@ -137,6 +184,12 @@ impl Create {
             ("secrets", given(&self.secrets)),
             ("secret_files", given(&self.secret_files)),
             ("ports", given(&self.ports)),
+            ("placeholder_secrets", self.placeholder_secrets == Some(true)),
+            ("network", says(self.network.as_ref())),
+            ("agent", says(self.agent.as_ref())),
+            ("init_script", says(self.init_script.as_ref())),
+            ("secret_mappings", says(self.secret_mappings.as_ref())),
+            ("lifecycle", says(self.lifecycle.as_ref())),
         ];
         match missing.into_iter().find(|(_, given)| *given) {
             Some((name, _)) => {
@@ -167,6 +220,7 @@ pub(super) async fn make(
     let remembered = [
         ("profile", Some(profile.text().to_owned())),
         ("image", asked.image),
+        ("description", asked.description.filter(|text| !text.is_empty())),
         ("vcpus", number(asked.vcpus.map(u64::from))),
         ("memory-mb", number(asked.memory_mb)),
     ];
@@ -182,13 +236,29 @@ pub(super) async fn make(
         policy,
         ..CreateSandbox::default()
     });
+    let began = Instant::now();
     match ask.run(Command::Create { made_of, key: None }).await? {
         Reply::Sandbox(sandbox) => {
-            count(&ask.dialect.counts.created);
+            made(ask, &sandbox, began.elapsed());
             Ok(*sandbox)
         }
         other => Err(unexpected(&other)),
     }
+}
+
+/// Counted and written down.
+pub(super) fn made(ask: &Ask, sandbox: &Sandbox, took: Duration) {
+    ask.dialect.counts.life("created", took);
+    ask.dialect.audit.note(&sandbox.id, CREATED, creation(sandbox));
+}
+
+/// What an entry of the audit says of its creation.
+pub(super) fn creation(sandbox: &Sandbox) -> Value {
+    let mut all = described(sandbox);
+    if let Some(all) = all.as_object_mut() {
+        all.retain(|key, _| ["name", "image", "backend", "labels"].contains(&key.as_str()));
+    }
+    all
 }
 
 /// The sandbox's id, as an id of theirs is written.
@@ -206,26 +276,44 @@ fn status(state: State) -> &'static str {
     }
 }
 
-pub(super) fn described(sandbox: &Sandbox) -> Value {
-    let remembered = |name: &str| sandbox.labels.get(&format!("{OURS}{name}"));
+/// Processors and memory: what was asked for, else what the profile gives. None where it gives no limit.
+pub(super) fn resources(labels: &BTreeMap<String, String>) -> Map<String, Value> {
+    let remembered = |name: &str| labels.get(&format!("{OURS}{name}"));
     let number = |name: &str| remembered(name).and_then(|n| n.parse::<u64>().ok());
+    let (processors, memory) = match remembered("profile").map(String::as_str) {
+        Some("permissive") => (None, None),
+        // Half a processor, which they have no number for.
+        Some("restrictive") => (Some(PROCESSORS), Some(RESTRICTED_MB)),
+        _ => (Some(PROCESSORS), Some(MEMORY_MB)),
+    };
+    let all = [
+        ("vcpus", number("vcpus").or(processors.map(u64::from))),
+        ("memory_mb", number("memory-mb").or(memory)),
+    ];
+    all.into_iter().filter_map(|(name, n)| Some((name.to_owned(), n?.into()))).collect()
+}
+
+pub(super) fn described(sandbox: &Sandbox) -> Value {
+    let remembered = |name: &'static str| {
+        Some((name, Value::from(sandbox.labels.get(&format!("{OURS}{name}"))?.clone())))
+    };
     let theirs = |name: &&String| !name.starts_with(OURS) && *name != LABEL;
     let labels: BTreeMap<_, _> = sandbox.labels.iter().filter(|(name, _)| theirs(name)).collect();
+    let labels = (!labels.is_empty()).then(|| ("labels", json!(labels)));
     let mut described = json!({
         "name": sandbox.name.as_deref().unwrap_or(&sandbox.id),
         "uuid": uuid(&sandbox.id),
         "status": status(sandbox.state),
         "backend": BACKEND,
-        "vcpus": number("vcpus").unwrap_or(PROCESSORS.into()),
-        "memory_mb": number("memory-mb").unwrap_or(MEMORY_MB),
         "created_at": rfc3339(sandbox.created_ms),
-        "labels": labels,
+        "placeholder_secrets": false,
     });
     if let Some(described) = described.as_object_mut() {
-        let image = remembered("image").map(|image| ("image", image.clone()));
-        let expires = sandbox.expires_ms.map(|at| ("expires_at", rfc3339(at)));
-        for (name, value) in image.into_iter().chain(expires) {
-            described.insert(name.into(), value.into());
+        described.extend(resources(&sandbox.labels));
+        for (name, value) in
+            [remembered("image"), remembered("description"), labels].into_iter().flatten()
+        {
+            described.insert(name.into(), value);
         }
     }
     described
@@ -237,8 +325,9 @@ pub(super) async fn create(
 ) -> Handled<(StatusCode, Json<Value>)> {
     create.check()?;
     let profile = Profile::named(create.profile.as_deref())?;
-    let Create { name, image, vcpus, memory_mb, labels, .. } = create;
-    let asked = Asked { image, vcpus, memory_mb, labels };
+    let Create { name, image, vcpus, memory_mb, labels, description, .. } = create;
+    let labels = labels.unwrap_or_default();
+    let asked = Asked { image, vcpus, memory_mb, description, labels };
     let sandbox = make(&ask, Some(name), profile, asked).await?;
     Ok((StatusCode::CREATED, success(described(&sandbox))))
 }
@@ -254,13 +343,19 @@ pub(super) async fn all(ask: &Ask) -> Handled<Vec<Sandbox>> {
     }
 }
 
-pub(super) async fn list(ask: Ask, RawQuery(query): RawQuery) -> Handled<Json<Value>> {
-    let query = query.unwrap_or_default();
-    let wanted: Vec<(&str, &str)> = query
-        .split('&')
-        .filter_map(|pair| pair.strip_prefix("label="))
-        .filter_map(|label| label.split_once(':').or_else(|| label.split_once("%3A")))
-        .collect();
+pub(super) async fn list(
+    ask: Ask,
+    Query(query): Query<Vec<(String, String)>>,
+) -> Handled<Json<Value>> {
+    let mut wanted = Vec::new();
+    for (_, label) in query.iter().filter(|(name, _)| name == "label") {
+        let pair = label.split_once(':');
+        let (key, value) = pair.ok_or_else(|| Fault::invalid("label: it is key:value"))?;
+        if key.starts_with(OURS) || key == LABEL {
+            return Ok(success(json!([])));
+        }
+        wanted.push((key, value));
+    }
     let all = all(&ask).await?;
     let chosen = |s: &&Sandbox| {
         wanted.iter().all(|(key, value)| s.labels.get(*key).is_some_and(|v| v == value))
@@ -287,43 +382,106 @@ pub(super) async fn by_uuid(ask: Ask, Path(uuid): Path<String>) -> Handled<Json<
 
 pub(super) async fn remove(ask: Ask, Path(name): Path<String>) -> Handled<Json<Value>> {
     let sandbox = ask.find(&name).await?;
-    ask.run(Command::Delete(sandbox.id)).await?;
-    count(&ask.dialect.counts.removed);
+    turn(&ask, &sandbox, &name, Command::Delete(sandbox.id.clone()), "removed").await?;
+    ask.dialect.detached.forget(&sandbox.id);
     Ok(success("Sandbox removed"))
+}
+
+/// Carries it out, counts it, and writes it down where they do.
+async fn turn(
+    ask: &Ask,
+    sandbox: &Sandbox,
+    name: &str,
+    command: Command,
+    action: &'static str,
+) -> Handled<()> {
+    let began = Instant::now();
+    ask.run(command).await?;
+    ask.dialect.counts.life(action, began.elapsed());
+    let profile = sandbox.labels.get(&format!("{OURS}profile"));
+    let (kind, of) = match action {
+        "started" => ("sandbox_started", json!({ "name": name, "profile": profile })),
+        "stopped" => ("sandbox_stopped", json!({ "name": name })),
+        "removed" => ("sandbox_removed", json!({ "name": name })),
+        _ => return Ok(()),
+    };
+    ask.dialect.audit.note(&sandbox.id, kind, of);
+    Ok(())
+}
+
+fn conflict(name: &str, what: &str) -> Fault {
+    Fault::new(StatusCode::CONFLICT, format!("Sandbox '{name}' is {what}"))
 }
 
 pub(super) async fn start(ask: Ask, Path(name): Path<String>) -> Handled<Json<Value>> {
     let sandbox = ask.find(&name).await?;
-    ask.run(Command::Start(sandbox.id)).await?;
+    if matches!(sandbox.state, State::Running | State::Idle) {
+        return Err(conflict(&name, "already running"));
+    }
+    turn(&ask, &sandbox, &name, Command::Start(sandbox.id.clone()), "started").await?;
     Ok(success("Sandbox started"))
+}
+
+pub(super) async fn resume(ask: Ask, Path(name): Path<String>) -> Handled<Json<Value>> {
+    let sandbox = ask.find(&name).await?;
+    if sandbox.state != State::Frozen {
+        return Err(conflict(&name, "not paused"));
+    }
+    turn(&ask, &sandbox, &name, Command::Start(sandbox.id.clone()), "resumed").await?;
+    Ok(success("Sandbox resumed"))
 }
 
 pub(super) async fn stop(ask: Ask, Path(name): Path<String>) -> Handled<Json<Value>> {
     let sandbox = ask.find(&name).await?;
-    ask.run(Command::Stop(sandbox.id)).await?;
+    if matches!(sandbox.state, State::Stopped | State::Failed) {
+        return Err(conflict(&name, "not running"));
+    }
+    turn(&ask, &sandbox, &name, Command::Stop(sandbox.id.clone()), "stopped").await?;
     Ok(success("Sandbox stopped"))
 }
 
 pub(super) async fn pause(ask: Ask, Path(name): Path<String>) -> Handled<Json<Value>> {
-    let sandbox = ask.find(&name).await?;
-    ask.run(Command::Freeze(sandbox.id)).await?;
+    let sandbox = ask.find_running(&name).await?;
+    turn(&ask, &sandbox, &name, Command::Freeze(sandbox.id.clone()), "paused").await?;
     Ok(success("Sandbox paused"))
 }
 
-/// `30m`, `2h`, `1d`, or seconds.
+/// What this backend has no means for.
+pub(super) async fn unsupported(ask: Ask, Path(name): Path<String>) -> Fault {
+    match ask.find(&name).await {
+        Ok(_) => {
+            let message = format!("Backend '{BACKEND}' does not support this operation");
+            Fault::new(StatusCode::UNPROCESSABLE_ENTITY, message)
+        }
+        Err(fault) => fault,
+    }
+}
+
+/// Seconds, or a sequence: `90`, `30m`, `1h30m`; days too, which their client for Node promises.
 fn seconds(text: &str) -> Option<u64> {
     let text = text.trim();
-    let (digits, unit) = match text.strip_suffix(['s', 'm', 'h', 'd']) {
-        Some(digits) => (digits, text.chars().last()?),
-        None => (text, 's'),
-    };
-    let factor = match unit {
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => 1,
-    };
-    let seconds = digits.parse::<u64>().ok()?.checked_mul(factor)?;
+    let plain = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
+    let mut seconds = 0u64;
+    if plain(text) {
+        seconds = text.parse().ok()?;
+    } else {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (digits, after) = rest.split_at(rest.find(['s', 'm', 'h', 'd'])?);
+            let mut after = after.chars();
+            let factor = match after.next()? {
+                'm' => 60,
+                'h' => 3600,
+                'd' => 86_400,
+                _ => 1,
+            };
+            if !plain(digits) {
+                return None;
+            }
+            seconds = seconds.checked_add(digits.parse::<u64>().ok()?.checked_mul(factor)?)?;
+            rest = after.as_str();
+        }
+    }
     (1..=MOST_EXTENDED).contains(&seconds).then_some(seconds)
 }
 
@@ -332,17 +490,13 @@ struct Extend {
     by: Option<String>,
 }
 
-/// The body may be missing: then it is an hour.
+/// The body may be missing, or be anything: then it is an hour.
 pub(super) async fn extend(
     ask: Ask,
     Path(name): Path<String>,
-    body: Bytes,
+    Raw(body): Raw,
 ) -> Handled<Json<Value>> {
-    let Extend { by } = if body.is_empty() {
-        Extend::default()
-    } else {
-        serde_json::from_slice(&body).map_err(|e| Fault::invalid(format!("Invalid JSON: {e}")))?
-    };
+    let Extend { by } = serde_json::from_slice(&body).unwrap_or_default();
     let by = by.as_deref().unwrap_or("1h");
     let seconds = seconds(by)
         .ok_or_else(|| Fault::invalid(format!("Invalid time format: '{by}' (30m, 2h, 1d)")))?;
@@ -368,9 +522,14 @@ mod tests {
 
     #[test]
     fn times_and_ids() {
-        for (text, wanted) in
-            [("90", Some(90)), ("30m", Some(1800)), ("2h", Some(7200)), ("1d", Some(86_400))]
-        {
+        for (text, wanted) in [
+            ("90", Some(90)),
+            ("30m", Some(1800)),
+            ("2h", Some(7200)),
+            ("1d", Some(86_400)),
+            ("1h30m", Some(5400)),
+            ("1m 1s", None),
+        ] {
             assert_eq!(seconds(text), wanted, "{text}");
         }
         for text in ["", "h", "-1h", "1w", "0", "1.5h", "99999999999999999999d", "9999999d"] {

@@ -2,6 +2,7 @@
 
 mod batch;
 mod codebases;
+mod events;
 mod exec;
 mod files;
 mod layers;
@@ -80,6 +81,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", put(layers::snapshot))
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}", delete(layers::forget))
         .route("/v1/sandboxes/{id}/layer/snapshots/{snapshot}/restore", post(layers::restore))
+        .route("/v1/owner", get(events::owner))
+        .route("/v1/events", get(events::follow))
+        .route("/v1/audit", get(events::audit))
         .route("/v1/sandboxes/{id}/stats", get(stats::one))
         .route("/v1/stats", get(stats::all))
         .route("/metrics", get(stats::metrics))
