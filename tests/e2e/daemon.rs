@@ -11,6 +11,7 @@ mod events;
 mod exec;
 mod faults;
 mod files;
+mod grpc;
 mod keep;
 mod layer_faults;
 mod layers;

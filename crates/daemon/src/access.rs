@@ -14,11 +14,12 @@ use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::serve::IncomingStream;
 use ringfence_supervisor::{Caller, Owner, Source, Supervisor};
 use tokio::net::{TcpListener, UnixListener};
 
+use crate::grpc;
 use crate::neighbour::Neighbour;
 use crate::problem::Problem;
 use crate::tls::{self, Names};
@@ -97,16 +98,17 @@ pub(crate) async fn check(
     ConnectInfo(peer): ConnectInfo<Peer>,
     mut request: Request,
     next: Next,
-) -> Result<Response, Problem> {
-    let source = peer.source("api");
+) -> Response {
+    let call = grpc::is_call(request.headers());
+    let source = peer.source(if call { "grpc" } else { "api" });
     match admit(&door, &peer, request.headers(), request.uri()) {
         Ok(owner) => {
             request.extensions_mut().insert(Caller { owner, source });
-            Ok(next.run(request).await)
+            next.run(request).await
         }
         Err(problem) => {
             door.supervisor.refused(source, problem.reason());
-            Err(problem)
+            if call { grpc::refused(problem, request).await } else { problem.into_response() }
         }
     }
 }

@@ -6,6 +6,7 @@
 mod access;
 pub mod agentfense;
 pub mod agentkernel;
+mod grpc;
 mod native;
 mod neighbour;
 mod places;
@@ -174,7 +175,7 @@ async fn serve(
         tokio::spawn(serve_router(grpc, counted(calls, Interface::AgentfenseGrpc)));
         tokio::spawn(serve_router(rest, counted(requests, Interface::AgentfenseRest)));
     }
-    let router = native::router(app);
+    let router = native::router(app).merge(grpc::router(supervisor.clone()));
     for listener in tcp {
         let door = Door {
             token: token.clone(),
@@ -224,6 +225,10 @@ where
 /// Answers are counted, refusals too.
 fn counted(router: Router, interface: Interface) -> Router {
     router.layer(axum::middleware::from_fn(move |request: Request, next: Next| async move {
+        let interface = match interface {
+            Interface::Rest if grpc::is_call(request.headers()) => Interface::Grpc,
+            other => other,
+        };
         let response = next.run(request).await;
         metrics::answered(interface, response.status().as_u16());
         response

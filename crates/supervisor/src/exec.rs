@@ -57,6 +57,31 @@ pub struct Exec {
     terminal: Option<Arc<Terminal>>,
 }
 
+/// What a command reads from its standard input.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// As it comes, until the other end of the channel is dropped.
+    Parts(Parts),
+}
+
+/// Read once.
+#[derive(Clone, Debug)]
+pub struct Parts(Arc<Mutex<Option<mpsc::Receiver<Vec<u8>>>>>);
+
+impl Input {
+    pub fn parts(from: mpsc::Receiver<Vec<u8>>) -> Self {
+        Self::Parts(Parts(Arc::new(Mutex::new(Some(from)))))
+    }
+}
+
+impl From<Vec<u8>> for Input {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Whole(bytes)
+    }
+}
+
 /// What a command is started with, besides the program.
 pub(crate) struct Birth {
     pub id: String,
@@ -67,7 +92,7 @@ pub(crate) struct Birth {
     /// The ends of its pipes that we read from.
     pub output: [OwnedFd; 2],
     /// Where its input is written to, and what.
-    pub input: Option<(OwnedFd, Vec<u8>)>,
+    pub input: Option<(OwnedFd, Input)>,
     pub timeout: Option<Duration>,
     /// Of each stream.
     pub kept: usize,
@@ -126,8 +151,8 @@ impl Exec {
             let pipe = receiver(fd).map_err(|e| Error::internal(e.to_string()))?;
             tokio::spawn(pump(pipe, log.clone(), exit.clone(), drain));
         }
-        if let Some((fd, bytes)) = birth.input {
-            tokio::spawn(feed(fd, bytes));
+        if let Some((fd, input)) = birth.input {
+            tokio::spawn(feed(fd, input));
         }
         let (publish, ended) = watch::channel(None);
         let exec = Arc::new(Self {
@@ -387,11 +412,21 @@ async fn pump(
 
 /// All of the input, then its end. A command that does not read it is not waited for longer than it
 /// lives.
-async fn feed(fd: OwnedFd, bytes: Vec<u8>) {
+async fn feed(fd: OwnedFd, input: Input) {
     let nonblocking = rustix::io::ioctl_fionbio(fd.as_fd(), true);
     if nonblocking.is_ok()
         && let Ok(mut pipe) = pipe::Sender::from_owned_fd(fd)
     {
-        let _ = pipe.write_all(&bytes).await;
+        match input {
+            Input::Whole(bytes) => drop(pipe.write_all(&bytes).await),
+            Input::Parts(parts) => {
+                let Some(mut parts) = lock(&parts.0).take() else { return };
+                while let Some(bytes) = parts.recv().await {
+                    if pipe.write_all(&bytes).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
     }
 }

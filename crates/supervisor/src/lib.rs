@@ -48,7 +48,7 @@ pub mod watch;
 mod workspaces;
 
 pub use error::{Error, Kind};
-pub use exec::{Chunk, Exec, Following, Stream};
+pub use exec::{Chunk, Exec, Following, Input, Stream};
 pub use journal::{Events, Owner, Source};
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
 pub use terminal::Terminal;

@@ -40,6 +40,7 @@ struct Answered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interface {
     Rest,
+    Grpc,
     Agentkernel,
     AgentfenseGrpc,
     AgentfenseRest,
@@ -49,6 +50,7 @@ impl Interface {
     fn text(self) -> &'static str {
         match self {
             Self::Rest => "rest",
+            Self::Grpc => "grpc",
             Self::Agentkernel => "agentkernel",
             Self::AgentfenseGrpc => "agentfense-grpc",
             Self::AgentfenseRest => "agentfense-rest",

@@ -405,7 +405,7 @@ pub(crate) async fn exec(
     let (stdin, input) = match input {
         Some(bytes) => {
             let (theirs, ours) = open_pipe()?;
-            (theirs, Some((ours, bytes)))
+            (theirs, Some((ours, bytes.into())))
         }
         None => (link::null()?, None),
     };

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::codebases;
 use crate::error::{Error, Kind};
-use crate::exec::{Birth, Exec};
+use crate::exec::{Birth, Exec, Input};
 use crate::host::{self, End, Host};
 use crate::journal::{self, CALLER, Deed, Events, Journal, Owner, Source, Wanted};
 use crate::link::{self, Link, Program, Refused, Started};
@@ -81,7 +81,7 @@ pub enum Command {
     Exec {
         sandbox: String,
         request: Box<ExecRequest>,
-        input: Option<Vec<u8>>,
+        input: Option<Input>,
         whole: bool,
         key: Option<String>,
     },
@@ -1183,7 +1183,7 @@ fn same(before: &str, asked: &str) -> Result<(), Error> {
 async fn exec_once(
     sandbox: &Arc<Sandbox>,
     request: &ExecRequest,
-    input: Option<Vec<u8>>,
+    input: Option<Input>,
     whole: bool,
     key: Option<String>,
 ) -> Result<Arc<Exec>, Error> {
@@ -1209,7 +1209,7 @@ async fn exec_once(
 async fn exec(
     sandbox: &Arc<Sandbox>,
     request: &ExecRequest,
-    input: Option<Vec<u8>>,
+    input: Option<Input>,
     whole: bool,
     remember: bool,
 ) -> Result<Arc<Exec>, Error> {

@@ -10,8 +10,14 @@ use super::world::{Answer, answer};
 use crate::harness::{Place, Ran, has, lasting};
 
 /// What is installed; nothing of it is changed.
-const PYTHON: [&str; 4] =
-    ["agentkernel-sdk==0.21.0", "agentfense==0.2.1", "httpx==0.28.1", "pytest==8.4.2"];
+const PYTHON: [&str; 6] = [
+    "agentkernel-sdk==0.21.0",
+    "agentfense==0.2.1",
+    "httpx==0.28.1",
+    "pytest==8.4.2",
+    "grpcio-tools==1.85.1",
+    "googleapis-common-protos==1.76.0",
+];
 const NODE: [&str; 1] = ["agentkernel@0.18.1"];
 
 /// The directory that they are in: one that is named, or one of this test run, which goes with it.

@@ -13,13 +13,13 @@ use crate::harness::{Place, Ran, as_each_user, binary, has, mode};
 /// The certificate's name besides those of loopback.
 const NAME: &str = "box.example";
 
-fn token(place: &Place) -> String {
+pub fn token(place: &Place) -> String {
     let file = place.home().join("state/daemon/token");
     format!("Authorization: Bearer {}", std::fs::read_to_string(file).unwrap().trim())
 }
 
 /// A certificate of its own authority, and its key, for the user alone.
-fn certificate(place: &Place, name: &str) -> (PathBuf, PathBuf) {
+pub fn certificate(place: &Place, name: &str) -> (PathBuf, PathBuf) {
     let names = ["localhost", "127.0.0.1", NAME].map(ToOwned::to_owned);
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     let file = |end: &str, text: String| {
@@ -32,7 +32,7 @@ fn certificate(place: &Place, name: &str) -> (PathBuf, PathBuf) {
     (file("crt", made.cert.pem()), file("key", made.signing_key.serialize_pem()))
 }
 
-fn flags<'a>(listen: &'a str, (cert, key): &'a (PathBuf, PathBuf)) -> [&'a str; 6] {
+pub fn flags<'a>(listen: &'a str, (cert, key): &'a (PathBuf, PathBuf)) -> [&'a str; 6] {
     let [cert, key] = [cert, key].map(|path| path.to_str().unwrap());
     ["--listen", listen, "--tls-cert", cert, "--tls-key", key]
 }

@@ -198,7 +198,8 @@ impl Ask {
             ..ExecRequest::default()
         });
         let input = (!asked.stdin.is_empty()).then(|| asked.stdin.into_bytes());
-        let command = Command::Exec { sandbox, request, input, whole, key: None };
+        let command =
+            Command::Exec { sandbox, request, input: input.map(Into::into), whole, key: None };
         exec_of(self.run(command).await.map_err(said)?)
     }
 

@@ -8,7 +8,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use futures_util::StreamExt as _;
+use futures_util::{Stream as Parts, StreamExt as _};
 use ringfence_api::codebases::{Codebase, Codebases, CreateCodebase};
 use ringfence_api::{FileInfo, Listing};
 use ringfence_supervisor::codebases::{Answer, Ask as Wish, Content, Download};
@@ -95,15 +95,21 @@ pub(crate) fn sent(download: Download) -> Stream {
 
 /// A body that is read on another thread, as fast as it comes.
 pub(crate) fn received(request: Request) -> Content {
+    let parts = request.into_body().into_data_stream();
+    content(parts.map(|part| part.map(|b| b.to_vec()).map_err(std::io::Error::other)))
+}
+
+/// The same of parts that come by another way.
+pub(crate) fn content(
+    mut parts: impl Parts<Item = std::io::Result<Vec<u8>>> + Send + Unpin + 'static,
+) -> Content {
     let (sender, receiver) = mpsc::channel(PARTS);
     tokio::spawn(async move {
-        let mut parts = request.into_body().into_data_stream();
         while let Some(part) = parts.next().await {
-            if part.as_ref().is_ok_and(axum::body::Bytes::is_empty) {
+            if part.as_ref().is_ok_and(Vec::is_empty) {
                 continue;
             }
             let failed = part.is_err();
-            let part = part.map(|bytes| bytes.to_vec()).map_err(std::io::Error::other);
             // Nobody reads any more, or nothing more comes.
             if sender.send(part).await.is_err() || failed {
                 return;

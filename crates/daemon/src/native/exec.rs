@@ -35,7 +35,7 @@ pub(super) async fn begin(
 ) -> Handled<Arc<Exec>> {
     let input = input(request.stdin.take(), request.stdin_base64)?;
     let key = ask.key.clone();
-    let request = Box::new(request);
+    let (request, input) = (Box::new(request), input.map(Into::into));
     let command = Command::Exec { sandbox: id, request, input, whole, key };
     exec_of(ask.run(command).await?)
 }

@@ -35,6 +35,8 @@ const MOST_BODY: usize = 64 << 20;
 /// Bytes of an idempotency key.
 const MOST_KEY: usize = 128;
 
+pub(crate) use codebases::content;
+
 type Handled<T> = Result<T, Problem>;
 
 pub(crate) fn router(app: Arc<App>) -> Router {

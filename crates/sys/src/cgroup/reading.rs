@@ -33,10 +33,13 @@ impl Reader {
 
     /// What the groups of process `pid` used. Only groups that were made for one run say something of it.
     pub fn of(&self, pid: u32) -> Reading {
-        let Ok(text) = std::fs::read(format!("/proc/{pid}/cgroup")) else {
-            return Reading::default();
-        };
-        let theirs = self.hierarchies.of(&text);
+        let text = std::fs::read(format!("/proc/{pid}/cgroup"));
+        text.map(|text| self.member(&text)).unwrap_or_default()
+    }
+
+    /// The same of a process with this `/proc/PID/cgroup`.
+    fn member(&self, text: &[u8]) -> Reading {
+        let theirs = self.hierarchies.of(text);
         let mut reading = Reading::default();
         if let Some(group) = theirs.v2().ok().and_then(|place| ours(place.own)) {
             reading.memory = number(&group, "memory.current");
@@ -93,6 +96,44 @@ mod tests {
         let text = "8:0 rbytes=10 wbytes=20 rios=1\n254:0 rbytes=1 wbytes=2 dbytes=9\n";
         assert_eq!(disks(text), (11, 22));
         assert_eq!(disks(""), (0, 0));
+    }
+
+    /// Both versions, as files that look like theirs.
+    #[test]
+    fn the_files_of_a_group_are_read() {
+        let root = tempfile::tempdir().unwrap();
+        let name = "ringfence-1.2.3.4-run";
+        let put = |hierarchy: &str, file: &str, text: &str| {
+            let group = root.path().join(hierarchy).join(name);
+            std::fs::create_dir_all(&group).unwrap();
+            std::fs::write(group.join(file), text).unwrap();
+        };
+        put("new", "memory.current", "4096\n");
+        put("new", "cpu.stat", "usage_usec 77\nuser_usec 70\n");
+        put("new", "pids.current", "3\n");
+        put("new", "io.stat", "8:0 rbytes=1 wbytes=2 rios=1\n");
+        put("memory", "memory.usage_in_bytes", "8192\n");
+        put("cpu", "cpuacct.usage", "5000\n");
+        let mount = |hierarchy: &str, kind: &str, options: &str| {
+            let point = root.path().join(hierarchy);
+            format!("1 1 0:1 / {} rw - {kind} {kind} {options}\n", point.display())
+        };
+        let new = mount("new", "cgroup2", "rw");
+        let old =
+            mount("memory", "cgroup", "rw,memory") + &mount("cpu", "cgroup", "rw,cpu,cpuacct");
+        let reader =
+            |mounts: &str| Reader { hierarchies: Hierarchies::parse(b"", mounts.as_bytes()) };
+        let member = format!("0::/{name}\n");
+        let reading = reader(&new).member(member.as_bytes());
+        let io = Some((1, 2));
+        let expected = Reading { memory: Some(4096), cpu_us: Some(77), pids: Some(3), io };
+        assert_eq!(reading, expected);
+        let member = format!("2:memory:/{name}\n1:cpu,cpuacct:/{name}\n0::/\n");
+        let reading = reader(&(new.clone() + &old)).member(member.as_bytes());
+        let expected = Reading { memory: Some(8192), cpu_us: Some(5), ..Reading::default() };
+        assert_eq!(reading, expected);
+        // In the group above, of everybody.
+        assert_eq!(reader(&new).member(b"0::/\n"), Reading::default());
     }
 
     /// A group that nobody made for a run says nothing of one: it would be of everybody in it.
