@@ -274,6 +274,7 @@ pub fn command() -> Command {
         .subcommand(verb::files::command())
         .subcommand(verb::sessions::command())
         .subcommands(verb::events::commands())
+        .subcommand(verb::limits::command())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

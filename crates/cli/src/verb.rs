@@ -16,6 +16,7 @@ pub mod history;
 pub mod import;
 pub mod init;
 pub mod layers;
+pub mod limits;
 pub mod made_from;
 pub mod policy;
 pub mod run;

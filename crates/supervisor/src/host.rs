@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ringfence_api::CreateSandbox;
+use ringfence_sys::cgroup;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::sync::{mpsc, oneshot};
 
@@ -38,6 +39,8 @@ pub(crate) struct Host {
     child: Mutex<Child>,
     /// `None` once the spawner is gone.
     waiting: Mutex<Option<HashMap<u64, Answer>>>,
+    /// For other limits.
+    limited: Mutex<HashMap<u64, oneshot::Sender<Option<String>>>>,
     hidden: Vec<String>,
     /// The one sandbox that it is for, whose end is told also where it could not.
     alone: Option<u64>,
@@ -71,6 +74,7 @@ impl Host {
             channel: Channel::new(ours)?,
             child: Mutex::new(child),
             waiting: Mutex::new(Some(HashMap::new())),
+            limited: Mutex::default(),
             hidden,
             alone,
         });
@@ -103,6 +107,25 @@ impl Host {
             return Err(e);
         }
         wait.await.map_err(|_| gone())?
+    }
+
+    /// Changes what a sandbox's control groups hold.
+    pub(crate) async fn limit(&self, number: u64, request: cgroup::Request) -> Result<(), Error> {
+        let (answer, wait) = oneshot::channel();
+        lock(&self.limited).insert(number, answer);
+        let cgroup::Request { memory, cpu_percent, pids } = request;
+        let ordered = self.order(&Order::Limit { number, memory, cpu_percent, pids }).await;
+        if let Err(e) = ordered {
+            lock(&self.limited).remove(&number);
+            return Err(e);
+        }
+        match wait.await {
+            Ok(None) => Ok(()),
+            Ok(Some(why)) => {
+                Err(Error::new(Kind::Conflict, why).with("stop it, change it, start it"))
+            }
+            Err(_) => Err(Error::lost()),
+        }
     }
 
     /// Ends a sandbox whose init does not.
@@ -146,6 +169,7 @@ async fn listen(host: Arc<Host>, ends: mpsc::UnboundedSender<End>) {
         hear(&host, word, fds, &ends);
     }
     lock(&host.waiting).take();
+    lock(&host.limited).clear();
     let child = host.clone();
     // It may still be ending its sandboxes.
     let _ = tokio::task::spawn_blocking(move || lock(&child.child).wait()).await;
@@ -167,6 +191,11 @@ fn hear(host: &Host, word: Word, fds: Vec<OwnedFd>, ends: &mpsc::UnboundedSender
         Word::Refused { number, kind, message } => {
             if let Some(answer) = answer(number) {
                 let _ = answer.send(Err(Error::new(Kind::from_text(&kind), message)));
+            }
+        }
+        Word::Limited { number, refused } => {
+            if let Some(answer) = lock(&host.limited).remove(&number) {
+                let _ = answer.send(refused);
             }
         }
         Word::Ended { number, reason, held } => {

@@ -17,7 +17,7 @@ const MOST_AGE_MS: u64 = 90 * 24 * 3600 * 1000;
 /// What a row takes besides its text.
 const ROW: u64 = 120;
 /// Dropped at once when there is no room.
-const DROPPED: usize = 2000;
+const DROPPED: usize = 256;
 
 const VERSION: i64 = 1;
 const TABLES: &str = "
