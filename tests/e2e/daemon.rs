@@ -9,6 +9,7 @@ mod clients;
 mod codebases;
 mod events;
 mod exec;
+mod exhaustion;
 mod faults;
 mod files;
 mod grpc;

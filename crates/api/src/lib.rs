@@ -7,6 +7,7 @@ mod changes;
 pub mod codebases;
 mod events;
 pub mod layers;
+mod limits;
 pub mod openapi;
 mod owners;
 mod sessions;
@@ -17,6 +18,7 @@ mod trees;
 pub use batch::{BatchCreate, BatchCreated, BatchExec, BatchExecuted, BatchItem, Outcome};
 pub use changes::{FileChange, Watch, WatchEnded};
 pub use events::{Audit, AuditQuery, Event, FollowEvents};
+pub use limits::SandboxLimits;
 pub use owners::{OwnerInfo, OwnerLimits, OwnerUse};
 pub use sessions::{CreateSession, Session, SessionExec, SessionState, Sessions};
 pub use stats::{DaemonStats, DiskIo, DiskUse, SandboxStats, Stats};
@@ -164,6 +166,9 @@ pub struct Sandbox {
     pub expires_ms: Option<u64>,
     /// Commands that are running.
     pub commands: usize,
+    /// What it is limited by; where that is weaker than it should be, `degraded` says it.
+    #[serde(default)]
+    pub limits: SandboxLimits,
     /// What is weaker than it should be, a line for each.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub degraded: Vec<String>,

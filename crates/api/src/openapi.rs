@@ -10,8 +10,8 @@ use crate::{
     Audit, BatchCreate, BatchCreated, BatchExec, BatchExecuted, CreateSandbox, CreateSession,
     ErrorBody, Event, Exec, ExecRequest, ExecResult, Execs, Extend, FileChange, FileInfo,
     FoundFiles, FromTerminal, Health, Kill, Listing, MoveFile, Output, OwnerInfo, Sandbox,
-    SandboxStats, Sandboxes, Session, SessionExec, Sessions, Stats, ToTerminal, Unpacked,
-    WatchEnded,
+    SandboxLimits, SandboxStats, Sandboxes, Session, SessionExec, Sessions, Stats, ToTerminal,
+    Unpacked, WatchEnded,
 };
 
 type Schema = fn(&mut SchemaGenerator) -> Value;
@@ -69,6 +69,7 @@ const ROUTES: &[Route] = &[
     Route { method: "post", path: "/v1/sandboxes/{id}/stop", id: "stopSandbox", says: "End every process in it", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/freeze", id: "freezeSandbox", says: "Stop every process in it where it stands", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/extend", id: "extendSandbox", says: "Let it live longer", query: &[], asks: Body::Json(of::<Extend>), status: "200", answers: Body::Json(of::<Sandbox>) },
+    Route { method: "patch", path: "/v1/sandboxes/{id}/limits", id: "limitSandbox", says: "Change limits, also while it runs; what cannot be is refused by its name", query: &[], asks: Body::Json(of::<SandboxLimits>), status: "200", answers: Body::Json(of::<Sandbox>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/exec", id: "exec", says: "Run a command to its end, or in the background", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Json(of::<ExecResult>) },
     Route { method: "post", path: "/v1/sandboxes/{id}/exec/stream", id: "execStream", says: "Run a command and stream its output", query: &[], asks: Body::Json(of::<ExecRequest>), status: "200", answers: Body::Events(output) },
     Route { method: "get", path: "/v1/sandboxes/{id}/execs", id: "listExecs", says: "Commands that run, and the last that ended", query: &[], asks: Body::Nothing, status: "200", answers: Body::Json(of::<Execs>) },

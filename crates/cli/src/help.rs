@@ -275,6 +275,7 @@ pub fn command() -> Command {
         .subcommand(verb::sessions::command())
         .subcommands(verb::events::commands())
         .subcommands(verb::top::commands())
+        .subcommand(verb::limits::command())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

@@ -55,6 +55,7 @@ fn help_of_the_verbs() {
         &["session", "exec"],
         &["daemon", "token", "create"],
         &["daemon", "token"],
+        &["limits"],
         &["events"],
         &["audit"],
         &["init"],

@@ -90,6 +90,7 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         "files" => verb::files::main(args),
         "batch" => verb::batch::main(args),
         "session" => verb::sessions::main(args),
+        "limits" => verb::limits::main(args),
         "audit" | "events" => verb::events::main(args),
         "top" | "stats" => verb::top::main(args),
         // Hidden: the daemon's process that makes jails.

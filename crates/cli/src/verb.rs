@@ -17,6 +17,7 @@ pub mod import;
 pub mod init;
 pub mod keep;
 pub mod layers;
+pub mod limits;
 pub mod made_from;
 pub mod policy;
 pub mod run;

@@ -39,6 +39,7 @@ fn lost(e: impl std::fmt::Display) -> Error {
 pub const GET: Method = Method::GET;
 pub const POST: Method = Method::POST;
 pub const DELETE: Method = Method::DELETE;
+pub const PATCH: Method = Method::PATCH;
 /// The variable with the token of an owner, for whoever asks as one.
 pub const TOKEN: &str = "RINGFENCE_TOKEN";
 

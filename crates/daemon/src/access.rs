@@ -8,6 +8,7 @@
 //! Other daemons' interfaces have clients that send no token. There the kernel is asked whose the other
 //! end of the connection is: see [`crate::neighbour`].
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
@@ -16,7 +17,7 @@ use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use axum::serve::IncomingStream;
-use ringfence_supervisor::{Caller, Owner, Source, Supervisor};
+use ringfence_supervisor::{Caller, Owner, Source, Supervisor, peer};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::grpc;
@@ -57,7 +58,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
         Self::Local(credentials.map(|c| Local {
             uid: c.uid(),
             pid: c.pid(),
-            outside: c.pid().is_some_and(is_outside),
+            outside: is_peer_outside(stream.io(), c.pid()),
         }))
     }
 }
@@ -73,6 +74,16 @@ impl Connected<IncomingStream<'_, tls::Listener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, tls::Listener>) -> Self {
         let here = stream.io().get_ref().0.local_addr().ok();
         Self::Remote(Arc::new(Neighbour::new(here, *stream.remote_addr())))
+    }
+}
+
+/// The same of whoever connected, held meanwhile: it may end, and its number be another's.
+fn is_peer_outside(socket: &tokio::net::UnixStream, pid: Option<i32>) -> bool {
+    match peer::pidfd(socket.as_fd()) {
+        Ok(held) => peer::about(held, is_outside).unwrap_or(false),
+        // An older kernel: by the number alone.
+        Err(rustix::io::Errno::NOPROTOOPT) => pid.is_some_and(is_outside),
+        Err(_) => false,
     }
 }
 

@@ -498,6 +498,21 @@ impl Running {
         self.view.is_some()
     }
 
+    /// Holds what runs to other limits, where a control group holds it to them already. Why not, else; then
+    /// nothing is changed.
+    pub fn limit(&self, request: &cgroup::Request) -> Result<(), String> {
+        let missing = |c: cgroup::Controller| {
+            format!("{c}: no control group holds it to such a limit, so it cannot be changed now")
+        };
+        match &self.scope {
+            Some(scope) => match request.controllers().find(|c| !scope.limits(*c)) {
+                Some(controller) => Err(missing(controller)),
+                None => scope.change(request),
+            },
+            None => request.controllers().next().map_or(Ok(()), |c| Err(missing(c))),
+        }
+    }
+
     /// What can change of the file rules of this run.
     pub fn renewal(&self) -> Renewal {
         let view = self.view.as_ref().map(view::Serving::handle);

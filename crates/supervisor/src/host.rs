@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ringfence_api::CreateSandbox;
+use ringfence_sys::cgroup;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::sync::{mpsc, oneshot};
@@ -41,6 +42,8 @@ pub(crate) struct Host {
     waiting: Mutex<Option<HashMap<u64, Answer>>>,
     /// Who waits for a copy of it.
     dividing: Mutex<HashMap<u64, oneshot::Sender<Option<i32>>>>,
+    /// For other limits.
+    limited: Mutex<HashMap<u64, oneshot::Sender<Option<String>>>>,
     hidden: Vec<String>,
     /// The one sandbox that it is for, whose end is told also where it could not.
     alone: Option<u64>,
@@ -110,6 +113,7 @@ impl Host {
             process: Mutex::new(process),
             waiting: Mutex::new(Some(HashMap::new())),
             dividing: Mutex::default(),
+            limited: Mutex::default(),
             hidden,
             alone,
         });
@@ -166,6 +170,25 @@ impl Host {
         wait.await.map_err(|_| gone())?
     }
 
+    /// Changes what a sandbox's control groups hold.
+    pub(crate) async fn limit(&self, number: u64, request: cgroup::Request) -> Result<(), Error> {
+        let (answer, wait) = oneshot::channel();
+        lock(&self.limited).insert(number, answer);
+        let cgroup::Request { memory, cpu_percent, pids } = request;
+        let ordered = self.order(&Order::Limit { number, memory, cpu_percent, pids }).await;
+        if let Err(e) = ordered {
+            lock(&self.limited).remove(&number);
+            return Err(e);
+        }
+        match wait.await {
+            Ok(None) => Ok(()),
+            Ok(Some(why)) => {
+                Err(Error::new(Kind::Conflict, why).with("stop it, change it, start it"))
+            }
+            Err(_) => Err(Error::lost()),
+        }
+    }
+
     /// Ends a sandbox whose init does not.
     pub(crate) async fn kill(&self, number: u64) {
         // Gone already is as good.
@@ -208,6 +231,7 @@ async fn listen(host: Arc<Host>, ends: mpsc::UnboundedSender<End>) {
     }
     lock(&host.waiting).take();
     lock(&host.dividing).clear();
+    lock(&host.limited).clear();
     let process = host.clone();
     // It may still be ending its sandboxes.
     let _ = tokio::task::spawn_blocking(move || lock(&process.process).wait()).await;
@@ -229,6 +253,11 @@ fn hear(host: &Host, word: Word, fds: Vec<OwnedFd>, ends: &mpsc::UnboundedSender
         Word::Refused { number, kind, message } => {
             if let Some(answer) = answer(number) {
                 let _ = answer.send(Err(Error::new(Kind::from_text(&kind), message)));
+            }
+        }
+        Word::Limited { number, refused } => {
+            if let Some(answer) = lock(&host.limited).remove(&number) {
+                let _ = answer.send(refused);
             }
         }
         Word::Ended { number, reason, held } => {

@@ -26,6 +26,7 @@ mod guest;
 mod host;
 mod journal;
 pub mod layers;
+mod limits;
 mod link;
 mod log;
 pub mod machine;
@@ -50,6 +51,7 @@ mod workspaces;
 pub use error::{Error, Kind};
 pub use exec::{Chunk, Exec, Following, Input, Stream};
 pub use journal::{Events, Owner, Source};
+pub use ringfence_sys::peer;
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
 pub use terminal::Terminal;
 

@@ -15,6 +15,8 @@ use crate::error::{Error, Kind};
 use crate::journal::Owner;
 use crate::{lock, now_ms};
 
+/// Stands for all owners together, the daemon's user too.
+pub const EVERYBODY: &str = "everybody";
 /// What a token begins with.
 const PREFIX: &str = "rfo_";
 /// Bytes of the file.
@@ -135,6 +137,12 @@ impl Owners {
         self.all().iter().find(|r| r.number == number).cloned()
     }
 
+    /// What all may have together.
+    pub fn everybody(&self) -> OwnerLimits {
+        let all = self.all();
+        all.iter().find(|r| r.name == EVERYBODY).map(|r| r.limits.clone()).unwrap_or_default()
+    }
+
     /// Makes a token: of a new owner, or where `again`, another one of an owner whose old one ends.
     pub fn create(
         &self,
@@ -175,8 +183,16 @@ impl Owners {
         limits: impl FnOnce(&mut OwnerLimits),
     ) -> Result<Record, Error> {
         self.change(|kept| {
+            if name == EVERYBODY && !kept.owners.iter().any(|r| r.name == name) {
+                kept.owners.push(Record { name: name.to_owned(), ..Record::default() });
+            }
             let record = find(kept, name)?;
             limits(&mut record.limits);
+            let OwnerLimits { sandboxes: _, commands: _, sessions: _, memory, disk, hosts } =
+                &record.limits;
+            if name == EVERYBODY && (memory.is_some() || disk.is_some() || !hosts.is_empty()) {
+                return Err(Error::invalid("everybody: only sandboxes, commands and sessions"));
+            }
             Ok(record.clone())
         })
     }
@@ -221,7 +237,8 @@ fn find<'a>(kept: &'a mut Kept, name: &str) -> Result<&'a mut Record, Error> {
 fn check(name: &str) -> Result<(), Error> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     // Not as a number, which is the daemon's user.
-    if !name.starts_with(|c: char| c.is_ascii_alphabetic())
+    if name == EVERYBODY
+        || !name.starts_with(|c: char| c.is_ascii_alphabetic())
         || name.len() > 64
         || !name.chars().all(plain)
     {
@@ -261,7 +278,7 @@ mod tests {
         assert_eq!(daemon.by_token(&newer), None);
         assert_eq!(daemon.get(web.owner()).unwrap().name, "web");
         assert_eq!(verb.revoke("nobody").unwrap_err().kind, Kind::NotFound);
-        for wrong in ["", "0", "1000", "-a", "a/b", "a b", &"a".repeat(65)] {
+        for wrong in ["", "everybody", "0", "1000", "-a", "a/b", "a b", &"a".repeat(65)] {
             assert!(verb.create(wrong, |_| {}, false).is_err(), "{wrong}");
         }
     }

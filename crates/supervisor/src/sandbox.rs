@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use ringfence_api::{CreateSandbox, State};
+use ringfence_api::{CreateSandbox, SandboxLimits, State};
 use tokio::sync::watch;
 
 use crate::error::{Error, Kind};
@@ -19,7 +19,7 @@ use crate::spawner::Made;
 use crate::store::Row;
 use crate::tended;
 use crate::trees::Room;
-use crate::{lock, now_ms};
+use crate::{limits, lock, now_ms};
 
 /// Commands that have ended and are remembered.
 const REMEMBERED: usize = 32;
@@ -43,8 +43,10 @@ pub(crate) struct Sandbox {
     pub sessions: Sessions,
     /// For searches and archives.
     pub room: Room,
-    /// Memory and disk, by what it is made of.
-    pub taken: OnceLock<(Option<u64>, Option<u64>)>,
+    /// Limits that were changed.
+    changed: Mutex<SandboxLimits>,
+    /// What it is limited by now.
+    limits: Mutex<Option<SandboxLimits>>,
     /// Commands that were started.
     entered: AtomicU64,
     pub watches: Room,
@@ -107,7 +109,8 @@ impl Sandbox {
             keys: tokio::sync::Mutex::default(),
             sessions: Sessions::default(),
             room: Room::default(),
-            taken: OnceLock::new(),
+            changed: Mutex::default(),
+            limits: Mutex::default(),
             entered: AtomicU64::new(0),
             watches: Room::of(crate::watch::MOST),
         })
@@ -121,7 +124,7 @@ impl Sandbox {
             created_ms: self.created_ms,
             state: inner.state,
             reason: inner.reason.clone(),
-            made_of: CreateSandbox { ttl_seconds: self.ttl_seconds(), ..self.made_of.clone() },
+            made_of: CreateSandbox { ttl_seconds: self.ttl_seconds(), ..self.made_of_now() },
             key: self.key.clone(),
         }
     }
@@ -167,6 +170,7 @@ impl Sandbox {
             created_ms: self.created_ms,
             expires_ms: self.expires_ms(),
             commands: inner.commands,
+            limits: self.limits(),
             degraded: degraded.unwrap_or_default(),
         }
     }
@@ -226,6 +230,39 @@ impl Sandbox {
         inner.since = Instant::now();
         inner.commands = 0;
         inner.live = Some(live);
+    }
+
+    /// With the limits that it has by now.
+    pub(crate) fn made_of_now(&self) -> CreateSandbox {
+        limits::with(&self.made_of, *lock(&self.changed))
+    }
+
+    pub(crate) fn limits(&self) -> SandboxLimits {
+        *lock(&self.limits).get_or_insert_with(|| limits::of(&self.made_of))
+    }
+
+    /// What is said of them replaces what there was.
+    pub(crate) fn set_limits(&self, wanted: SandboxLimits) {
+        let mut changed = lock(&self.changed);
+        let was = *changed;
+        *changed = SandboxLimits {
+            memory: wanted.memory.or(was.memory),
+            cpu_percent: wanted.cpu_percent.or(was.cpu_percent),
+            cpu_shares: wanted.cpu_shares.or(was.cpu_shares),
+            pids: wanted.pids.or(was.pids),
+            disk: wanted.disk.or(was.disk),
+            open_files: wanted.open_files.or(was.open_files),
+            timeout_ms: wanted.timeout_ms.or(was.timeout_ms),
+        };
+        *lock(&self.limits) = Some(limits::of(&limits::with(&self.made_of, *changed)));
+    }
+
+    /// Of commands that are started from now on.
+    pub(crate) fn set_timeout(&self, timeout_ms: u64) {
+        if let Some(live) = &mut lock(&self.inner).live {
+            let timeout_ms = Some(timeout_ms);
+            live.made = Arc::new(Made { timeout_ms, ..Made::clone(&live.made) });
+        }
     }
 
     pub(crate) fn live(&self) -> Option<Live> {

@@ -51,6 +51,8 @@ pub(crate) enum Order {
         hidden: Vec<String>,
         tended: Option<Box<Tended>>,
     },
+    /// Its control groups hold it to this.
+    Limit { number: u64, memory: Option<u64>, cpu_percent: Option<u32>, pids: Option<u64> },
     /// Its init did not end by itself.
     Kill { number: u64 },
     /// Make a spawner like this one, for one sandbox. It takes its orders at the descriptor that comes with
@@ -70,6 +72,11 @@ pub(crate) enum Word {
         number: u64,
         kind: String,
         message: String,
+    },
+    /// Nothing was changed where this says why.
+    Limited {
+        number: u64,
+        refused: Option<String>,
     },
     Ended {
         number: u64,
@@ -223,6 +230,14 @@ impl Spawner {
                     }
                 }
                 Order::Divide { number } => self.divide(orders, number, fds)?,
+                Order::Limit { number, memory, cpu_percent, pids } => {
+                    let request = ringfence_sys::cgroup::Request { memory, cpu_percent, pids };
+                    let refused = match self.running.get(&number) {
+                        Some(kept) => kept.running.limit(&request).err(),
+                        None => Some("the sandbox ended".into()),
+                    };
+                    say(orders, &Word::Limited { number, refused }, None)?;
+                }
                 Order::Make { number, made_of, guest, hidden, tended } => {
                     let alone = tended.as_ref().is_some_and(|t| t.alone);
                     let of = (&*made_of, guest);

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use ringfence_api::{
-    AuditQuery, CreateSandbox, ExecRequest, FileInfo, FollowEvents, Listing, OwnerUse, State,
+    AuditQuery, CreateSandbox, ExecRequest, FileInfo, FollowEvents, Listing, OwnerUse,
+    SandboxLimits, State,
 };
 use ringfence_sandbox::lower::candidates;
 use ringfence_sandbox::resident::Refusal;
@@ -77,6 +78,11 @@ pub enum Command {
         seconds: u64,
     },
     Delete(String),
+    /// It is limited otherwise.
+    Limit {
+        sandbox: String,
+        limits: SandboxLimits,
+    },
     /// `whole`: the answer will be all of its output.
     Exec {
         sandbox: String,
@@ -373,6 +379,9 @@ impl Supervisor {
                 self.keep(&sandbox).await?;
                 Ok(described(&sandbox))
             }
+            Command::Limit { sandbox, limits } => {
+                self.limit(&self.find(caller, &sandbox)?, limits).await
+            }
             Command::Delete(id) => match self.find(caller, &id) {
                 Ok(sandbox) => self.delete(&sandbox).await,
                 // Again is no error; and nobody learns what others have.
@@ -569,6 +578,7 @@ impl Supervisor {
         snapshot: Option<&str>,
     ) -> Result<Reply, Error> {
         check(&made_of)?;
+        quota::memory_is_free()?;
         let realm = self.realm(caller)?;
         realm.may_create(&made_of)?;
         // Those of one key come one after the other.
@@ -665,12 +675,25 @@ impl Supervisor {
             return Err(Error::new(Kind::Limit, format!("there are {count} sandboxes already"))
                 .with("delete some"));
         }
+        let everybody = self.realms.owners.everybody();
+        quota::admits_among_all(&everybody, all.len() as u64)?;
         if caller.owner != Owner::user() {
             let own = all.values().filter(|s| s.owner == caller.owner);
             admits(&quota::used(own, true), &sandbox.made_of)?;
         }
         all.insert(sandbox.id.clone(), sandbox.clone());
         Ok(())
+    }
+
+    /// What the owner of a sandbox has besides it, but for how many.
+    pub(crate) fn used_besides(&self, sandbox: &Sandbox) -> OwnerUse {
+        let all = lock(&self.sandboxes);
+        let others = |s: &&Arc<Sandbox>| s.owner == sandbox.owner && s.id != sandbox.id;
+        OwnerUse { sandboxes: 0, ..quota::used(all.values().filter(others), true) }
+    }
+
+    pub(crate) fn used_by_all(&self) -> OwnerUse {
+        quota::used(lock(&self.sandboxes).values(), false)
     }
 
     pub(crate) fn used_by(&self, owner: Owner, bytes: bool) -> OwnerUse {
@@ -749,7 +772,8 @@ impl Supervisor {
         lock(&self.numbers).insert(number, (Arc::downgrade(sandbox), told));
         fault::point("make.ordered");
         let guest = sandbox.owner.number().is_some();
-        let made = host.make(number, (&sandbox.made_of, guest), tended).await;
+        let made_of = sandbox.made_of_now();
+        let made = host.make(number, (&made_of, guest), tended).await;
         fault::point("make.answered");
         let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
         match link {
@@ -777,7 +801,7 @@ impl Supervisor {
     }
 
     /// The spawner; a new one where the last is gone.
-    async fn host(&self) -> Result<Arc<Host>, Error> {
+    pub(crate) async fn host(&self) -> Result<Arc<Host>, Error> {
         let mut host = self.host.lock().await;
         if host.is_gone() {
             // Nobody will tell of the ends of its sandboxes: see `look_after`.
@@ -819,7 +843,7 @@ impl Supervisor {
     }
 
     /// Writes down what must outlive us.
-    async fn keep(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    pub(crate) async fn keep(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         if sandbox.made_of.persistent { self.store.put(sandbox.row()).await } else { Ok(()) }
     }
 
@@ -1119,7 +1143,7 @@ async fn freeze(sandbox: &Arc<Sandbox>) -> Result<Reply, Error> {
     Ok(described(sandbox))
 }
 
-fn described(sandbox: &Sandbox) -> Reply {
+pub(crate) fn described(sandbox: &Sandbox) -> Reply {
     Reply::Sandbox(Box::new(sandbox.described()))
 }
 

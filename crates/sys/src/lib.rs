@@ -29,6 +29,7 @@ pub mod ns;
 #[cfg(target_os = "linux")]
 pub mod overlay;
 #[cfg(target_os = "linux")]
+pub mod peer;
 pub mod processors;
 #[cfg(target_os = "linux")]
 pub mod raw;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
 use ringfence_api::Health;
 use ringfence_supervisor::{Caller, Command, Reply};
@@ -49,6 +49,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/sandboxes/{id}/stop", post(sandboxes::stop))
         .route("/v1/sandboxes/{id}/freeze", post(sandboxes::freeze))
         .route("/v1/sandboxes/{id}/extend", post(sandboxes::extend))
+        .route("/v1/sandboxes/{id}/limits", patch(sandboxes::limit))
         .route("/v1/sandboxes/{id}/exec", post(exec::run))
         .route("/v1/sandboxes/{id}/exec/stream", post(exec::stream))
         .route("/v1/sandboxes/{id}/execs", get(exec::list))
@@ -184,7 +185,7 @@ mod tests {
             .filter_map(|line| {
                 let (path, handlers) = line.trim().strip_prefix(".route(\"")?.split_once("\", ")?;
                 let has = |m: &&str| handlers.contains(&format!("{m}("));
-                let methods = ["get", "post", "put", "delete"].into_iter().filter(has);
+                let methods = ["get", "post", "put", "delete", "patch"].into_iter().filter(has);
                 Some(methods.map(|m| format!("{m} {path}")).collect::<Vec<_>>())
             })
             .flatten()

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::http::StatusCode;
-use ringfence_api::{CreateSandbox, Extend, Sandbox, Sandboxes};
+use ringfence_api::{CreateSandbox, Extend, Sandbox, SandboxLimits, Sandboxes};
 use ringfence_supervisor::{Command, Reply};
 
 use super::{Ask, Body, Handled, Path, unexpected};
@@ -57,4 +57,12 @@ pub(crate) async fn extend(
     Body(Extend { seconds }): Body<Extend>,
 ) -> Handled<Json<Sandbox>> {
     one(ask.run(Command::Extend { sandbox: id, seconds }).await?)
+}
+
+pub(crate) async fn limit(
+    ask: Ask,
+    Path(id): Path<String>,
+    Body(limits): Body<SandboxLimits>,
+) -> Handled<Json<Sandbox>> {
+    one(ask.run(Command::Limit { sandbox: id, limits }).await?)
 }

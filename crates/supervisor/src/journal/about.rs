@@ -90,6 +90,11 @@ impl Deed {
                 subject: Some(format!("{seconds} s")),
                 ..read("extend", sandbox)
             },
+            Command::Limit { sandbox, limits } => Self {
+                kind: "sandbox.changed",
+                subject: serde_json::to_string(limits).ok(),
+                ..read("limit", sandbox)
+            },
             Command::Exec { sandbox, .. } => read("exec", sandbox),
             Command::Kill { sandbox, exec, .. } => Self {
                 kind: "exec.signalled",

@@ -17,7 +17,7 @@ const MOST_AGE_MS: u64 = 90 * 24 * 3600 * 1000;
 /// What a row takes besides its text.
 const ROW: u64 = 120;
 /// Dropped at once when there is no room.
-const DROPPED: usize = 2000;
+const DROPPED: usize = 256;
 
 const VERSION: i64 = 1;
 const TABLES: &str = "
@@ -96,7 +96,7 @@ impl Log {
         let mut last = 0;
         {
             let mut statement = connection.prepare(
-                "SELECT owner, SUM(LENGTH(event)), COUNT(*), MAX(id) FROM events GROUP BY owner",
+                "SELECT owner, SUM(LENGTH(CAST(event AS BLOB))), COUNT(*), MAX(id) FROM events GROUP BY owner",
             )?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
@@ -190,7 +190,7 @@ impl Log {
             let mut statement = self.connection.prepare(
                 "DELETE FROM events WHERE owner = ?1 AND id IN
                    (SELECT id FROM events WHERE owner = ?1 ORDER BY id LIMIT ?2) AND at_ms < ?3
-                 RETURNING LENGTH(event)",
+                 RETURNING LENGTH(CAST(event AS BLOB))",
             )?;
             let gone = statement
                 .query_map(params![owner, DROPPED as i64, before_ms as i64], |row| {

@@ -313,6 +313,27 @@ impl Scope {
         self.groups.iter().try_for_each(|group| write_at(&group.dir, "cgroup.procs", &text))
     }
 
+    /// Whether `controller` is in force.
+    pub fn limits(&self, controller: Controller) -> bool {
+        self.groups.iter().any(|group| group.controllers.contains(&controller))
+    }
+
+    /// Sets other limits where there are such. What was set before one is refused stays set. Memory that
+    /// is in use already is taken back as the kernel sees fit: by killing, where nothing else helps.
+    pub fn change(&self, request: &Request) -> Result<(), String> {
+        for group in &self.groups {
+            let parent = group.path.parent().unwrap_or(&group.path);
+            let request = match Hierarchies::read().and_then(|all| all.v2()) {
+                Ok(place) if group.v2 => keep_own_limits(request, &place, parent),
+                _ => *request,
+            };
+            for controller in request.controllers().filter(|c| group.controllers.contains(c)) {
+                group.set(controller, &request, parent)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Kills every process inside. Where the kernel can do that as one (v2, Linux 5.14) it does; else
     /// forks are stopped if a process limit is in force, and processes are killed until none is
     /// left, for at most a second.
@@ -432,6 +453,12 @@ impl Group {
         request: &Request,
         parent: &Path,
     ) -> Result<(), String> {
+        self.set(controller, request, parent)?;
+        self.controllers.push(controller);
+        Ok(())
+    }
+
+    fn set(&self, controller: Controller, request: &Request, parent: &Path) -> Result<(), String> {
         let amount = request.amount(controller);
         let write = |file: &str, value: &str| {
             write_at(&self.dir, file, value)
@@ -451,7 +478,12 @@ impl Group {
                 write_if_present("memory.oom.group", "1")?;
             }
             (Controller::Memory, false) => {
-                write("memory.limit_in_bytes", &amount.to_string())?;
+                // More than both together may be, where that is less by now: it is raised first.
+                let text = amount.to_string();
+                if write_at(&self.dir, "memory.limit_in_bytes", &text) == Err(Errno::INVAL) {
+                    write_if_present("memory.memsw.limit_in_bytes", &text)?;
+                }
+                write("memory.limit_in_bytes", &text)?;
                 if !write_if_present("memory.memsw.limit_in_bytes", &amount.to_string())? {
                     write_if_present("memory.swappiness", "0")?;
                 }
@@ -472,7 +504,6 @@ impl Group {
             }
             (Controller::Pids, _) => write("pids.max", &amount.to_string())?,
         }
-        self.controllers.push(controller);
         Ok(())
     }
 
