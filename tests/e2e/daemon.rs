@@ -17,5 +17,6 @@ mod sdk;
 mod sessions;
 mod terminal;
 mod trees;
+mod verbs;
 mod watch;
 mod world;

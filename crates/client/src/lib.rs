@@ -9,7 +9,7 @@ use std::path::Path;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Method, Request, Response, StatusCode, header};
+use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use ringfence_api::{ErrorBody, Exec, ExecRequest, ExecResult, Output};
 use serde::Serialize;
@@ -34,6 +34,8 @@ fn remedy(problem: &ringfence_api::Problem) -> String {
 fn lost(e: impl std::fmt::Display) -> Error {
     Error::Lost(e.to_string())
 }
+
+pub use hyper::Method;
 
 pub const GET: Method = Method::GET;
 pub const POST: Method = Method::POST;
@@ -108,7 +110,8 @@ impl Client {
     /// Sends bytes, and reads the JSON answer.
     pub fn put<T: DeserializeOwned>(&mut self, path: &str, bytes: Vec<u8>) -> Result<T, Error> {
         let (_, bytes) = self.bytes(Method::PUT, path, Some(bytes))?;
-        serde_json::from_slice(&bytes).map_err(lost)
+        let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(bytes).map_err(lost)
     }
 
     /// Writes an answer as it comes.
@@ -153,9 +156,45 @@ impl Client {
         each: &mut dyn FnMut(Event),
     ) -> Result<(), Error> {
         let body = serde_json::to_vec(request).map_err(lost)?;
+        self.told(Method::POST, path, Some(body), &mut |bytes| {
+            if let Some(event) = event_of(bytes)? {
+                each(event);
+            }
+            Ok(true)
+        })
+    }
+
+    /// What a command writes, from the offsets in `path` on, until it ends.
+    pub fn follow(&mut self, path: &str, each: &mut dyn FnMut(Event)) -> Result<(), Error> {
+        self.told(Method::GET, path, None, &mut |bytes| {
+            if let Some(event) = event_of(bytes)? {
+                each(event);
+            }
+            Ok(true)
+        })
+    }
+
+    /// Server-sent events, by name and data, until their end or until `each` has enough.
+    pub fn events(
+        &mut self,
+        path: &str,
+        each: &mut dyn FnMut(&str, &str) -> bool,
+    ) -> Result<(), Error> {
+        self.told(Method::GET, path, None, &mut |bytes| {
+            Ok(parts_of(bytes)?.is_none_or(|(name, data)| each(name, data)))
+        })
+    }
+
+    fn told(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        each: &mut dyn FnMut(&[u8]) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         let sender = &mut self.sender;
         self.runtime.block_on(async {
-            let response = send(sender, Method::POST, path, Some(body)).await?;
+            let response = send(sender, method, path, body).await?;
             let status = response.status();
             let mut body = response.into_body();
             if !status.is_success() {
@@ -168,8 +207,8 @@ impl Client {
                 rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
                 while let Some(at) = rest.windows(2).position(|w| w == b"\n\n") {
                     let event: Vec<u8> = rest.drain(..at + 2).collect();
-                    if let Some(event) = event_of(&event)? {
-                        each(event);
+                    if !each(&event)? {
+                        return Ok(());
                     }
                 }
             }
@@ -200,10 +239,15 @@ fn refused(status: StatusCode, bytes: &[u8]) -> Error {
     }
 }
 
-fn event_of(bytes: &[u8]) -> Result<Option<Event>, Error> {
+/// The name of an event and its data.
+fn parts_of(bytes: &[u8]) -> Result<Option<(&str, &str)>, Error> {
     let text = std::str::from_utf8(bytes).map_err(lost)?;
     let line = |name: &str| text.lines().find_map(|l| l.strip_prefix(name));
-    let (Some(name), Some(data)) = (line("event: "), line("data: ")) else { return Ok(None) };
+    Ok(line("event: ").zip(line("data: ")))
+}
+
+fn event_of(bytes: &[u8]) -> Result<Option<Event>, Error> {
+    let Some((name, data)) = parts_of(bytes)? else { return Ok(None) };
     let event = match name {
         "started" => Event::Started(serde_json::from_str(data).map_err(lost)?),
         "stdout" => Event::Stdout(serde_json::from_str(data).map_err(lost)?),
