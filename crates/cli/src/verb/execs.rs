@@ -134,7 +134,7 @@ fn freeze(m: &ArgMatches) -> Result<ExitCode, String> {
 
 fn extend(m: &ArgMatches) -> Result<ExitCode, String> {
     let given = text(m, "time").unwrap_or_default();
-    let Millis(ms) = Millis::parse(given).map_err(|e| e.to_string())?;
+    let Millis(ms) = Millis::parse(given)?;
     let seconds = ms.ok_or("a sandbox lives for ever by having no end")?.div_ceil(1000);
     let path = format!("{}/extend", place(m));
     let request = Extend { seconds };
