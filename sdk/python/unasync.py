@@ -11,7 +11,7 @@ WORDS = [
     (r"\bawait ", ""),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"\bhttpx\.Async(HTTPTransport|Client)\b", r"httpx.\1"),
-    (r"\b(_?)Async(Client|Codebase|Exec|Files|Layer|Sandbox|Session)\b", r"\1\2"),
+    (r"\b(_?)Async(Client|Codebase|Exec|Files|Layer|Sandbox|Session|Tree)\b", r"\1\2"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\baclose\b", "close"),
     (r"\baread\b", "read"),

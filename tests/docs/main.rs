@@ -219,3 +219,19 @@ fn unsafe_code_is_where_the_file_list_says() {
     }
     assert!(wrong.is_empty(), "unsafe code outside its rooms:\n{}", wrong.join("\n"));
 }
+
+/// Whatever the interface can do, a person can do at the command line, or it is said that they cannot.
+#[test]
+fn every_route_has_its_verb_in_the_table() {
+    let text = std::fs::read_to_string(root().join("docs/daemon.md")).unwrap();
+    let rows: std::collections::HashSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | ").map(|(route, _)| route))
+        .collect();
+    let routes = ringfence_api::openapi::routes();
+    let missing: Vec<String> = routes
+        .map(|(method, path)| format!("{} {path}", method.to_uppercase()))
+        .filter(|route| !rows.contains(route.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "docs/daemon.md names no verb for {missing:?}");
+}

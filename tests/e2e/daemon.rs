@@ -25,6 +25,7 @@ mod sessions;
 mod terminal;
 mod transports;
 mod trees;
+mod verbs;
 mod watch;
 mod watching;
 mod world;

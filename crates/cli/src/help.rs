@@ -271,6 +271,7 @@ pub fn command() -> Command {
         .subcommands(verb::sandboxes::commands())
         .subcommand(verb::attach::command())
         .subcommand(verb::batch::command())
+        .subcommands(verb::execs::commands())
         .subcommand(verb::files::command())
         .subcommand(verb::sessions::command())
         .subcommands(verb::events::commands())

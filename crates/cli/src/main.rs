@@ -88,6 +88,7 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         "create" | "start" | "exec" | "stop" | "remove" | "list" => verb::sandboxes::main(args),
         "attach" => verb::attach::main(args),
         "files" => verb::files::main(args),
+        "execs" | "show" | "freeze" | "extend" => verb::execs::main(args),
         "batch" => verb::batch::main(args),
         "session" => verb::sessions::main(args),
         "limits" => verb::limits::main(args),

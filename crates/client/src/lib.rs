@@ -10,7 +10,7 @@ use std::path::Path;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Method, Request, Response, StatusCode, header};
+use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use ringfence_api::{ErrorBody, Exec, ExecRequest, ExecResult, Output};
 use serde::Serialize;
@@ -35,6 +35,8 @@ fn remedy(problem: &ringfence_api::Problem) -> String {
 fn lost(e: impl std::fmt::Display) -> Error {
     Error::Lost(e.to_string())
 }
+
+pub use hyper::Method;
 
 pub const GET: Method = Method::GET;
 pub const POST: Method = Method::POST;
@@ -118,7 +120,8 @@ impl Client {
     /// Sends bytes, and reads the JSON answer.
     pub fn put<T: DeserializeOwned>(&mut self, path: &str, bytes: Vec<u8>) -> Result<T, Error> {
         let (_, bytes) = self.bytes(Method::PUT, path, Some(bytes))?;
-        serde_json::from_slice(&bytes).map_err(lost)
+        let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(bytes).map_err(lost)
     }
 
     /// Writes an answer as it comes.
@@ -163,8 +166,8 @@ impl Client {
         each: &mut dyn FnMut(Event),
     ) -> Result<(), Error> {
         let body = serde_json::to_vec(request).map_err(lost)?;
-        self.server_sent(Method::POST, path, Some(body), &mut |event| {
-            if let Some(event) = event_of(event)? {
+        self.told(Method::POST, path, Some(body), &mut |bytes| {
+            if let Some(event) = event_of(bytes)? {
                 each(event);
             }
             Ok(true)
@@ -172,12 +175,12 @@ impl Client {
     }
 
     /// Follows what happens, until `each` has had enough (false) or the daemon ends.
-    pub fn events(
+    pub fn happens(
         &mut self,
         path: &str,
         each: &mut dyn FnMut(ringfence_api::Event) -> bool,
     ) -> Result<(), Error> {
-        self.server_sent(Method::GET, path, None, &mut |event| {
+        self.told(Method::GET, path, None, &mut |event| {
             let text = std::str::from_utf8(event).map_err(lost)?;
             let Some(data) = text.lines().find_map(|l| l.strip_prefix("data: ")) else {
                 return Ok(true);
@@ -186,7 +189,28 @@ impl Client {
         })
     }
 
-    fn server_sent(
+    /// What a command writes, from the offsets in `path` on, until it ends.
+    pub fn follow(&mut self, path: &str, each: &mut dyn FnMut(Event)) -> Result<(), Error> {
+        self.told(Method::GET, path, None, &mut |bytes| {
+            if let Some(event) = event_of(bytes)? {
+                each(event);
+            }
+            Ok(true)
+        })
+    }
+
+    /// Server-sent events, by name and data, until their end or until `each` has enough.
+    pub fn events(
+        &mut self,
+        path: &str,
+        each: &mut dyn FnMut(&str, &str) -> bool,
+    ) -> Result<(), Error> {
+        self.told(Method::GET, path, None, &mut |bytes| {
+            Ok(parts_of(bytes)?.is_none_or(|(name, data)| each(name, data)))
+        })
+    }
+
+    fn told(
         &mut self,
         method: Method,
         path: &str,
@@ -243,10 +267,15 @@ fn refused(status: StatusCode, bytes: &[u8]) -> Error {
     }
 }
 
-fn event_of(bytes: &[u8]) -> Result<Option<Event>, Error> {
+/// The name of an event and its data.
+fn parts_of(bytes: &[u8]) -> Result<Option<(&str, &str)>, Error> {
     let text = std::str::from_utf8(bytes).map_err(lost)?;
     let line = |name: &str| text.lines().find_map(|l| l.strip_prefix(name));
-    let (Some(name), Some(data)) = (line("event: "), line("data: ")) else { return Ok(None) };
+    Ok(line("event: ").zip(line("data: ")))
+}
+
+fn event_of(bytes: &[u8]) -> Result<Option<Event>, Error> {
+    let Some((name, data)) = parts_of(bytes)? else { return Ok(None) };
     let event = match name {
         "started" => Event::Started(serde_json::from_str(data).map_err(lost)?),
         "stdout" => Event::Stdout(serde_json::from_str(data).map_err(lost)?),

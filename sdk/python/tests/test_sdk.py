@@ -13,6 +13,7 @@ import pytest
 import ringfence
 from ringfence import (
     AsyncSandbox,
+    BatchItem,
     Client,
     CommandFailed,
     CommandTimeout,
@@ -20,13 +21,17 @@ from ringfence import (
     DaemonUnavailable,
     Ended,
     FileRule,
+    InternalError,
     InvalidRequest,
     NotFound,
     Output,
     PermissionDenied,
     ResourceLimits,
     Sandbox,
+    SandboxLost,
     Started,
+    TooLarge,
+    Unauthorized,
 )
 
 
@@ -287,3 +292,79 @@ def test_codebases_rules_and_layers(project: Path) -> None:
             made.delete()
         with pytest.raises(NotFound):
             client.codebase("app")
+
+
+def test_files_are_searched_packed_and_their_permissions_set(box: Sandbox, project: Path) -> None:
+    box.make_directory("src")
+    box.write_file("src/a.rs", "fn main() {}\n// TODO\n", durable=True)
+    box.write_file("src/b.rs", "0123456789")
+    assert box.read_file("src/b.rs", offset=3, length=4) == b"3456"
+    box.chmod("src/a.rs", 0o750)
+    assert box.stat("src/a.rs").mode == 0o750
+    with pytest.raises(ValueError):
+        box.chmod("src/a.rs", 0o4755)
+    with pytest.raises(NotFound):
+        box.chmod("src/none", 0o644)
+    names = box.search(name="*.rs")
+    assert [hit.path for hit in names.found] == ["src/a.rs", "src/b.rs"] and not names.truncated
+    (hit,) = box.search("src", content="TODO").found
+    assert (hit.path, hit.line, hit.text) == ("a.rs", 2, "// TODO")
+    with pytest.raises(InvalidRequest):
+        box.search(limit=0)
+    archive = box.pack("src")
+    done = box.unpack(archive, "copy")
+    assert done.files == 2 and box.read_text("copy/b.rs") == "0123456789"
+    with pytest.raises(InvalidRequest):
+        box.unpack(b"x" * 1024)
+    box.move_file("copy/b.rs", "c.rs")
+    assert (project / "c.rs").read_text() == "0123456789"
+    with pytest.raises(TooLarge):
+        box.write_file("large", bytes((64 << 20) + 1))
+
+
+def test_a_watched_directory_tells_what_changes(project: Path) -> None:
+    with Sandbox.create(project) as box:
+        seen = []
+        for event in box.watch(recursive=True):
+            seen.append(event)
+            if event.kind == "ready":
+                box.run("mkdir d; echo 1 > d/x; mv d/x d/y", check=True)
+            if event.kind == "moved":
+                assert (event.path, event.moved_from, event.directory) == ("d/y", "d/x", False)
+                box.stop()
+        assert (seen[-1].kind, seen[-1].reason) == ("ended", "sandbox")
+        assert any(event.kind == "created" and event.path == "d" and event.directory for event in seen)
+        with pytest.raises(Conflict):
+            next(iter(box.watch()))
+
+
+def test_many_commands_by_one_request(box: Sandbox) -> None:
+    with Client() as client:
+        items = [BatchItem(box.id, f"echo {n}; exit {n}") for n in range(3)]
+        items += [BatchItem("nobody", "true"), BatchItem(box.id, ["cat"], stdin="fed", timeout=30)]
+        *ran, nobody, fed = client.run_batch(items, concurrency=2)
+        assert [(r.stdout, r.exit_code) for r in ran] == [("0\n", 0), ("1\n", 1), ("2\n", 2)]
+        assert isinstance(nobody, NotFound) and fed.stdout == "fed"
+        with pytest.raises(InvalidRequest):
+            client.run_batch(items, concurrency=0)
+
+
+def test_errors_say_what_they_are(box: Sandbox) -> None:
+    before = box.extend(60).expires_ms
+    assert before is not None and box.extend(60).expires_ms == before + 60_000
+    assert isinstance(ringfence._errors.from_answer(409, {"error": {"reason": "lost"}}), SandboxLost)
+    assert isinstance(ringfence._errors.from_answer(500, None), InternalError)
+    assert issubclass(Unauthorized, PermissionDenied) and issubclass(TooLarge, InvalidRequest)
+
+
+def test_the_asynchronous_half_watches_too(project: Path) -> None:
+    async def told() -> str:
+        async with await AsyncSandbox.create(project) as box:
+            async for event in box.watch():
+                if event.kind == "ready":
+                    await box.write_file("made", "x", durable=True)
+                if event.path == "made":
+                    return event.kind
+        return ""
+
+    assert asyncio.run(told()) in ("changed", "created")

@@ -88,6 +88,7 @@ fn body(id: &str, sandbox: &str) -> Option<Value> {
         "createSandbox" | "createSession" | "applyLayer" | "discardLayer" | "killExec"
         | "undoLayer" => json!({}),
         "extendSandbox" => json!({ "seconds": 1 }),
+        "limitSandbox" => json!({ "pids": 5 }),
         "exec" | "execStream" => json!({ "argv": ["true"] }),
         "sessionExec" | "sessionExecStream" => json!({ "command": "true" }),
         "moveFile" => json!({ "from": "a", "to": "b" }),

@@ -4,7 +4,7 @@ use super::clients;
 use crate::harness::{as_each_user, binary};
 
 /// What `sdk/python` holds; the user of a case may not be able to read the project.
-const SOURCES: [(&str, &str); 12] = [
+const SOURCES: [(&str, &str); 13] = [
     ("src/ringfence/__init__.py", include_str!("../../../sdk/python/src/ringfence/__init__.py")),
     ("src/ringfence/_async.py", include_str!("../../../sdk/python/src/ringfence/_async.py")),
     ("src/ringfence/_calls.py", include_str!("../../../sdk/python/src/ringfence/_calls.py")),
@@ -16,6 +16,10 @@ const SOURCES: [(&str, &str); 12] = [
     ("tests/test_sdk.py", include_str!("../../../sdk/python/tests/test_sdk.py")),
     ("unasync.py", include_str!("../../../sdk/python/unasync.py")),
     ("examples/quickstart.py", include_str!("../../../sdk/python/examples/quickstart.py")),
+    (
+        "examples/layers_and_files.py",
+        include_str!("../../../sdk/python/examples/layers_and_files.py"),
+    ),
     ("examples/many_at_a_time.py", include_str!("../../../sdk/python/examples/many_at_a_time.py")),
 ];
 
@@ -58,7 +62,7 @@ sys.exit(int(code))";
 #[test]
 fn its_examples_run_and_one_half_is_made_of_the_other() {
     let script = "
-for name in ('quickstart', 'many_at_a_time'):
+for name in ('quickstart', 'many_at_a_time', 'layers_and_files'):
     runpy.run_path(f'{sdk}/examples/{name}.py', run_name='__main__')
 sys.argv = ['unasync.py', '--check']
 runpy.run_path(f'{sdk}/unasync.py', run_name='__main__')";

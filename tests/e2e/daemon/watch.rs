@@ -1,6 +1,7 @@
 //! Watched directories, permissions and durable writes: as the sandbox sees its files, and no further.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -260,7 +261,6 @@ fn permissions_are_set_and_nothing_more() {
             let answer = chmod(&id, way, "777");
             assert!(matches!(answer.status, 403 | 404), "{way}: {answer:?}");
         }
-        use std::os::unix::fs::PermissionsExt as _;
         let now = std::fs::metadata(&secret).unwrap().permissions().mode() & 0o777;
         assert_eq!(now, 0o600);
         // As a command may: neither a way around the policy, nor around rules of names.

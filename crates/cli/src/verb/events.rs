@@ -87,7 +87,7 @@ fn follow(m: &ArgMatches) -> Result<ExitCode, String> {
     let mut left = m.get_one::<u64>("count").copied().unwrap_or(u64::MAX);
     let mut printed = ExitCode::SUCCESS;
     connect()?
-        .events(&query("/v1/events", &given), &mut |event| {
+        .happens(&query("/v1/events", &given), &mut |event| {
             let wanted = kind.is_empty()
                 || event.kind == kind
                 || (kind.ends_with('.') && event.kind.starts_with(kind));

@@ -1,15 +1,16 @@
-//! `ringfence files`: files of a sandbox that the daemon keeps, many at once.
+//! `ringfence files`: files of a sandbox that the daemon keeps; here many at once, in [`super::one_file`] one.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Read as _;
 
 use clap::{Arg, ArgMatches, Command};
+use ringfence_api::codebases::Codebase;
 use ringfence_api::{FoundFiles, MoveFile, Unpacked};
 use ringfence_client::{GET, NOTHING, POST, segment};
 
 use super::daemon::connect;
-use super::sandboxes::{json, place, sandbox, text, value};
+use super::sandboxes::{self, json, text, value};
 use crate::exit::ExitCode;
 use crate::help;
 use crate::output::{self, printable};
@@ -17,18 +18,47 @@ use crate::output::{self, printable};
 /// The most that is read from standard input as an archive.
 const MOST_ARCHIVE: u64 = 1 << 30;
 
+/// What stands before the name of a codebase.
+const CODEBASE: &str = "codebase:";
+
+pub(super) fn tree() -> Arg {
+    Arg::new("sandbox")
+        .value_name("SANDBOX")
+        .required(true)
+        .help("A sandbox by name or id, or codebase:NAME")
+}
+
+fn codebase(m: &ArgMatches) -> Option<&str> {
+    text(m, "sandbox")?.strip_prefix(CODEBASE)
+}
+
+pub(super) fn place(m: &ArgMatches) -> String {
+    match codebase(m) {
+        Some(name) => format!("/v1/codebases/{}", segment(name)),
+        None => sandboxes::place(m),
+    }
+}
+
+/// Of all that is below a directory.
+fn archive(m: &ArgMatches) -> String {
+    let files = if codebase(m).is_some() { "" } else { "/files" };
+    let path = segment(text(m, "path").unwrap_or_default());
+    format!("{}{files}/archive?path={path}", place(m))
+}
+
 fn path() -> Arg {
     Arg::new("path").value_name("DIR").help("As it is seen inside (default: the workspace)")
 }
 
 pub fn command() -> Command {
     Command::new("files")
-        .about("Search, move, pack and unpack files of a sandbox, under its own rules")
+        .about("Read, write, watch, search, pack files of a sandbox, under its own rules")
         .subcommand_required(true)
+        .subcommands(super::one_file::commands())
         .subcommand(
             Command::new("search")
                 .about("Find names, or lines that have a text")
-                .arg(sandbox())
+                .arg(tree())
                 .arg(path())
                 .arg(value("name", "PATTERN", "Names (*.rs), or with a slash paths (src/**/*.rs)"))
                 .arg(value("content", "TEXT", "Lines that have this text"))
@@ -41,25 +71,25 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("move")
                 .about("Give a file or directory another name")
-                .arg(sandbox())
+                .arg(tree())
                 .arg(Arg::new("from").value_name("FROM").required(true))
                 .arg(Arg::new("to").value_name("TO").required(true)),
         )
         .subcommand(
             Command::new("pack")
                 .about("Write what is below a directory to standard output, as a tar archive")
-                .arg(sandbox())
+                .arg(tree())
                 .arg(path()),
         )
         .subcommand(
             Command::new("unpack")
                 .about("Put a tar archive from standard input below a directory")
-                .arg(sandbox())
+                .arg(tree())
                 .arg(path())
                 .arg(json()),
         )
         .after_help(
-            "What the sandbox may not read is not found and not packed. Links and devices are not unpacked.\n\nExamples:\n  ringfence files search box --name '*.rs' --content TODO\n  ringfence files pack box src > src.tar\n  tar c src | ringfence files unpack box",
+            "Of a codebase (codebase:NAME) files are read, written, listed, moved, removed, packed and unpacked.\nWhat the sandbox may not read is not found and not packed. Links and devices are not unpacked.\n\nExamples:\n  ringfence files read box src/main.rs\n  echo text | ringfence files write box notes\n  ringfence files chmod box 755 run.sh\n  ringfence files watch box src -r\n  ringfence files search box --name '*.rs' --content TODO\n  ringfence files pack box src > src.tar\n  tar c src | ringfence files unpack box",
         )
 }
 
@@ -74,7 +104,8 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Some(("move", m)) => rename(m),
         Some(("pack", m)) => pack(m),
         Some(("unpack", m)) => unpack(m),
-        _ => Err("no such verb".into()),
+        Some((verb, m)) => super::one_file::main(verb, m),
+        None => Err("no such verb".into()),
     };
     done.unwrap_or_else(output::fail)
 }
@@ -114,14 +145,17 @@ fn search(m: &ArgMatches) -> Result<ExitCode, String> {
 fn rename(m: &ArgMatches) -> Result<ExitCode, String> {
     let given = |name| text(m, name).unwrap_or_default().to_owned();
     let request = MoveFile { from: given("from"), to: given("to") };
-    let path = format!("{}/files/move", place(m));
+    let mut path = format!("{}/files/move", place(m));
+    if codebase(m).is_some() {
+        let _ = write!(path, "?path={}&to={}", segment(&request.from), segment(&request.to));
+    }
     connect()?.call::<()>(POST, &path, Some(&request)).map_err(|e| e.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn pack(m: &ArgMatches) -> Result<ExitCode, String> {
     let mut out = std::io::stdout().lock();
-    connect()?.download(&at(m, "archive"), &mut out).map_err(|e| e.to_string())?;
+    connect()?.download(&archive(m), &mut out).map_err(|e| e.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -132,7 +166,16 @@ fn unpack(m: &ArgMatches) -> Result<ExitCode, String> {
     if bytes.len() as u64 > MOST_ARCHIVE {
         return Err(format!("standard input: more than {} MiB", MOST_ARCHIVE >> 20));
     }
-    let done: Unpacked = connect()?.put(&at(m, "archive"), bytes).map_err(|e| e.to_string())?;
+    let mut client = connect()?;
+    if codebase(m).is_some() {
+        let now: Codebase = client.put(&archive(m), bytes).map_err(|e| e.to_string())?;
+        return Ok(if m.get_flag("json") {
+            output::print_json(&now)
+        } else {
+            output::print(&format!("{} files, {} bytes\n", now.files, now.size))
+        });
+    }
+    let done: Unpacked = client.put(&archive(m), bytes).map_err(|e| e.to_string())?;
     if m.get_flag("json") {
         return Ok(output::print_json(&done));
     }

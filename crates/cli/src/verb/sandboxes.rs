@@ -94,6 +94,13 @@ pub fn commands() -> [Command; 6] {
                     .help("Give it a terminal, which this one shows"),
             )
             .arg(
+                Arg::new("background")
+                    .long("background")
+                    .action(ArgAction::SetTrue)
+                    .conflicts_with("terminal")
+                    .help("Start it, print its id, and leave it (`ringfence execs`)"),
+            )
+            .arg(
                 Arg::new("json")
                     .long("json")
                     .action(ArgAction::SetTrue)
@@ -306,6 +313,15 @@ fn exec(m: &ArgMatches) -> Result<ExitCode, String> {
     }
     let request = ExecRequest { stdin: input()?, stdin_base64: true, ..request };
     let mut client = connect()?;
+    if m.get_flag("background") {
+        let request = ExecRequest { background: true, ..request };
+        let begun = client.exec(name, &request).map_err(|e| e.to_string())?.exec;
+        return Ok(if m.get_flag("json") {
+            output::print_json(&begun)
+        } else {
+            output::print(&format!("{}\n", begun.id))
+        });
+    }
     if m.get_flag("json") {
         let result = client.exec(name, &request).map_err(|e| e.to_string())?;
         let printed = output::print_json(&result);

@@ -15,13 +15,14 @@ use serde::de::DeserializeOwned;
 use super::extract::parsed;
 use super::{codebases, files, layers, trees};
 
+fn of<T: DeserializeOwned>(uri: &Uri) -> Option<T> {
+    Query::<T>::try_from_uri(uri).ok().map(|Query(query)| query)
+}
+
 /// A query, of every handler that takes one.
 pub fn queries(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(uri) = format!("/v1/x?{text}").parse::<Uri>() else { return };
-    fn of<T: DeserializeOwned>(uri: &Uri) -> Option<T> {
-        Query::<T>::try_from_uri(uri).ok().map(|Query(query)| query)
-    }
     let _ = of::<Follow>(&uri);
     let _ = of::<Attach>(&uri);
     let _ = of::<Search>(&uri);
@@ -38,27 +39,28 @@ pub fn queries(bytes: &[u8]) {
     let _ = trees::mode(text);
 }
 
+fn body<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+    let Ok(taken) = parsed::<T>(bytes) else { return };
+    let written = serde_json::to_vec(&taken).unwrap_or_else(|e| panic!("{e}: {taken:?}"));
+    let again = parsed::<T>(&written).unwrap_or_else(|e| panic!("{e}: {taken:?}"));
+    assert_eq!(taken, again);
+}
+
 /// A body, of every handler that takes one: what is taken is written and taken alike.
 pub fn bodies(bytes: &[u8]) {
-    fn of<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
-        let Ok(taken) = parsed::<T>(bytes) else { return };
-        let written = serde_json::to_vec(&taken).unwrap_or_else(|e| panic!("{e}: {taken:?}"));
-        let again = parsed::<T>(&written).unwrap_or_else(|e| panic!("{e}: {taken:?}"));
-        assert_eq!(taken, again);
-    }
-    of::<CreateSandbox>(bytes);
-    of::<ExecRequest>(bytes);
-    of::<CreateSession>(bytes);
-    of::<SessionExec>(bytes);
-    of::<BatchCreate>(bytes);
-    of::<BatchExec>(bytes);
-    of::<Extend>(bytes);
-    of::<Kill>(bytes);
-    of::<MoveFile>(bytes);
-    of::<Chosen>(bytes);
-    of::<Fork>(bytes);
-    of::<Undo>(bytes);
-    of::<CreateCodebase>(bytes);
+    body::<CreateSandbox>(bytes);
+    body::<ExecRequest>(bytes);
+    body::<CreateSession>(bytes);
+    body::<SessionExec>(bytes);
+    body::<BatchCreate>(bytes);
+    body::<BatchExec>(bytes);
+    body::<Extend>(bytes);
+    body::<Kill>(bytes);
+    body::<MoveFile>(bytes);
+    body::<Chosen>(bytes);
+    body::<Fork>(bytes);
+    body::<Undo>(bytes);
+    body::<CreateCodebase>(bytes);
 }
 
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {

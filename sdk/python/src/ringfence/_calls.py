@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Generic, List, Mapping, Optional, Sequence, TypeVar, Union
 from urllib.parse import quote
 
-from ._errors import RingfenceError
+from ._errors import ApiError, RingfenceError, from_answer
 from ._types import (
     Applied,
+    BatchItem,
     Change,
     CodebaseInfo,
     Command,
@@ -21,14 +22,17 @@ from ._types import (
     Event,
     ExecInfo,
     ExecResult,
+    FileEvent,
     FileInfo,
     FileRule,
     LayerInfo,
     Output,
     ResourceLimits,
     SandboxInfo,
+    SearchResult,
     SessionInfo,
     Started,
+    Unpacked,
     _bytes,
     _files,
 )
@@ -200,6 +204,28 @@ def stream(
 ) -> Call[None]:
     body = _request(command, stdin, cwd, environment, timeout, False)
     return Call("POST", _sandbox(id, "/exec/stream"), _nothing, json=body)
+
+
+def batch_run(
+    items: Sequence[BatchItem], concurrency: Optional[int]
+) -> Call[List[Union[ExecResult, ApiError]]]:
+    data = []
+    for item in items:
+        stdin = item.stdin.encode() if isinstance(item.stdin, str) else item.stdin
+        exec = _request(item.command, stdin, item.cwd, item.environment, item.timeout, False)
+        data.append({"sandbox": item.sandbox, "exec": exec})
+    body = _without_none({"items": data, "concurrency": concurrency})
+    return Call("POST", "/v1/batch/exec", _json(_outcomes), json=body)
+
+
+def _outcomes(data: Any) -> List[Union[ExecResult, ApiError]]:
+    def one(outcome: Mapping[str, Any]) -> Union[ExecResult, ApiError]:
+        error = outcome.get("error")
+        if error is not None:
+            return from_answer(int(error["status"]), {"error": error})
+        return ExecResult._of(outcome["result"])
+
+    return [one(outcome) for outcome in data["results"]]
 
 
 def execs(id: str) -> Call[List[ExecInfo]]:
@@ -384,9 +410,49 @@ def read_file(base: str, path: str, offset: int, length: Optional[int]) -> Call[
     return _file("GET", base, "", path, bytes, params=params)
 
 
-def write_file(base: str, path: str, data: bytes) -> Call[None]:
-    headers = {"Content-Type": "application/octet-stream"}
-    return _file("PUT", base, "", path, _nothing, content=data, headers=headers)
+_BYTES = {"Content-Type": "application/octet-stream"}
+
+
+def write_file(base: str, path: str, data: bytes, durable: bool = False) -> Call[None]:
+    params = {"durable": "true"} if durable else {}
+    return _file("PUT", base, "", path, _nothing, content=data, headers=_BYTES, params=params)
+
+
+def move_file(id: str, path: str, to: str) -> Call[None]:
+    return Call("POST", _sandbox(id, "/files/move"), _nothing, json={"from": path, "to": to})
+
+
+def chmod(id: str, path: str, mode: int) -> Call[None]:
+    if not 0 <= mode <= 0o777:
+        raise ValueError(f"mode: {mode:#o} is not nine bits of permissions")
+    return _file("POST", _sandbox(id), "/chmod", path, _nothing, params={"mode": f"{mode:03o}"})
+
+
+def search(
+    id: str, path: str, name: Optional[str], content: Optional[str], limit: Optional[int]
+) -> Call[SearchResult]:
+    given = {"name": name, "content": content, "limit": None if limit is None else str(limit)}
+    return _file("GET", _sandbox(id), "/search", path, _json(SearchResult._of), params=_without_none(given))
+
+
+def pack(id: str, path: str) -> Call[bytes]:
+    return _file("GET", _sandbox(id), "/archive", path, bytes)
+
+
+def unpack(id: str, path: str, archive: bytes) -> Call[Unpacked]:
+    return _file(
+        "PUT", _sandbox(id), "/archive", path, _json(Unpacked._of), content=archive, headers=_BYTES
+    )
+
+
+def watch(id: str, path: str, recursive: bool) -> Call[None]:
+    params = {"recursive": "true"} if recursive else {}
+    return _file("GET", _sandbox(id), "/watch", path, _nothing, params=params)
+
+
+def extend(id: str, seconds: float) -> Call[SandboxInfo]:
+    body = {"seconds": _seconds("seconds", seconds)}
+    return Call("POST", _sandbox(id, "/extend"), _json(SandboxInfo._of), json=body)
 
 
 def remove_file(base: str, path: str) -> Call[None]:
@@ -405,14 +471,36 @@ def list_files(base: str, path: str) -> Call[List[FileInfo]]:
     return _file("GET", base, "/list", path, _json(_files))
 
 
-class EventReader:
+E = TypeVar("E")
+
+
+def command_event(name: str, data: Mapping[str, Any]) -> Optional[Event]:
+    """What a command does, out of a server-sent event."""
+    if name == "started":
+        return Started(ExecInfo._of(data))
+    if name in ("stdout", "stderr"):
+        return Output(name, _bytes(data), data["offset"], data.get("lost", 0))
+    if name == "ended":
+        return Ended(ExecInfo._of(data))
+    if name == "error":
+        raise RingfenceError(str(data))
+    return None
+
+
+def file_event(name: str, data: Mapping[str, Any]) -> Optional[FileEvent]:
+    """What a watched directory tells, out of a server-sent event."""
+    return FileEvent._of(name, data)
+
+
+class EventReader(Generic[E]):
     """Server-sent events out of lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[str, Mapping[str, Any]], Optional[E]]) -> None:
+        self._make = make
         self._name = ""
         self._data: List[str] = []
 
-    def line(self, line: str) -> Optional[Event]:
+    def line(self, line: str) -> Optional[E]:
         """The event that ends with this line, if one does."""
         if line.startswith("event: "):
             self._name = line[7:]
@@ -421,12 +509,5 @@ class EventReader:
         elif not line and self._data:
             name, data = self._name, json.loads("\n".join(self._data))
             self._name, self._data = "", []
-            if name == "started":
-                return Started(ExecInfo._of(data))
-            if name in ("stdout", "stderr"):
-                return Output(name, _bytes(data), data["offset"], data.get("lost", 0))
-            if name == "ended":
-                return Ended(ExecInfo._of(data))
-            if name == "error":
-                raise RingfenceError(str(data))
+            return self._make(name, data)
         return None

@@ -36,8 +36,20 @@ class NotFound(ApiError):
     """There is no such sandbox, command or file; or it is another owner's (404)."""
 
 
+class Unauthorized(PermissionDenied):
+    """The token is missing or wrong (401)."""
+
+
 class Conflict(ApiError):
     """It cannot be done in this state, or the name is taken (409)."""
+
+
+class SandboxLost(Conflict):
+    """The sandbox, or what makes sandboxes, ended meanwhile (409, `lost`). `start` makes it again."""
+
+
+class TooLarge(InvalidRequest):
+    """More than is taken or given at once: 64 MiB of a file, 64 KiB of arguments (413)."""
 
 
 class LimitReached(ApiError):
@@ -46,6 +58,10 @@ class LimitReached(ApiError):
 
 class Busy(ApiError):
     """In the middle of a change; try again in a moment (503)."""
+
+
+class InternalError(ApiError):
+    """The daemon failed (500). Its standard error says more."""
 
 
 class CommandFailed(RingfenceError):
@@ -65,24 +81,28 @@ class CommandTimeout(CommandFailed):
 
 _BY_STATUS: Dict[int, Type[ApiError]] = {
     400: InvalidRequest,
-    413: InvalidRequest,
+    413: TooLarge,
     415: InvalidRequest,
-    401: PermissionDenied,
+    401: Unauthorized,
     403: PermissionDenied,
     404: NotFound,
     409: Conflict,
     429: LimitReached,
+    500: InternalError,
     503: Busy,
 }
+
+_BY_REASON: Dict[str, Type[ApiError]] = {"lost": SandboxLost}
 
 
 def from_answer(status: int, body: Optional[Dict[str, Any]]) -> ApiError:
     """The exception for an answer that is an error."""
     problem: Dict[str, Any] = (body or {}).get("error") or {}
-    kind = _BY_STATUS.get(status, ApiError)
+    reason = str(problem.get("reason", "unknown"))
+    kind = _BY_REASON.get(reason) or _BY_STATUS.get(status, ApiError)
     return kind(
         status,
-        str(problem.get("reason", "unknown")),
+        reason,
         str(problem.get("message", f"the daemon answered {status}")),
         str(problem.get("remedy", "")),
     )

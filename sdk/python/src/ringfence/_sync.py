@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Iterator, List, Mapping, Optional, Sequence, TypeVar, Union
+from typing import Any, Iterator, Callable, List, Mapping, Optional, Sequence, TypeVar, Union
 
 import httpx
 
@@ -15,21 +15,26 @@ from ._daemon import find_or_start
 from ._errors import ApiError, CommandFailed, CommandTimeout, DaemonUnavailable, from_answer
 from ._types import (
     Applied,
+    BatchItem,
     Change,
     CodebaseInfo,
     Command,
     Event,
     ExecInfo,
     ExecResult,
+    FileEvent,
     FileInfo,
     FileRule,
     LayerInfo,
     ResourceLimits,
     SandboxInfo,
+    SearchResult,
     SessionInfo,
+    Unpacked,
 )
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 
 class Client:
@@ -85,8 +90,13 @@ class Client:
             raise _refused(answer.status_code, answer.content)
         return call.read(answer.content)
 
-    def _events(self, call: Call[None]) -> Iterator[Event]:
-        reader = EventReader()
+    def _commands(self, call: Call[None]) -> Iterator[Event]:
+        return self._events(call, _calls.command_event)
+
+    def _events(
+        self, call: Call[None], make: Callable[[str, Mapping[str, Any]], Optional[E]]
+    ) -> Iterator[E]:
+        reader = EventReader(make)
         try:
             with self._http.stream(
                 call.method, call.path, params=call.params or None, json=call.json, headers=call.headers
@@ -160,6 +170,16 @@ class Client:
         """All of one's sandboxes."""
         return self._do(_calls.list_sandboxes())
 
+    def run_batch(
+        self, items: Sequence[BatchItem], *, concurrency: Optional[int] = None
+    ) -> List[Union[ExecResult, ApiError]]:
+        """Runs many commands by one request, `concurrency` at a time (1 to 64; default 8), each to its end.
+
+        Answers a result for each, in their order: what came of it, or the error that the single request would
+        have raised. Raises `InvalidRequest` for more than 256.
+        """
+        return self._do(_calls.batch_run(items, concurrency))
+
     def create_codebase(
         self,
         name: str,
@@ -212,7 +232,7 @@ class Exec:
         """Its output from these offsets on, as it comes, until it ends. Who was cut off goes on at the
         offset that was reached: nothing is lost or repeated while the last MiB of each stream is kept."""
         call = _calls.follow(self.info.sandbox, self.info.id, stdout_offset, stderr_offset)
-        return self._client._events(call)
+        return self._client._commands(call)
 
     def wait(self) -> ExecInfo:
         """Waits for its end."""
@@ -341,7 +361,7 @@ class Session:
         call = _calls.session_stream(
             self.info.sandbox, self.id, command, stdin=_encoded(stdin), timeout=timeout
         )
-        return self._client._events(call)
+        return self._client._commands(call)
 
     def close(self) -> None:
         """Ends the shell and what runs in it."""
@@ -408,7 +428,64 @@ class Layer:
         return self._client._do(_calls.export(self._sandbox, snapshot, zstd))
 
 
-class Sandbox(_Files):
+class _Tree(_Files):
+    """What only a sandbox can do with its files, under its own rules."""
+
+    @property
+    def id(self) -> str:
+        raise NotImplementedError
+
+    def write_file(self, path: str, data: Union[str, bytes], durable: bool = False) -> None:
+        """Writes a file as a whole, of at most 64 MiB: others see what was there before, or all of it. With
+        `durable` it is on the disk when this returns.
+
+        Raises `PermissionDenied`, `NotFound` for a directory that is not there, `TooLarge`.
+        """
+        self._client._do(_calls.write_file(self._files(), path, _encoded(data) or b"", durable))
+
+    def move_file(self, path: str, to: str) -> None:
+        """Gives a file or directory another name; what has it is replaced. Raises `NotFound`, `Conflict`."""
+        self._client._do(_calls.move_file(self.id, path, to))
+
+    def chmod(self, path: str, mode: int) -> None:
+        """Sets the nine bits of permissions (`0o644`) of a file or directory. Raises `PermissionDenied`, also
+        for a symbolic link."""
+        self._client._do(_calls.chmod(self.id, path, mode))
+
+    def search(
+        self,
+        path: str = "",
+        *,
+        name: Optional[str] = None,
+        content: Optional[str] = None,
+        limit: Optional[int] = None,
+    ) -> SearchResult:
+        """Finds names below a directory that match a pattern (`*.rs`, or with a slash of paths: `src/**/*.rs`), or
+        lines that have a text; at most `limit` (1 to 10000; default 1000), within 30 seconds.
+
+        Raises `LimitReached` while two others are at work in this sandbox.
+        """
+        return self._client._do(_calls.search(self.id, path, name, content, limit))
+
+    def pack(self, path: str = "") -> bytes:
+        """What is below a directory as a tar archive, without what the sandbox may not read."""
+        return self._client._do(_calls.pack(self.id, path))
+
+    def unpack(self, archive: bytes, path: str = "") -> Unpacked:
+        """Puts the files and directories of a tar archive below a directory. Raises `InvalidRequest` for links,
+        devices and names that lead out; what came before them stays."""
+        return self._client._do(_calls.unpack(self.id, path, archive))
+
+    def watch(self, path: str = "", *, recursive: bool = False) -> Iterator[FileEvent]:
+        """What changes in a directory, with `recursive` also below it, as it comes. The first event is `ready`;
+        it ends with the sandbox or the directory (`ended`). Who reads slowly gets `overflow` and should list.
+
+        Raises `LimitReached` where the sandbox has eight watches already, or there are too many directories.
+        """
+        return self._client._events(_calls.watch(self.id, path, recursive), _calls.file_event)
+
+
+class Sandbox(_Tree):
     """A sandbox of the daemon: a directory in which confined commands run.
 
     As a context manager it is deleted at the end.
@@ -483,6 +560,11 @@ class Sandbox(_Files):
         """Stops every process where it stands, until `start`."""
         return self._change("freeze")
 
+    def extend(self, seconds: float) -> SandboxInfo:
+        """Lets it live so many whole seconds longer; one that had no end, that long from now."""
+        self.info = self._client._do(_calls.extend(self.id, seconds))
+        return self.info
+
     def delete(self) -> None:
         """Ends it and forgets it. No error when it is gone already."""
         self._client._do(_calls.delete(self.id))
@@ -523,7 +605,7 @@ class Sandbox(_Files):
         call = _calls.stream(
             self.id, command, stdin=_encoded(stdin), cwd=cwd, environment=environment, timeout=timeout
         )
-        return self._client._events(call)
+        return self._client._commands(call)
 
     def start_command(
         self,

@@ -247,6 +247,87 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class Found:
+    """A name that was found, or a line of a file."""
+
+    path: str
+    """From the directory on."""
+    kind: str
+    """`file`, `directory`, `symlink` or `other`."""
+    size: int
+    """Bytes."""
+    line: Optional[int] = None
+    """Its number, from 1, where a text was looked for."""
+    text: Optional[str] = None
+    """The line, or its first 400 bytes."""
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "Found":
+        return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found."""
+
+    found: Sequence[Found]
+    truncated: bool
+    """There may be more: a limit was reached."""
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "SearchResult":
+        return cls(tuple(map(Found._of, data["found"])), data["truncated"])
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What came of an archive."""
+
+    files: int
+    directories: int
+    """That were made."""
+    bytes: int
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> "Unpacked":
+        return cls(**{key: data[key] for key in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class FileEvent:
+    """What a watched directory tells."""
+
+    kind: str
+    """`ready` (from now on nothing is missed), `created`, `changed`, `attributes`, `moved`, `removed`,
+    `overflow` (changes were lost: list anew) or `ended`."""
+    path: str = ""
+    """From the directory on."""
+    moved_from: Optional[str] = None
+    """What it was called before, where it was moved."""
+    directory: bool = False
+    reason: str = ""
+    """Why the watch ended: `gone` (the directory is) or `sandbox`."""
+
+    @classmethod
+    def _of(cls, kind: str, data: Mapping[str, Any]) -> "FileEvent":
+        moved_from, directory = data.get("from"), data.get("directory", False)
+        return cls(kind, data.get("path", ""), moved_from, directory, data.get("reason", ""))
+
+
+@dataclass(frozen=True)
+class BatchItem:
+    """A command of a batch, and the sandbox (id or name) to run it in."""
+
+    sandbox: str
+    command: Command
+    cwd: Optional[str] = None
+    environment: Optional[Mapping[str, str]] = None
+    stdin: Union[None, str, bytes] = None
+    timeout: Optional[float] = None
+    """Seconds."""
+
+
+@dataclass(frozen=True)
 class SessionInfo:
     """A shell that stays."""
 
