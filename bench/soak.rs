@@ -299,12 +299,17 @@ pub fn run(binary: &Path, seconds: usize, sandboxes: usize) -> Value {
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
     assert!(daemon.serves(), "the daemon ended");
+    // Their connections end here, too.
+    let workers: Vec<_> = workers.into_iter().map(|w| (w.done, w.refused, w.wrong)).collect();
     std::thread::sleep(SETTLE);
     let last = sample(&daemon, begin.elapsed());
     println!("before: {first}\nafter: {last}");
     let mut done = serde_json::Map::new();
     for (at, kind) in KINDS.iter().enumerate() {
-        done.insert((*kind).into(), workers.iter().map(|w| w.done[at]).sum::<usize>().into());
+        done.insert(
+            (*kind).into(),
+            workers.iter().map(|(done, ..)| done[at]).sum::<usize>().into(),
+        );
     }
     let report = json!({
         "seconds": begin.elapsed().as_secs(),
@@ -313,8 +318,8 @@ pub fn run(binary: &Path, seconds: usize, sandboxes: usize) -> Value {
         "samples": samples,
         "after": last,
         "operations": done,
-        "refused": workers.iter().map(|w| w.refused).sum::<usize>(),
-        "wrong": workers.iter().flat_map(|w| w.wrong.clone()).collect::<Vec<_>>(),
+        "refused": workers.iter().map(|(_, refused, _)| refused).sum::<usize>(),
+        "wrong": workers.iter().flat_map(|(.., wrong)| wrong.clone()).collect::<Vec<_>>(),
     });
     println!("{}\n{} refused\nwrong: {}", report["operations"], report["refused"], report["wrong"]);
     judge(&report);

@@ -466,7 +466,15 @@ pub(crate) fn end_stragglers(spec: &JailSpec) {
     end_everyone();
 }
 
-/// The same, where there is a pid namespace.
+/// Gives back the memory of the plan, for a resident init alone: the last step before it stays. Nobody may look
+/// at anything of `birth.spec` after it.
+pub(crate) fn forget_plan(birth: &Birth<'_>) {
+    // SAFETY: only PID 1 calls it, which has one thread, never returns and allocates nothing; what it uses
+    // from then on lies on its stack, in the starter's own mapping and in the shared page.
+    unsafe { ringfence_sys::shed::shed(std::ptr::from_ref(birth) as usize) };
+}
+
+/// Kills everybody else in the pid namespace and waits for their ends.
 pub(crate) fn end_everyone() {
     // ESRCH: nobody else is there, the usual case.
     while raw::kill(-1, libc::SIGKILL).is_ok() {

@@ -273,10 +273,7 @@ pub(crate) fn run(birth: &Birth<'_>) -> ! {
         let commands = [Command::default(); MOST_COMMANDS];
         let needed = needed(birth.spec, names.is_some());
         if needed.is_none() {
-            // SAFETY: this never returns and allocates nothing; what is used from here on lies on this
-            // stack, in the starter's own mapping and in the shared page, and `needed` was the last that
-            // refers to the plan.
-            unsafe { ringfence_sys::shed::shed(std::ptr::from_ref(birth) as usize) };
+            init::forget_plan(birth);
         }
         Resident { starter, commands, names }.stay(birth.page, needed)
     });
