@@ -10,7 +10,7 @@ use crate::stats::Random;
 fn report(seed: u64, machine: &str, speed: f64, own: f64) -> Report {
     let mut random = Random::new(seed);
     let mut noise = |scale: f64| {
-        let unit = (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let unit = (random.draw() >> 11) as f64 / (1u64 << 53) as f64;
         1.0 - scale * (1.0 - unit).ln()
     };
     let mut groups = Vec::new();

@@ -9,7 +9,10 @@
 pub mod compare;
 pub mod machine;
 pub mod model;
+pub mod page;
 pub mod peer;
 pub mod runner;
 pub mod stats;
+pub mod suite;
 pub mod text;
+pub mod trace;

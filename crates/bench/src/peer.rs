@@ -114,28 +114,26 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Adapter {
     /// Looks whether it is there, asks for its version, prepares it.
-    pub fn ready(self, room: &Room) -> Result<Ready, (Self, String)> {
+    pub fn ready(self, room: &Room) -> Result<Ready, Box<(Self, String)>> {
         let root = rustix::process::geteuid().is_root();
         if self.root_only && !root {
-            return Err((self, "needs root".into()));
+            return Err(Box::new((self, "needs root".into())));
         }
         if self.user_only && root {
-            return Err((self, "does not run as root".into()));
+            return Err(Box::new((self, "does not run as root".into())));
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut programs = Vec::new();
         for program in &self.needs {
-            match search(program, &path) {
-                Some(found) => programs.push((program.clone(), found)),
-                None => {
-                    let why = format!("no {program}; install it: {}", self.install);
-                    return Err((self, why));
-                }
-            }
+            let Some(found) = search(program, &path) else {
+                let why = format!("no {program}; install it: {}", self.install);
+                return Err(Box::new((self, why)));
+            };
+            programs.push((program.clone(), found));
         }
         let place = room.place.join(&self.name);
         if let Err(e) = std::fs::create_dir_all(&place) {
-            return Err((self, format!("{}: {}", place.display(), e.kind())));
+            return Err(Box::new((self, format!("{}: {}", place.display(), e.kind()))));
         }
         let room = Room { place, ..room.clone() };
         let mut ready =
@@ -144,7 +142,7 @@ impl Adapter {
             Ok(()) => Ok(ready),
             Err(why) => {
                 let adapter = ready.adapter.clone();
-                Err((adapter, why))
+                Err(Box::new((adapter, why)))
             }
         }
     }
@@ -318,11 +316,14 @@ pub fn gather(
                 described.push(ready.described());
                 found.push(ready);
             }
-            Err((adapter, why)) => described.push(model::Peer {
-                name: adapter.name,
-                version: None,
-                absent: Some(why),
-                scope: adapter.scope,
+            Err(absent) => described.push({
+                let (adapter, why) = *absent;
+                model::Peer {
+                    name: adapter.name,
+                    version: None,
+                    absent: Some(why),
+                    scope: adapter.scope,
+                }
             }),
         }
     }

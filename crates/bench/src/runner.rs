@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -29,8 +29,8 @@ pub struct Timed {
     pub argv: Vec<OsString>,
     pub dir: PathBuf,
     pub env: Vec<(OsString, OsString)>,
-    /// What it must end with.
-    pub code: i32,
+    /// It has to fail: what is measured is a refusal.
+    pub fails: bool,
     /// Carried out before each sample, outside the measured time.
     pub before: Option<Vec<OsString>>,
     /// It was found not to be there: why.
@@ -40,6 +40,11 @@ pub struct Timed {
 impl Timed {
     pub fn what(&self) -> String {
         shell_words(&self.argv)
+    }
+
+    fn right(&self, status: ExitStatus) -> bool {
+        // What a signal ended or could not be started has refused nothing.
+        if self.fails { matches!(status.code(), Some(1..125)) } else { status.success() }
     }
 
     pub fn command(&self) -> Command {
@@ -64,10 +69,15 @@ impl Timed {
         let status = command.status();
         let time = start.elapsed();
         match status {
-            Ok(status) if status.code() == Some(self.code) => Ok(time),
+            Ok(status) if self.right(status) => Ok(time),
             Ok(status) => Err(status.to_string()),
             Err(e) => Err(format!("does not start: {}", e.kind())),
         }
+    }
+
+    /// One sample, in microseconds.
+    pub fn sampled(&self) -> Result<f64, String> {
+        self.sample().map(|time| time.as_nanos() as f64 / 1000.0)
     }
 
     /// Once, to see that it works; what it said if it does not.
@@ -77,7 +87,7 @@ impl Timed {
         }
         let output = self.command().stdout(Stdio::piped()).stderr(Stdio::piped()).output();
         let output = output.map_err(|e| format!("does not start: {}", e.kind()))?;
-        if output.status.code() == Some(self.code) {
+        if self.right(output.status) {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -100,41 +110,70 @@ pub fn shell_words(argv: &[OsString]) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// Measures the cases of a group. What does not run is in it as absent, with what it said.
+/// Something that takes one sample each time it is asked.
+pub type Sampler<'a> = Box<dyn FnMut() -> Result<f64, String> + 'a>;
+
+/// A contestant: name, what it does, and its sampler, or why there is none.
+pub struct Contestant<'a> {
+    pub name: String,
+    pub what: String,
+    pub sampler: Result<Sampler<'a>, String>,
+}
+
+impl std::fmt::Debug for Contestant<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Contestant").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Measures commands. What does not run is in the group as absent, with what it said.
 pub fn group(name: &str, title: &str, cases: &[Timed], plan: &Plan) -> Group {
-    let mut problems: Vec<Option<String>> = cases.iter().map(|c| c.check().err()).collect();
-    let mut samples = vec![Vec::with_capacity(plan.rounds); cases.len()];
+    let contestants = cases.iter().map(|case| Contestant {
+        name: case.name.clone(),
+        what: case.what(),
+        sampler: case.check().map(|()| Box::new(|| case.sampled()) as Sampler<'_>),
+    });
+    in_turn(name, title, "us", contestants.collect(), plan)
+}
+
+/// Measures contestants, each once in every round. The first is the baseline.
+pub fn in_turn(
+    name: &str,
+    title: &str,
+    unit: &str,
+    mut contestants: Vec<Contestant<'_>>,
+    plan: &Plan,
+) -> Group {
+    let mut samples = vec![Vec::with_capacity(plan.rounds); contestants.len()];
     let bar = bar(title, (plan.rounds + plan.warmups) as u64, plan.progress);
     // The same order each time, so that a run can be repeated.
     let mut random =
         Random::new(name.bytes().fold(1, |sum, b| sum * 31 % 0xffff_fffb + u64::from(b)));
-    let mut order: Vec<usize> = (0..cases.len()).collect();
+    let mut order: Vec<usize> = (0..contestants.len()).collect();
     for round in 0..plan.warmups + plan.rounds {
         random.shuffle(&mut order);
         for &i in &order {
-            if problems[i].is_some() {
-                continue;
-            }
-            match cases[i].sample() {
-                Ok(time) if round >= plan.warmups => {
-                    samples[i].push(time.as_nanos() as f64 / 1000.0)
-                }
+            let Ok(sampler) = &mut contestants[i].sampler else { continue };
+            match sampler() {
+                Ok(sample) if round >= plan.warmups => samples[i].push(sample),
                 Ok(_) => {}
                 // It worked before. Half of its samples would not pair with those of the others.
-                Err(e) => problems[i] = Some(format!("failed in round {round}: {e}")),
+                Err(e) => {
+                    contestants[i].sampler = Err(format!("failed in round {round}: {e}"));
+                }
             }
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let cases =
-        cases.iter().zip(samples).zip(problems).map(|((case, samples), problem)| match problem {
-            Some(why) => Case::absent(&case.name, &case.what(), why),
-            None => Case::of(&case.name, &case.what(), samples),
-        });
+    let cases = contestants.into_iter().zip(samples);
+    let cases = cases.map(|(c, samples)| match c.sampler {
+        Err(why) => Case::absent(&c.name, &c.what, why),
+        Ok(_) => Case::of(&c.name, &c.what, samples),
+    });
     let cases: Vec<Case> = cases.collect();
     let baseline = cases.first().map(|c| c.name.clone());
-    let (name, title, unit) = (name.into(), title.into(), "us".into());
+    let (name, title, unit) = (name.into(), title.into(), unit.into());
     Group { name, title, unit, better: Better::Lower, baseline, cases }
 }
 
@@ -176,20 +215,20 @@ pub fn pin(wanted: Option<&[usize]>) -> Result<Vec<usize>, String> {
 mod tests {
     use super::*;
 
-    fn timed(name: &str, argv: &[&str], code: i32) -> Timed {
+    fn timed(name: &str, argv: &[&str], fails: bool) -> Timed {
         let argv = argv.iter().map(OsString::from).collect();
         let (dir, env) = ("/".into(), vec![("PATH".into(), "/usr/bin:/bin".into())]);
-        Timed { name: name.into(), argv, dir, env, code, before: None, absent: None }
+        Timed { name: name.into(), argv, dir, env, fails, before: None, absent: None }
     }
 
     #[test]
     fn a_group_is_measured_in_turn_and_says_what_does_not_run() {
         let plan = Plan { rounds: 3, warmups: 1, progress: false };
         let cases = [
-            timed("host", &["true"], 0),
-            timed("refused", &["sh", "-c", "exit 7"], 7),
-            timed("broken", &["sh", "-c", "echo no good >&2; exit 1"], 0),
-            timed("gone", &["/nowhere/at/all"], 0),
+            timed("host", &["true"], false),
+            timed("refused", &["sh", "-c", "exit 7"], true),
+            timed("broken", &["sh", "-c", "echo no good >&2; exit 1"], false),
+            timed("gone", &["/nowhere/at/all"], false),
         ];
         let group = group("test/true", "true", &cases, &plan);
         assert_eq!(group.baseline.as_deref(), Some("host"));

@@ -82,7 +82,7 @@ impl Random {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -92,7 +92,7 @@ impl Random {
 
     /// Below `n`, which is not 0; the bias of 2^-40 for such small numbers is of no matter.
     pub fn below(&mut self, n: usize) -> usize {
-        ((u128::from(self.next()) * n as u128) >> 64) as usize
+        ((u128::from(self.draw()) * n as u128) >> 64) as usize
     }
 
     pub fn shuffle<T>(&mut self, all: &mut [T]) {
@@ -157,6 +157,7 @@ const EXACT: usize = 20;
 /// Two-sided p of the Mann-Whitney U test: how likely samples so far apart are if both come from the
 /// same distribution. Exact for few samples without ties, else by the normal approximation with
 /// corrections for ties and continuity. 1 where there is nothing to tell.
+#[allow(clippy::many_single_char_names)] // as in the literature
 pub fn mann_whitney(a: &[f64], b: &[f64]) -> f64 {
     let (n, m) = (a.len(), b.len());
     if n == 0 || m == 0 {

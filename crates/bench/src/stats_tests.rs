@@ -60,7 +60,7 @@ fn false_alarms_are_as_rare_as_promised() {
     let mut draw = |scale: f64| -> Vec<f64> {
         (0..40)
             .map(|_| {
-                let unit = (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+                let unit = (random.draw() >> 11) as f64 / (1u64 << 53) as f64;
                 scale * (1.0 - 0.2 * (1.0 - unit).ln())
             })
             .collect()

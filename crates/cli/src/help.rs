@@ -273,6 +273,7 @@ pub fn command() -> Command {
         .subcommand(verb::batch::command())
         .subcommand(verb::files::command())
         .subcommand(verb::sessions::command())
+        .subcommand(verb::bench::command())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

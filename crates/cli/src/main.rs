@@ -90,6 +90,7 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         "files" => verb::files::main(args),
         "batch" => verb::batch::main(args),
         "session" => verb::sessions::main(args),
+        "bench" => verb::bench::main(args),
         // Hidden: the daemon's process that makes jails.
         verb::daemon::SPAWNER => verb::daemon::spawner(args),
         "completions" => verb::completions::main(args),
