@@ -7,6 +7,7 @@
 #![allow(clippy::cast_precision_loss)] // figures for people
 
 pub mod compare;
+pub mod join;
 pub mod machine;
 pub mod model;
 pub mod page;

@@ -8,6 +8,9 @@ use std::path::Path;
 use crate::model::{FORMAT, Report, Timeline};
 use crate::text;
 
+/// The result that is made of all others of a directory.
+pub const MERGED: &str = "merged.json";
+
 /// Every result of a directory, in the order of their names. Other JSON files are passed over.
 pub fn gather(dir: &Path) -> Result<Vec<Report>, String> {
     let problem = |e: std::io::Error| format!("{}: {}", dir.display(), e.kind());
@@ -22,8 +25,8 @@ pub fn gather(dir: &Path) -> Result<Vec<Report>, String> {
     for file in &files {
         let text = std::fs::read_to_string(file)
             .map_err(|e| format!("{}: {}", file.display(), e.kind()))?;
-        // What says that it is one has to be one.
-        if text.contains(FORMAT) {
+        // What says that it is one has to be one; MERGED is made of the others.
+        if text.contains(FORMAT) && !file.ends_with(MERGED) {
             reports.push(Report::parse(&text).map_err(|e| format!("{}: {e}", file.display()))?);
         }
     }

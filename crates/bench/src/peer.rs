@@ -2,7 +2,8 @@
 //!
 //! An adapter says which programs it needs, how it is asked for its version, and what is put before a
 //! command. `{workspace}`, `{home}`, `{place}` (a directory for what it makes) and `{unique}` are
-//! replaced; `{command}` is the command's words, after the prefix where it is not named. Shell scripts
+//! replaced; `{command}` is the command's words, after the prefix where it is not named, `{line}` the
+//! same as one line for a shell. Shell scripts
 //! make and remove what has to be there first: `prepare` once, `each` for every command, which it gets
 //! as arguments.
 
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::model;
+use crate::{model, runner};
 
 /// One file of `bench/peers`.
 #[derive(Clone, Debug, Deserialize)]
@@ -167,8 +168,9 @@ impl Ready {
         let log = self.room.place.join("log");
         let log =
             std::fs::File::create(&log).map_err(|e| format!("{}: {}", log.display(), e.kind()))?;
-        let mut command = Command::new(&start[0]);
-        command.args(&start[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        // It ends with this process, however that ends.
+        let mut command = runner::kept(&start);
+        command.stderr(log);
         let child =
             command.spawn().map_err(|e| format!("its server does not start: {}", e.kind()))?;
         let child = self.server.insert(child);
@@ -194,6 +196,11 @@ impl Ready {
         let mut all: Vec<OsString> = Vec::new();
         let mut placed = false;
         for word in words {
+            if word == "{line}" {
+                placed = true;
+                all.push(runner::shell_words(command).into());
+                continue;
+            }
             if word == "{command}" {
                 placed = true;
                 all.extend(command.iter().cloned());
@@ -282,8 +289,7 @@ impl Drop for Ready {
             let _ = self.script(script, &[]);
         }
         if let Some(server) = &mut self.server {
-            let pid = rustix::process::Pid::from_child(server);
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            drop(server.stdin.take());
             let end = Instant::now() + Duration::from_secs(10);
             while Instant::now() < end && matches!(server.try_wait(), Ok(None)) {
                 std::thread::sleep(Duration::from_millis(20));

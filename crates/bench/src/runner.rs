@@ -97,6 +97,18 @@ impl Timed {
     }
 }
 
+/// Starts a server, and ends it when nobody holds standard input any more. The process group of a
+/// terminal's interrupt may be its own; `exec 3<&0` since what goes to the background reads nothing.
+const KEEPER: &str = "trap '' INT; exec 3<&0; \"$@\" </dev/null 3<&- & read _ <&3; kill $!; wait";
+
+/// A server that ends when whoever started it drops its standard input, or ends.
+pub fn kept(argv: &[OsString]) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", KEEPER, "sh"]).args(argv);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
 /// A command line that a shell would read as these words.
 pub fn shell_words(argv: &[OsString]) -> String {
     let quoted = argv.iter().map(|word| {

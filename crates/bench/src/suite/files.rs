@@ -31,7 +31,7 @@ const WORKS: [(&str, &str); 5] = [
 
 const WAYS: [(&str, &[&str]); 4] = [
     ("ringfence", &["run", "--no-config", "--"]),
-    ("ringfence agent-safe", &["run", "--no-config", "-t", "agent-safe", "--"]),
+    ("ringfence development", &["run", "--no-config", "-t", "development", "--"]),
     ("ringfence layer", &["run", "--no-config", "--layer", "bench", "--"]),
     ("ringfence exact", &["run", "--no-config", "--exact", "--"]),
 ];

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use super::work::Work;
 use crate::peer::Room;
@@ -13,10 +14,23 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 #[derive(Debug)]
 pub struct Place {
-    root: tempfile::TempDir,
-    /// The same without symlinks, since sandboxes show it so.
+    /// Without symlinks, since sandboxes show it so.
     real: PathBuf,
+    /// Removes it all when this process ends, however that comes.
+    broom: Child,
 }
+
+/// Waits until nobody holds its standard input any more, lets go of what a killed server left mounted, and
+/// removes everything. What the kernel leaves in the work directory of an overlay is closed to its own
+/// owner.
+const SWEEP: &str = r#"trap '' INT TERM HUP
+read _
+cd /
+while read -r _ _ _ _ at _; do
+  case $at in "$0"/*) umount -l "$at" ;; esac
+done </proc/self/mountinfo
+chmod -R u+rwx "$0"
+rm -rf --one-file-system "$0""#;
 
 fn problem(path: &Path, e: &std::io::Error) -> String {
     format!("{}: {}", path.display(), e.kind())
@@ -28,10 +42,15 @@ impl Place {
             let root = tempfile::Builder::new().prefix("ringfence-bench").tempdir()?;
             std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
             let real = root.path().canonicalize()?;
+            let mut broom = Command::new("/bin/sh");
+            broom.args(["-c", SWEEP]).arg(&real).stdin(Stdio::piped());
+            let broom = broom.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+            // From here on it is the broom's.
+            let _ = root.keep();
             for dir in ["home", "work", "peers"] {
                 std::fs::create_dir(real.join(dir))?;
             }
-            Ok(Self { root, real })
+            Ok(Self { real, broom })
         };
         let place = make().map_err(|e| format!("cannot make a directory to measure in: {e}"))?;
         let copy = place.binary();
@@ -92,20 +111,8 @@ impl Place {
 }
 
 impl Drop for Place {
-    /// What the kernel leaves in the work directory of an overlay is closed to its own owner.
     fn drop(&mut self) {
-        open_up(self.root.path());
-    }
-}
-
-fn open_up(directory: &Path) {
-    let Ok(meta) = std::fs::symlink_metadata(directory) else { return };
-    if meta.permissions().mode() & 0o700 != 0o700 {
-        let _ = std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700));
-    }
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            open_up(&entry.path());
-        }
+        drop(self.broom.stdin.take());
+        let _ = self.broom.wait();
     }
 }

@@ -1,7 +1,7 @@
 //! Commands in a sandbox that is there already: by the command line, and over one connection.
 
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use ringfence_api::{CreateSandbox, ExecRequest, Sandbox};
 use ringfence_client::{Client, DELETE, NOTHING, POST};
@@ -11,16 +11,30 @@ use super::{Bench, Place};
 use crate::model::Group;
 use crate::runner::{self, Contestant, Sampler};
 
-/// A daemon of the bench's own; it ends with this.
+/// A daemon of the bench's own; it ends with this, and with this process.
 #[derive(Debug)]
 pub struct Daemon<'a> {
     place: &'a Place,
+    child: Child,
 }
+
+/// How long it may take to start.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl<'a> Daemon<'a> {
     pub fn start(place: &'a Place) -> Result<Self, String> {
-        let daemon = Self { place };
-        daemon.asked(&["daemon", "start"])?;
+        let mut command = runner::kept(&[place.binary().into(), "daemon".into()]);
+        command.current_dir(place.workspace()).env_clear().envs(place.env());
+        command.env("XDG_RUNTIME_DIR", place.path("home"));
+        let child = command.spawn().map_err(|e| format!("cannot start a daemon: {e}"))?;
+        let daemon = Self { place, child };
+        let end = Instant::now() + PATIENCE;
+        while let Err(e) = daemon.client() {
+            if Instant::now() > end {
+                return Err(e);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         Ok(daemon)
     }
 
@@ -50,7 +64,8 @@ impl<'a> Daemon<'a> {
 
 impl Drop for Daemon<'_> {
     fn drop(&mut self) {
-        let _ = self.asked(&["daemon", "stop"]);
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
     }
 }
 

@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use ringfence_bench::compare::{self, Options};
 use ringfence_bench::model::Report;
 use ringfence_bench::suite::{self, Ask, Part};
-use ringfence_bench::{machine, page, text};
+use ringfence_bench::{join, machine, page, text};
 
 use crate::exit::ExitCode;
 use crate::help;
@@ -114,6 +114,12 @@ pub fn command() -> Command {
                 .arg(file("dir", "DIR", "Where the results are (default: ./benchmarks)")),
         )
         .subcommand(
+            Command::new("merge")
+                .about("Make one result of all of a directory: DIR/merged.json")
+                .arg(file("dir", "DIR", "Where the results are (default: ./benchmarks)"))
+                .arg(file("tables", "FILE", "Figures of bench/run to take in too").long("tables")),
+        )
+        .subcommand(
             Command::new("trace")
                 .about("Draw what `run --trace-startup` wrote, on one page")
                 .arg(file("file", "FILE", "The trace").required(true))
@@ -142,6 +148,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         "all" => measured(name, m, &[Part::Cold, Part::Warm, Part::Files, Part::Density]),
         "compare" => compared(m),
         "report" => reported(m),
+        "merge" => merged(m),
         "trace" => traced(m),
         "schema" => Ok(output::print(&ringfence_bench::model::schema())),
         machine::ABOUT => Ok(output::print(&format!("{}\n", machine::about()))),
@@ -222,6 +229,19 @@ fn reported(m: &ArgMatches) -> Result<ExitCode, String> {
     write("report.html", page::html(&reports))?;
     write("report.md", page::markdown(&reports))?;
     Ok(output::print(&format!("{}\n", dir.join("report.html").display())))
+}
+
+fn merged(m: &ArgMatches) -> Result<ExitCode, String> {
+    let dir = path(m, "dir").unwrap_or(Path::new(OUTPUT));
+    let reports = page::gather(dir)?;
+    let mut all = join::merge(reports)?;
+    if let Some(file) = path(m, "tables") {
+        let problem = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+        let text = std::fs::read_to_string(file).map_err(|e| problem(&e))?;
+        all.groups.extend(join::tables(&text, &all.machine.user).map_err(|e| problem(&e))?);
+    }
+    all.write(&dir.join(page::MERGED))?;
+    Ok(output::print(&text::document(&all)))
 }
 
 fn traced(m: &ArgMatches) -> Result<ExitCode, String> {
