@@ -70,8 +70,11 @@ pub fn beside(report: &Report) -> String {
             names.push(&case.name);
         }
     }
-    let mut out =
-        format!("| Benchmark | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
+    let mut out = format!(
+        "| Benchmark | {} |\n|---|{}\n",
+        names.iter().map(|name| cell(name)).collect::<Vec<_>>().join(" | "),
+        "---|".repeat(names.len())
+    );
     for group in groups {
         let _ = write!(out, "| {} |", cell(&group.title));
         for name in &names {
