@@ -1,5 +1,7 @@
 //! A daemon of its own, what each sandbox went through, and the results as JSON.
 
+#![allow(dead_code)] // each test uses a part
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

@@ -15,6 +15,7 @@ pub fn figure(value: f64, unit: &str) -> String {
         return "-".into();
     }
     match unit {
+        _ if value == 0.0 => "0".into(),
         "us" if value >= 1e6 => format!("{} s", plain(value / 1e6)),
         "us" if value >= 1e3 => format!("{} ms", plain(value / 1e3)),
         "us" => format!("{} us", plain(value)),
