@@ -106,6 +106,7 @@ flags! {
     Json, "json", None, &[], None, "Report", "With --explain: as JSON";
     Status, "status", None, &[], Some("FILE|-"), "Report", "Write what is enforced, as JSON (- is stdout)";
     Log, "log", None, &["event-log", "fence-log-file"], Some("FILE"), "Report", "Append events as JSON lines";
+    TraceStartup, "trace-startup", None, &[], Some("FILE"), "Report", "Write when each step of the start was over, as JSON (`bench trace` draws it)";
     Debug, "debug", Some('d'), &[], None, "Report", "Say on stderr what is set up, and what was withheld";
     Monitor, "monitor", Some('m'), &[], None, "Report", "Say on stderr what was refused or moved aside";
 }

@@ -277,6 +277,7 @@ pub fn command() -> Command {
         .subcommands(verb::events::commands())
         .subcommands(verb::top::commands())
         .subcommand(verb::limits::command())
+        .subcommand(verb::bench::command())
         .subcommand(policy)
         .subcommand(
             Command::new("init")

@@ -94,6 +94,7 @@ fn verb_of(args: &[OsString]) -> ExitCode {
         "limits" => verb::limits::main(args),
         "audit" | "events" => verb::events::main(args),
         "top" | "stats" => verb::top::main(args),
+        "bench" => verb::bench::main(args),
         // Hidden: the daemon's process that makes jails.
         verb::daemon::SPAWNER => verb::daemon::spawner(args),
         "completions" => verb::completions::main(args),

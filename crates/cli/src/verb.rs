@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod attach;
 pub mod batch;
+pub mod bench;
 pub mod codebase;
 pub mod completions;
 pub mod daemon;

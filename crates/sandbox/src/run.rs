@@ -28,6 +28,7 @@ use crate::renew::Renewal;
 use crate::status::{End, Rung, Status};
 use crate::sweep;
 use crate::terminal::{Child as _, Event};
+use crate::trace;
 use crate::view;
 use ringfence_layers::quota::{self, Watch};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -197,8 +198,10 @@ pub fn start(
     let judge = plan.names.as_ref().zip(plan.layer.as_ref());
     let judge = judge.map(|(names, layer)| NameJudge::new(names, layer, plan.moved.as_ref()));
     parent.judge = judge.as_ref().map(|judge| judge as &dyn jail::Judge);
+    trace::mark("words and descriptors for the jail");
     let mut jailed = jail::spawn(&spec, &parent, early)
         .map_err(|f| failed(&f, &program, &spec, plan.rung, layer.as_ref()))?;
+    trace::mark("init is made");
     let view = serve(&mut plan, exact).map_err(|e| setup("serve the exact view", &e))?;
     let Plan { mut status, rung, ssh_agent, .. } = plan;
     let network = jailed.network.take();

@@ -25,7 +25,7 @@ use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, Deadline, Failed, RunError, Running};
 use ringfence_sandbox::status::{Rung, Status};
 use ringfence_sandbox::terminal::{self, Io, Signals};
-use ringfence_sandbox::{Early, agent};
+use ringfence_sandbox::{Early, agent, trace};
 
 use crate::egress::{Ears, Egress};
 use crate::flags::{self, Id, Problem, Typed};
@@ -36,8 +36,12 @@ use crate::reload::Again;
 use crate::{help, inspect, output};
 
 pub fn main(args: &[OsString]) -> ExitCode {
+    if trace_wanted(args) {
+        trace::begin();
+    }
     // Before anything else: namespaces are being made while arguments, policy and project are read.
     let mut early = Early::start();
+    trace::mark("helper is started");
     let typed = match flags::parse(args) {
         Ok(t) => t,
         Err(problem) => return usage(args, &problem),
@@ -49,11 +53,19 @@ pub fn main(args: &[OsString]) -> ExitCode {
             Err(code) => code,
         };
     }
-    match meant(typed, &mut early) {
+    let meant = meant(typed, &mut early);
+    trace::mark("arguments and policy are read");
+    match meant {
         // Shared: the policy of a run with a filter can be read again while it runs.
         Ok(meant) => go(&Arc::new(meant), early),
         Err(code) => code,
     }
+}
+
+/// Asked of the words alone, so that a start without it pays nothing.
+fn trace_wanted(args: &[OsString]) -> bool {
+    let ours = args.iter().take_while(|a| *a != "--");
+    ours.map(|a| a.as_encoded_bytes()).any(|a| a.starts_with(b"--trace-startup"))
 }
 
 /// Lets clap print help, or words the problem with the nearest flag.
@@ -258,6 +270,7 @@ fn go(meant: &Arc<Meant>, mut early: Option<Early>) -> ExitCode {
     let given = Given { meant, signals: &signals, ports: &exposed };
     let mut told = Vec::new();
     let outcome = run::with_ladder(&layered.policy, request, |plan| {
+        trace::mark("the host is looked at, the plan made");
         announce(typed, &plan, &mut told);
         attempt(&given, &mut log, early.take(), plan)
     });
@@ -270,7 +283,8 @@ fn go(meant: &Arc<Meant>, mut early: Option<Early>) -> ExitCode {
             if let Some(changed) = status.end.as_ref().and_then(|e| e.layer.as_ref()) {
                 tell_layer(typed, request, changed);
             }
-            if let Err(e) = write_status(typed.last(Id::Status), &status) {
+            let written = write_status(typed.last(Id::Status), &status);
+            if let Err(e) = written.and_then(|()| write_trace(typed.last(Id::TraceStartup))) {
                 return output::fail(e);
             }
             ExitCode::from(code as u8)
@@ -395,9 +409,11 @@ fn attempt(
         ear = Some(control::Ear::open(again.control()).map_err(|e| fatal(problem(e)))?);
     }
     let forwarder = ports::serve(listeners, ours);
+    trace::mark("what serves it is started");
     let deadline =
         Deadline::of(&policy.limits).and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
+    trace::mark("view is built, command runs and ends");
     drop(forwarder);
     drop(ear);
     // Nothing is left that it could serve; it ends while the sandbox is taken down.
@@ -405,6 +421,7 @@ fn attempt(
         egress.stop();
     }
     let ended = finish(running, supervised);
+    trace::mark("sandbox is taken down");
     for line in egress.map(Egress::finish).unwrap_or_default() {
         output::say(printable(&line));
     }
@@ -535,6 +552,17 @@ fn write_status(target: Option<&OsStr>, status: &Status) -> Result<(), String> {
     }
     std::fs::write(Path::new(target), text)
         .map_err(|e| format!("cannot write the status to {}: {e}", printable(target)))
+}
+
+/// Where the time of the start went.
+fn write_trace(target: Option<&OsStr>) -> Result<(), String> {
+    let Some(target) = target else { return Ok(()) };
+    let steps = trace::steps().into_iter().map(|(name, start, end)| {
+        serde_json::json!({ "name": name, "lane": "supervisor", "start_us": start, "end_us": end })
+    });
+    let text = serde_json::json!({ "steps": steps.collect::<Vec<_>>() });
+    std::fs::write(Path::new(target), format!("{text:#}\n"))
+        .map_err(|e| format!("cannot write the trace to {}: {e}", printable(target)))
 }
 
 /// Events as JSON lines.
