@@ -61,6 +61,8 @@ pub struct DaemonStats {
 pub struct Stats {
     /// When it was looked, in milliseconds since 1970.
     pub at_ms: u64,
-    pub daemon: DaemonStats,
+    /// For the daemon's own user alone: others would see how busy it is with whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daemon: Option<DaemonStats>,
     pub sandboxes: Vec<SandboxStats>,
 }

@@ -15,6 +15,7 @@ use ringfence_api::{Ended, State};
 
 use crate::error::Error;
 use crate::supervisor::Command;
+use crate::trees::Ask;
 
 /// One label, whose name is in its type.
 macro_rules! label {
@@ -79,7 +80,16 @@ impl Operation {
             Command::ListFiles { .. } => Self::File("list"),
             Command::MakeDirectory { .. } => Self::File("make-directory"),
             Command::RemoveFile { .. } => Self::File("remove"),
-            Command::InFiles(_) => Self::File("tree"),
+            Command::InFiles(ask) => match ask {
+                Ask::Write { .. } => Self::File("write"),
+                Ask::Chmod { .. } => Self::File("chmod"),
+                Ask::Move { .. } => Self::File("move"),
+                Ask::Search { .. } => Self::File("search"),
+                Ask::Pack { .. } => Self::File("pack"),
+                Ask::Unpack { .. } => Self::File("unpack"),
+                // Lasts as long as somebody looks.
+                Ask::Watch { .. } => Self::Other,
+            },
             _ => Self::Other,
         }
     }

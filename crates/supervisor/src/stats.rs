@@ -53,7 +53,8 @@ impl Supervisor {
             }
             Ask::All => {
                 let own = self.of_owner(caller);
-                blocking(move || Ok(Answer::All(all(&own)))).await
+                let whole = may_see_all(caller).is_ok();
+                blocking(move || Ok(Answer::All(all(&own, whole)))).await
             }
             Ask::Metrics => {
                 may_see_all(caller)?;
@@ -134,11 +135,11 @@ fn daemon(processes: &Processes) -> DaemonStats {
     }
 }
 
-fn all(own: &[Arc<Sandbox>]) -> Stats {
+fn all(own: &[Arc<Sandbox>], whole: bool) -> Stats {
     let (processes, groups) = (Processes::read(), cgroup::Reader::new());
     Stats {
         at_ms: now_ms(),
-        daemon: daemon(&processes),
+        daemon: whole.then(|| daemon(&processes)),
         sandboxes: own.iter().map(|s| look(s, &processes, groups.as_ref())).collect(),
     }
 }

@@ -125,7 +125,9 @@ fn walk(
             let mut query = Vec::new();
             for parameter in operation["parameters"].as_array().into_iter().flatten() {
                 if parameter["in"] == "query" && parameter["required"] == true {
-                    query.push(format!("{}=mine", parameter["name"].as_str().unwrap()));
+                    let name = parameter["name"].as_str().unwrap();
+                    let value = if name == "mode" { "644" } else { "mine" };
+                    query.push(format!("{name}={value}"));
                 }
             }
             let url = if query.is_empty() { url } else { format!("{url}?{}", query.join("&")) };

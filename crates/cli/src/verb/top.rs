@@ -117,11 +117,19 @@ impl Row {
     }
 }
 
+/// The daemon itself, where that is for whoever asks.
+#[derive(Clone, Debug, Serialize)]
+struct Daemon {
+    #[serde(flatten)]
+    stats: ringfence_api::DaemonStats,
+    cpu_percent: f64,
+}
+
 #[derive(Clone, Debug, Serialize)]
 struct Table {
     at_ms: u64,
-    daemon: ringfence_api::DaemonStats,
-    daemon_cpu_percent: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    daemon: Option<Daemon>,
     sandboxes: Vec<Row>,
 }
 
@@ -149,8 +157,13 @@ impl Table {
         });
         Self {
             at_ms: now.at_ms,
-            daemon: now.daemon,
-            daemon_cpu_percent: percent(before.daemon.cpu_us, now.daemon.cpu_us),
+            daemon: now.daemon.map(|stats| Daemon {
+                cpu_percent: percent(
+                    before.daemon.map_or(stats.cpu_us, |b| b.cpu_us),
+                    stats.cpu_us,
+                ),
+                stats,
+            }),
             sandboxes: rows.collect(),
         }
     }
@@ -172,15 +185,20 @@ impl Table {
     /// Lines of at most `width`; of at most `height` of them the last says what is left out.
     fn lines(&self, width: usize, height: usize, colours: bool) -> Vec<String> {
         let in_state = |state| self.sandboxes.iter().filter(|r| r.stats.state == state).count();
-        let first = format!(
-            "{} sandboxes, {} running, {} frozen; daemon: {}, {:.1} % cpu, up {}",
+        let mut first = format!(
+            "{} sandboxes, {} running, {} frozen",
             self.sandboxes.len(),
             in_state(State::Running),
             in_state(State::Frozen),
-            amount(self.daemon.memory_bytes),
-            self.daemon_cpu_percent,
-            span(self.daemon.uptime_ms / 1000),
         );
+        if let Some(Daemon { stats, cpu_percent }) = &self.daemon {
+            let _ = write!(
+                first,
+                "; daemon: {}, {cpu_percent:.1} % cpu, up {}",
+                amount(stats.memory_bytes),
+                span(stats.uptime_ms / 1000),
+            );
+        }
         let head = format!(
             "{:24} {:8} {:>7} {:>10} {:>6} {:>5} {:>8} {:>10} {:>10}",
             "SANDBOX", "STATE", "CPU %", "MEMORY", "PIDS", "RUNS", "EXECS/S", "READ", "WRITTEN"
@@ -425,7 +443,7 @@ mod tests {
     }
 
     fn looked(at_ms: u64, sandboxes: Vec<SandboxStats>) -> Stats {
-        Stats { at_ms, daemon: DaemonStats::default(), sandboxes }
+        Stats { at_ms, daemon: Some(DaemonStats::default()), sandboxes }
     }
 
     #[test]
