@@ -2,7 +2,8 @@
 # Holds a daemon to its own OpenAPI document: thousands of requests that the document allows, and as many
 # that it forbids. `scripts/schemathesis.sh RINGFENCE [SECONDS]`, with `schemathesis` in $SCHEMATHESIS or
 # $PATH. Needs root, since requests are made up: the daemon runs as a user that owns nothing else, and all
-# that it can write to is a small file system of its own, which is gone at the end.
+# that it can write to is a small file system of its own, which is gone at the end. With $SCHEMATHESIS_SEED the
+# requests are the same ones each time.
 set -euo pipefail
 binary=$(realpath "${1:?the program}")
 seconds=${2:-60}
@@ -52,7 +53,7 @@ ringfence stop still >/dev/null
 code=0
 (cd "$place/report" && HOME=$place/report "$tool" --config-file "$here/schemathesis.toml" run \
   "http://$address/v1/openapi.json" --header "Authorization: Bearer $(cat "$place/home/state/daemon/token")" \
-  --max-time "$seconds" --no-color --warnings off) || code=$?
+  --max-time "$seconds" ${SCHEMATHESIS_SEED:+--seed "$SCHEMATHESIS_SEED"} --no-color --warnings off) || code=$?
 if ! kill -0 "$daemon" 2>/dev/null; then
   echo "the daemon ended:"
   cat "$place/log"

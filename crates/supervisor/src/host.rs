@@ -81,8 +81,8 @@ pub(crate) fn number() -> u64 {
 }
 
 impl Host {
-    /// Starts one, a new execution of `program` with `arguments`. It hides the `store` of layers. `ends` gets the end of every sandbox,
-    /// and is dropped when the spawner is gone.
+    /// Starts one, a new execution of `program` with `arguments`. It hides the `store` of layers. `ends` gets
+    /// the end of every sandbox, and is dropped when the spawner is gone.
     pub(crate) fn start(
         program: &std::path::Path,
         arguments: &[String],

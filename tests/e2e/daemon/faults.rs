@@ -127,6 +127,14 @@ pub fn kills() -> usize {
     std::env::var("RINGFENCE_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS)
 }
 
+pub fn can_be_killed_at_steps() -> bool {
+    if !cfg!(debug_assertions) || std::env::var_os("RINGFENCE_BIN").is_some() {
+        println!("skipped: only a debug build has labelled steps");
+        return false;
+    }
+    has("curl")
+}
+
 pub fn left_in(place: &Place) -> String {
     place
         .bare(
@@ -138,11 +146,7 @@ pub fn left_in(place: &Place) -> String {
 
 #[test]
 fn killed_at_every_labelled_step() {
-    if !has("curl") {
-        return;
-    }
-    if !cfg!(debug_assertions) || std::env::var_os("RINGFENCE_BIN").is_some() {
-        println!("skipped: only a debug build has labelled steps");
+    if !can_be_killed_at_steps() {
         return;
     }
     as_each_user(|place| {

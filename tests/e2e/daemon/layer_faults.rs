@@ -4,9 +4,9 @@
 
 use serde_json::json;
 
-use super::faults::{kills, left_in};
+use super::faults::{can_be_killed_at_steps, kills, left_in};
 use super::world::{Answer, Daemon, until};
-use crate::harness::{Place, as_each_user, has};
+use crate::harness::{Place, as_each_user};
 
 /// As `crates/supervisor/src/layers.rs` has them.
 const STEPS: [&str; 11] = [
@@ -124,11 +124,7 @@ fn is_as_told(run: &Run<'_, '_>, place: &Place, step: &str) {
 
 #[test]
 fn killed_at_every_labelled_step_of_layers() {
-    if !has("curl") {
-        return;
-    }
-    if !cfg!(debug_assertions) || std::env::var_os("RINGFENCE_BIN").is_some() {
-        println!("skipped: only a debug build has labelled steps");
+    if !can_be_killed_at_steps() {
         return;
     }
     as_each_user(|place| {
