@@ -74,7 +74,7 @@ def everything(s):
     assert (ran.exec.ended.exit_code, ran.exec.ended.reason) == (3, "exit"), ran
     assert (ran.stdout.data, ran.stderr.data) == (b"\x00\xffbytes", b"err\n"), ran
     assert ran.exec.ended.HasField("exit_code") and not ran.exec.ended.HasField("signal")
-    slow = s.execs.Start(pb.ExecRequest(sandbox="box", shell="echo here; sleep 1000"))
+    slow = s.execs.Start(pb.ExecRequest(sandbox="box", shell="echo here; exec sleep 1000"))
     assert s.sandboxes.Get(pb.SandboxName(sandbox="box")).state == "running"
     assert [e.id for e in s.execs.List(pb.SandboxName(sandbox="box")).execs] == [slow.id]
     follow = s.execs.Follow(pb.FollowExec(sandbox="box", exec=slow.id, stdout_offset=2))
