@@ -38,6 +38,8 @@ const QUEUE: usize = 1024;
 /// Events that are taken from the kernel before they are passed on.
 const AT_ONCE: usize = 512;
 const BUFFER: usize = 16 << 10;
+/// What the second half of a move is waited for.
+const BETWEEN: std::time::Duration = std::time::Duration::from_millis(2);
 /// Why a watch ended: its sandbox did.
 const SANDBOX: &str = "sandbox";
 
@@ -256,11 +258,15 @@ impl Watcher {
                 }
                 ready = self.kernel.readable() => ready,
             };
-            let events = events.and_then(|()| {
-                self.kernel.try_io(Interest::READABLE, || read(self.kernel.as_fd()))
-            });
+            let take = || self.kernel.try_io(Interest::READABLE, || read(self.kernel.as_fd()));
+            let mut events = events.and_then(|()| take()).unwrap_or_default();
+            // The kernel tells the two halves of a move one after the other.
+            if events.last().is_some_and(|last| last.what.contains(ReadFlags::MOVED_FROM)) {
+                tokio::time::sleep(BETWEEN).await;
+                events.extend(take().unwrap_or_default());
+            }
             // Not to be given up in the middle: what is watched depends on it.
-            let why = match self.pass(events.unwrap_or_default()).await {
+            let why = match self.pass(events).await {
                 Ok(None) => continue,
                 Ok(Some(why)) => why,
                 // Its init does not answer any more.

@@ -43,7 +43,9 @@ fn ran(script: &str) {
 }
 
 /// With the sources and what they need at hand.
-const BEGIN: &str = "import os, runpy, sys
+/// What waits for ever says where, and ends.
+const BEGIN: &str = "import faulthandler, os, runpy, sys
+faulthandler.dump_traceback_later(400, exit=True)
 sdk = os.environ['SDK']
 os.environ['PYTHONPATH'] = sdk + '/src:' + os.environ['PYTHONPATH']
 sys.path.insert(0, sdk + '/src')
