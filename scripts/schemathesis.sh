@@ -36,7 +36,8 @@ ringfence() { (cd "$place/home/work" && as_user "$place/ringfence" "$@"); }
 address=127.0.0.1:$((20000 + $$ % 20000))
 (cd "$place/home/work" && as_user "$place/ringfence" daemon --listen "$address") >"$place/log" 2>&1 &
 daemon=$!
-trap 'kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null || true' EXIT
+# Nothing else is that user's.
+trap 'pkill -u "$id" || true; wait "$daemon" 2>/dev/null || true; pkill -KILL -u "$id" || true' EXIT
 for _ in $(seq 100); do
   if ringfence daemon status >/dev/null 2>&1; then break; fi
   sleep 0.1
