@@ -210,13 +210,14 @@ fn errors(route: &Route) -> Vec<(&'static str, &'static str)> {
     let acts = named || route.method == "post";
     let asks = named || !route.query.is_empty() || !matches!(route.asks, Body::Nothing);
     let again = matches!(route.id, "deleteSandbox" | "deleteSession");
+    let absent = acts && !again || route.id == "audit";
     let sent = !matches!(route.asks, Body::Nothing);
     let large = sent || route.id.starts_with("read");
     [
         (asks, "400", "The request makes no sense"),
         (true, "401", "The token is missing or wrong; over TCP"),
         (true, "403", "The caller may not ask, or policy, rules or host refuse it"),
-        (acts && !again || route.id == "audit", "404", "There is no such thing, or it is not the caller's"),
+        (absent, "404", "There is no such thing, or it is not the caller's"),
         (acts, "409", "Not in the state that it is in, or something is in the way"),
         (acts && large, "413", "Larger than is taken or given at once"),
         (matches!(route.asks, Body::Json(_)), "415", "The body is not said to be JSON"),
