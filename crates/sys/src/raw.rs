@@ -142,9 +142,12 @@ pub fn unlinkat(dir: i32, path: &CStr, flags: i32) -> Result<()> {
     call!(libc::SYS_unlinkat, dir, path.as_ptr(), flags).map(|_| ())
 }
 
+/// The same on every architecture; the C library's names do not have it for all of them.
+const FCHMODAT2: libc::c_long = 452;
+
 /// Sets permissions of what is open, also by `O_PATH`; ENOSYS before Linux 6.6.
 pub fn chmod_open(fd: i32, mode: u32) -> Result<()> {
-    call!(libc::SYS_fchmodat2, fd, c"".as_ptr(), mode, libc::AT_EMPTY_PATH).map(|_| ())
+    call!(FCHMODAT2, fd, c"".as_ptr(), mode, libc::AT_EMPTY_PATH).map(|_| ())
 }
 
 pub fn fchmod(fd: i32, mode: u32) -> Result<()> {
