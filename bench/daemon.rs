@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::client::{Client, Daemon};
-use crate::{children, micros, pss, tree};
+use crate::looks::{KERNEL, children, kernel_by_kind, pss, rss};
+use crate::{micros, tree};
 
 /// Clients at once, where there are many.
 const CLIENTS: usize = 8;
@@ -270,30 +271,6 @@ fn files(daemon: &Daemon, rounds: usize) -> Vec<Value> {
             value("write, on the disk before the answer", durable, "per second"),
         ] }),
     ]
-}
-
-/// Of the kernel's own memory, what grows with processes and namespaces.
-const KERNEL: [&str; 4] = ["Slab:", "KernelStack:", "PageTables:", "Percpu:"];
-
-/// What the kernel says of itself, in KiB.
-fn kernel_by_kind() -> [u64; 4] {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
-    let of = |name: &str| {
-        let line = text.lines().find_map(|l| l.strip_prefix(name));
-        line.and_then(|l| l.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
-    };
-    KERNEL.map(of)
-}
-
-pub fn kernel() -> u64 {
-    kernel_by_kind().iter().sum()
-}
-
-/// Resident memory in KiB.
-pub fn rss(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    line.and_then(|l| l.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// Sandboxes that do nothing: their memory, and whether making one more costs more.

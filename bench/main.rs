@@ -10,6 +10,7 @@ mod client;
 mod daemon;
 mod egress;
 mod files;
+mod looks;
 mod soak;
 
 use std::ffi::OsString;
@@ -20,6 +21,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use crate::looks::{children, pss};
 
 /// An id that no distribution gives to a person or a service.
 const ORDINARY_ID: u32 = 54_321;
@@ -48,7 +51,11 @@ fn main() {
     let binary = PathBuf::from(value("--binary").expect("--binary RINGFENCE"));
     if args.iter().any(|a| a == "--soak") {
         let number = |name: &str, default| value(name).map_or(default, |n| n.parse().unwrap());
-        let report = soak::run(&binary, number("--seconds", 1800), number("--sandboxes", 200));
+        // With `--shared` others make mounts and control groups meanwhile, which then are not counted.
+        let shared = args.iter().any(|a| a == "--shared");
+        let machine = if shared { soak::Machine::Shared } else { soak::Machine::Ours };
+        let report =
+            soak::run(&binary, number("--seconds", 1800), number("--sandboxes", 200), machine);
         if let Some(file) = value("--json") {
             std::fs::write(file, serde_json::to_string_pretty(&report).unwrap() + "\n").unwrap();
         }
@@ -456,25 +463,6 @@ fn memory(place: &Place) -> Value {
     child.kill().unwrap();
     child.wait().unwrap();
     json!({ "group": "memory", "unit": "KiB", "rows": rows })
-}
-
-/// By every process's parent, since any thread may have made a child; the dead do not count.
-fn children(pid: u32) -> Vec<u32> {
-    let parent = format!("PPid:\t{pid}");
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok())
-        .filter(|p: &u32| {
-            let status = std::fs::read_to_string(format!("/proc/{p}/status")).unwrap_or_default();
-            let is = |line: &str| status.lines().any(|l| l.starts_with(line));
-            status.lines().any(|l| l == parent) && !is("State:\tZ")
-        })
-        .collect()
-}
-
-fn pss(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    text.lines().find_map(|l| l.strip_prefix("Pss:")?.split_ascii_whitespace().next()?.parse().ok())
 }
 
 fn markdown(report: &Value) -> String {

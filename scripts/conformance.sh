@@ -7,8 +7,8 @@
 #   scripts/conformance.sh [--seeds N] [--operations N] [--only mount|sandbox|layer]
 # Anybody but root tries the sandbox and the layer only. The suites are installed from crates.io into
 # $CONFORMANCE_TOOLS (default: a directory below the target directory) and run in temporary directories,
-# which are removed. Exits with 1 where a suite fails that does not fail on the bare file system or, in a
-# layer, on the plain overlay.
+# which are removed. $RINGFENCE_BIN is tried instead of a debug build where it is set. Exits with 1 where a
+# suite fails that does not fail on the bare file system or, in a layer, on the plain overlay.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seeds=3 operations=20000 only=
@@ -26,7 +26,7 @@ tools=${CONFORMANCE_TOOLS:-$target/conformance}
 for suite in pjdfstest@0.2.2 fsx@0.3.2; do
   [ -x "$tools/bin/${suite%@*}" ] || cargo install -q --locked --root "$tools" "$suite"
 done
-cargo build -q -p ringfence-cli --bin ringfence
+[ -n "${RINGFENCE_BIN:-}" ] || cargo build -q -p ringfence-cli --bin ringfence
 cargo build -q -p ringfence-layers --example view
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/conformance.XXXXXX")
@@ -34,7 +34,7 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 mkdir "$work/bin" "$work/home"
 # Where every user reaches them.
-cp "$tools/bin/pjdfstest" "$tools/bin/fsx" "$target/debug/ringfence" "$target/debug/examples/view" "$work/bin"
+cp "$tools/bin/pjdfstest" "$tools/bin/fsx" "${RINGFENCE_BIN:-$target/debug/ringfence}" "$target/debug/examples/view" "$work/bin"
 cat >"$work/bin/pjdfstest.toml" <<'END'
 [features]
 posix_fallocate = {}

@@ -235,3 +235,15 @@ fn every_route_has_its_verb_in_the_table() {
         .collect();
     assert!(missing.is_empty(), "docs/daemon.md names no verb for {missing:?}");
 }
+
+/// Every class of attack on the daemon has a test that makes it.
+#[test]
+fn every_attack_on_the_daemon_names_a_test() {
+    let text = std::fs::read_to_string(root().join("docs/threat-model.md")).unwrap();
+    let table = text.split("| attack on the daemon |").nth(1).unwrap();
+    let rows: Vec<&str> = table.lines().skip(2).take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() >= 25, "{} rows", rows.len());
+    for row in rows {
+        assert!(row.contains(".rs::"), "an attack without a test: {row}");
+    }
+}

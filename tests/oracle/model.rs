@@ -829,7 +829,8 @@ impl Model {
                 }
                 Ok((from, to))
             }
-            (Err(a), Err(b)) => Err(a | b),
+            // Whether both lie in one mount is asked before their last names are looked at.
+            (Err(a), Err(b)) => Err(a | b | ACROSS),
             (Err(ANYTHING), _) | (_, Err(ANYTHING)) => Err(ANYTHING),
             (Err(errors), Ok(_)) | (Ok(_), Err(errors)) => Err(errors | DENIED | ACROSS | NO_ENTRY),
         }

@@ -2,7 +2,6 @@
 
 #![allow(dead_code)] // each test uses a part
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use ringfence_api::{CreateSandbox, ExecRequest, Sandbox};
 use ringfence_bench::machine;
-use ringfence_bench::model::{Better, Case, FORMAT, Group, Report, Settings};
+use ringfence_bench::model::{
+    Better, Case, DETAILS_FORMAT, Details, FORMAT, Group, Life, Report, Settings,
+};
 use ringfence_client::{Client, DELETE, NOTHING, POST};
 
 /// Until something that must happen has happened; generous, since nothing is judged by it.
@@ -34,6 +35,8 @@ pub struct World {
     child: Child,
     root: tempfile::TempDir,
     socket: PathBuf,
+    /// Of its sandboxes.
+    work: PathBuf,
 }
 
 impl World {
@@ -63,7 +66,15 @@ impl World {
             assert!(Instant::now() < end, "the daemon does not start: {said:?}");
             std::thread::sleep(Duration::from_millis(20));
         };
-        Self { child, root, socket }
+        let work = root.path().join("work");
+        Self { child, root, socket, work }
+    }
+
+    /// The same with sandboxes on somebody's workspace.
+    pub fn start_in(work: &Path) -> Self {
+        let mut world = Self::start();
+        work.clone_into(&mut world.work);
+        world
     }
 
     pub fn client(&self) -> Client {
@@ -71,7 +82,7 @@ impl World {
     }
 
     pub fn create(&self, client: &mut Client) -> Result<String, String> {
-        let workspace = self.root.path().join("work").to_string_lossy().into_owned();
+        let workspace = self.work.to_string_lossy().into_owned();
         let asked = CreateSandbox { workspace, ..CreateSandbox::default() };
         let made: Sandbox =
             client.call(POST, "/v1/sandboxes", Some(&asked)).map_err(|e| e.to_string())?;
@@ -87,23 +98,29 @@ impl Drop for World {
     }
 }
 
-/// What a sandbox went through: microseconds of each step, in their order.
-pub type Life = BTreeMap<&'static str, f64>;
+/// The steps of a life, and where each is kept.
+type Step = (&'static str, fn(&mut Life) -> &mut f64);
 
-pub const STEPS: [&str; 5] = ["create", "start", "exec", "stop", "remove"];
+const STEPS: [Step; 5] = [
+    ("create", |life| &mut life.create),
+    ("start", |life| &mut life.start),
+    ("exec", |life| &mut life.exec),
+    ("stop", |life| &mut life.stop),
+    ("remove", |life| &mut life.remove),
+];
 
 /// Create (stopped), start, exec, stop, remove.
 pub fn life(world: &World, client: &mut Client) -> Result<Life, String> {
-    let mut life = Life::new();
-    let mut timed = |step, done: &mut dyn FnMut() -> Result<(), String>| {
+    let mut life = Life::default();
+    let mut timed = |(step, of): Step, done: &mut dyn FnMut() -> Result<(), String>| {
         let start = Instant::now();
         done().map_err(|e| format!("{step}: {e}"))?;
-        life.insert(step, start.elapsed().as_nanos() as f64 / 1000.0);
+        *of(&mut life) = start.elapsed().as_nanos() as f64 / 1000.0;
         Ok::<_, String>(())
     };
     let mut id = String::new();
-    timed("create", &mut || {
-        let workspace = world.root.path().join("work").to_string_lossy().into_owned();
+    timed(STEPS[0], &mut || {
+        let workspace = world.work.to_string_lossy().into_owned();
         let asked = CreateSandbox { workspace, stopped: true, ..CreateSandbox::default() };
         let made: Sandbox =
             client.call(POST, "/v1/sandboxes", Some(&asked)).map_err(|e| e.to_string())?;
@@ -111,9 +128,9 @@ pub fn life(world: &World, client: &mut Client) -> Result<Life, String> {
         Ok(())
     })?;
     let path = format!("/v1/sandboxes/{id}");
-    for step in ["start", "exec", "stop", "remove"] {
-        timed(step, &mut || {
-            let done = match step {
+    for step in &STEPS[1..] {
+        timed(*step, &mut || {
+            let done = match step.0 {
                 "exec" => return exec(client, &id),
                 "remove" => client.call::<serde_json::Value>(DELETE, &path, NOTHING),
                 verb => client.call::<serde_json::Value>(POST, &format!("{path}/{verb}"), NOTHING),
@@ -161,7 +178,7 @@ pub fn many<T: Send>(
 
 /// One group for each step.
 pub fn groups(name: &str, lives: &[Life]) -> Vec<Group> {
-    let of = |step: &&str| lives.iter().filter_map(|life| life.get(*step)).copied().collect();
+    let of = |step: &Step| lives.iter().copied().map(|mut life| *step.1(&mut life)).collect();
     let group = |step: &str, samples: Vec<f64>| Group {
         name: format!("{name}/{step}"),
         title: format!("{step}, many at a time"),
@@ -172,7 +189,7 @@ pub fn groups(name: &str, lives: &[Life]) -> Vec<Group> {
     };
     STEPS
         .iter()
-        .map(|step| group(step, of(step)))
+        .map(|step| group(step.0, of(step)))
         .filter(|g| !g.cases[0].samples.is_empty())
         .collect()
 }
@@ -201,9 +218,30 @@ pub fn write(dir: &Path, report: &Report, lives: &[Life]) -> PathBuf {
     let file = dir.join(format!("{stem}.json"));
     report.write(&file).unwrap();
     assert_eq!(Report::read(&file).unwrap().groups.len(), report.groups.len());
-    let details = serde_json::json!({ "unit": "us", "sandboxes": lives });
-    std::fs::write(dir.join(format!("{stem}_details.json")), format!("{details:#}\n")).unwrap();
+    let details =
+        Details { format: DETAILS_FORMAT.into(), unit: "us".into(), sandboxes: lives.to_vec() };
+    let beside = dir.join(format!("{stem}_details.json"));
+    std::fs::write(&beside, serde_json::to_string_pretty(&details).unwrap() + "\n").unwrap();
+    keeps_to("schema.json", &file, "/groups/0/cases/0/summary/p50");
+    keeps_to("details.schema.json", &beside, "/sandboxes/0/exec");
     file
+}
+
+/// A document is as its schema in the tree says; as a control, with a word for a figure it is not.
+fn keeps_to(schema: &str, document: &Path, figure: &str) {
+    let read = |path: &Path| -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let bench = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench");
+    let validator = jsonschema::validator_for(&read(&bench.join(schema))).unwrap();
+    let mut value = read(document);
+    let problems: Vec<String> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
+    assert!(problems.is_empty(), "{}: {problems:?}", document.display());
+    // Nothing to break where every sandbox failed.
+    if let Some(figure) = value.pointer_mut(figure) {
+        *figure = "fast".into();
+        assert!(!validator.is_valid(&value), "{}: the control", document.display());
+    }
 }
 
 pub fn results() -> PathBuf {

@@ -137,6 +137,25 @@ impl State {
     }
 }
 
+/// What holds the processes of a frozen sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FrozenBy {
+    /// The freezer of its control group: nothing inside can undo it.
+    Cgroup,
+    /// SIGSTOP to each, until none was seen to go on.
+    Signals,
+}
+
+impl FrozenBy {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Cgroup => "cgroup",
+            Self::Signals => "signals",
+        }
+    }
+}
+
 /// A sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sandbox {
@@ -148,6 +167,9 @@ pub struct Sandbox {
     /// Why it is in this state: `created`, `requested`, `idle`, `ttl`, `oom`, `killed`, `host-lost`,
     /// `restarted`, or what went wrong.
     pub reason: String,
+    /// What holds it, while it is frozen.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub frozen_by: Option<FrozenBy>,
     /// As it is seen inside.
     pub workspace: String,
     /// The id of the codebase that it works in.
@@ -325,6 +347,9 @@ pub struct FileInfo {
     pub mode: u32,
     /// Milliseconds since 1970.
     pub modified_ms: i64,
+    /// Of the state that it is in, as `ETag` says it: of regular files, where one is asked for by its name.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub etag: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -204,6 +204,55 @@ fn parameter(route: &str, name: &str, required: bool) -> Value {
     }
 }
 
+/// `*`, or tags as `ETag` has them.
+const TAGS: &str = r#"^(\*|(W/)?"[!#-~]*"(, (W/)?"[!#-~]*")*)$"#;
+
+/// Of a request about a file: what its head may say besides.
+fn conditions(id: &str) -> &'static [(&'static str, &'static str)] {
+    const SAME: (&str, &str) = ("If-None-Match", "tags (ETag): 304 where it is so still");
+    match id {
+        "readFile" => &[
+            SAME,
+            (
+                "Range",
+                "one range, as bytes=0-99, bytes=100- or bytes=-100; passed over with offset or length",
+            ),
+            ("If-Range", "with it, Range is passed over: no tag is strong"),
+        ],
+        "writeFile" => &[
+            ("If-Match", "tags (ETag) or *: 412 where it is otherwise by now"),
+            ("If-None-Match", "*: 412 where there is a file already; tags: 412 where it is so"),
+        ],
+        _ => &[],
+    }
+}
+
+/// Other good answers of a route, and what heads they and the usual one have.
+fn others(id: &str) -> &'static [(&'static str, &'static str)] {
+    match id {
+        "readFile" => {
+            &[("206", "The range that was asked for"), ("304", "It is what the caller has")]
+        }
+        _ => &[],
+    }
+}
+
+fn heads(id: &str, status: &str) -> Value {
+    let text = |says: &str| json!({ "description": says, "schema": { "type": "string" } });
+    let mut all = Map::new();
+    if matches!((id, status), ("readFile", _) | ("writeFile", "204")) {
+        let says = "the state of the file, weak; of a small one that was written without condition not told";
+        all.insert("ETag".into(), text(says));
+    }
+    if id == "readFile" {
+        all.insert("Accept-Ranges".into(), text("bytes"));
+    }
+    if id == "readFile" && matches!(status, "206" | "416") {
+        all.insert("Content-Range".into(), text("which bytes of how many"));
+    }
+    Value::Object(all)
+}
+
 /// Every status that is an error and can be answered, and when.
 fn errors(route: &Route) -> Vec<(&'static str, &'static str)> {
     let named = route.path.contains('{');
@@ -219,8 +268,10 @@ fn errors(route: &Route) -> Vec<(&'static str, &'static str)> {
         (true, "403", "The caller may not ask, or policy, rules or host refuse it"),
         (absent, "404", "There is no such thing, or it is not the caller's"),
         (acts, "409", "Not in the state that it is in, or something is in the way"),
+        (route.id == "writeFile", "412", "It is not as the caller takes it to be"),
         (acts && large, "413", "Larger than is taken or given at once"),
         (matches!(route.asks, Body::Json(_)), "415", "The body is not said to be JSON"),
+        (route.id == "readFile", "416", "Nothing of the range is there"),
         (route.status == "101", "426", "Not by WebSocket"),
         (acts, "429", "A limit is reached"),
         (true, "500", "A failure of the daemon's own"),
@@ -238,6 +289,19 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
     if let Some(content) = content(route.id, route.answers, generator) {
         done.insert("content".into(), content);
     }
+    let heads_of = |status: &str| Some(heads(route.id, status)).filter(|h| *h != json!({}));
+    if let Some(heads) = heads_of(route.status) {
+        done.insert("headers".into(), heads);
+    }
+    for (status, says) in others(route.id) {
+        let mut other = done.clone();
+        other.insert("description".into(), (*says).into());
+        other.extend(heads_of(status).map(|heads| ("headers".to_owned(), heads)));
+        if *status == "304" {
+            other.remove("content");
+        }
+        all.insert((*status).into(), Value::Object(other));
+    }
     // A command in the background has been begun, and not more.
     let begun = (route.id == "exec").then(|| done.clone());
     all.extend(begun.map(|begun| ("202".to_owned(), Value::Object(begun))));
@@ -253,6 +317,11 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
                 "description": "seconds", "schema": { "type": "integer", "minimum": 0 },
             } });
             answer.insert("headers".into(), when);
+        }
+        if let (Some(heads), Some(answer)) =
+            (heads_of(status).filter(|_| status == "416"), answer.as_object_mut())
+        {
+            answer.insert("headers".into(), heads);
         }
         all.insert(status.into(), answer);
     }
@@ -279,6 +348,15 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
             "name": "Idempotency-Key", "in": "header", "required": false,
             "schema": { "type": "string", "pattern": "^[!-~]{1,128}$" },
             "description": "the same request with the same key is carried out once",
+        }));
+    }
+    for (name, says) in conditions(route.id) {
+        parameters.push(json!({
+            "name": name, "in": "header", "required": false, "description": says,
+            "schema": match *name {
+                "Range" | "If-Range" => json!({ "type": "string" }),
+                _ => json!({ "type": "string", "pattern": TAGS }),
+            },
         }));
     }
     let mut operation = json!({

@@ -5,7 +5,9 @@
 //! cry wolf every time); the interval of the change of its median does not hold 0; and, where the group
 //! has a baseline that was measured in the same rounds, the same two are true of its overhead factor,
 //! so that a machine that became slower does not count against the binary. Between machines only the
-//! overhead factor is compared. A change below the threshold is none.
+//! overhead factor is compared. A change below the threshold is none. Two results of the same rounds
+//! (`--against`) are compared round by round: by Wilcoxon's signed-rank test, and by the interval of the
+//! median of what one took beside the other.
 
 use std::fmt::Write as _;
 
@@ -51,6 +53,8 @@ pub enum Verdict {
 pub enum By {
     Time,
     Factor,
+    /// Time beside time, of the same rounds.
+    Rounds,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -96,7 +100,13 @@ struct Pair<'a> {
 
 pub fn compare(old: &Report, new: &Report, options: &Options) -> Comparison {
     let same_machine = old.machine.id == new.machine.id;
-    let by = if same_machine && !options.by_factor { By::Time } else { By::Factor };
+    let together =
+        old.settings.together.is_some() && old.settings.together == new.settings.together;
+    let by = match (together, same_machine && !options.by_factor) {
+        (true, _) => By::Rounds,
+        (false, true) => By::Time,
+        (false, false) => By::Factor,
+    };
     let pairs = pairs(old, new, by);
     // One family of tests for each kind, adjusted together.
     let p = |of: &dyn Fn(&Pair<'_>) -> Option<f64>| {
@@ -105,8 +115,12 @@ pub fn compare(old: &Report, new: &Report, options: &Options) -> Comparison {
             stats::holm(&found.iter().flatten().copied().collect::<Vec<_>>()).into_iter();
         found.iter().map(|f| f.and_then(|_| adjusted.next())).collect::<Vec<_>>()
     };
-    let by_time =
-        p(&|pair| enough(&pair.times).then(|| stats::mann_whitney(&pair.times.0, &pair.times.1)));
+    let by_time = p(&|pair| {
+        enough(&pair.times).then(|| match pair.by {
+            By::Rounds => stats::signed_rank(&logarithms(&pair.times)),
+            By::Time | By::Factor => stats::mann_whitney(&pair.times.0, &pair.times.1),
+        })
+    });
     let by_factor = p(&|pair| {
         let (a, b) = pair.factors.as_ref().filter(|f| enough(f))?;
         Some(stats::mann_whitney(a, b))
@@ -116,8 +130,44 @@ pub fn compare(old: &Report, new: &Report, options: &Options) -> Comparison {
         .zip(by_time.iter().zip(&by_factor))
         .map(|(pair, (time, factor))| row(pair, *time, *factor, options))
         .collect();
-    let notes = notes(old, new, same_machine, &rows);
+    let mut notes = notes(old, new, same_machine, &rows);
+    notes.extend(power(&rows, options));
     Comparison { same_machine, rows, notes }
+}
+
+/// What each round's times are beside each other, on a scale where twice and half are as far.
+fn logarithms((old, new): &(Vec<f64>, Vec<f64>)) -> Vec<f64> {
+    old.iter().zip(new).map(|(old, new)| (new / old).ln()).collect()
+}
+
+/// The part of changes of a size that would be found.
+const POWER: f64 = 0.8;
+/// The size that is spoken of.
+const SIZE: f64 = 0.05;
+
+/// What may have been missed: of ringfence's own that did not change, the least sure.
+fn power(rows: &[Row], options: &Options) -> Option<String> {
+    let tests = rows.iter().filter(|r| !r.p.is_nan()).count().max(1);
+    let sure =
+        stats::deviations(options.alpha / 2.0 / tests as f64) + stats::deviations(1.0 - POWER);
+    // The interval is 1.96 deviations to each side.
+    let least = |row: &Row| (row.high - row.low) / 2.0 / 1.96 * sure;
+    let quiet = rows.iter().filter(|r| r.own && r.verdict == Verdict::Same && !r.low.is_nan());
+    let worst = quiet.max_by(|a, b| least(a).total_cmp(&least(b)))?;
+    let (found, n) = (least(worst), worst.samples.0.min(worst.samples.1) as f64);
+    let mut text = format!(
+        "what did not change may have changed by less than can be told: in {}, {}, {:.1} % would be found \
+         in {:.0} of 100 such comparisons",
+        worst.group,
+        worst.case,
+        found * 100.0,
+        POWER * 100.0
+    );
+    if found > SIZE {
+        let rounds = (n * (found / SIZE).powi(2)).ceil();
+        let _ = write!(text, "; {:.0} % need some {rounds:.0} rounds", SIZE * 100.0);
+    }
+    Some(text)
 }
 
 fn enough((a, b): &(Vec<f64>, Vec<f64>)) -> bool {
@@ -142,6 +192,10 @@ fn pairs<'a>(old: &'a Report, new: &'a Report, by: By) -> Vec<Pair<'a>> {
             }
             let factors =
                 (!is_base).then(|| before.factors(was).zip(group.factors(case))).flatten();
+            // What was measured once beside both is one and the same.
+            if by == By::Rounds && was.samples == case.samples {
+                continue;
+            }
             let times = (was.samples.clone(), case.samples.clone());
             all.push(Pair { group, old: was, new: case, by, times, factors });
         }
@@ -152,7 +206,7 @@ fn pairs<'a>(old: &'a Report, new: &'a Report, by: By) -> Vec<Pair<'a>> {
 fn row(pair: &Pair<'_>, time: Option<f64>, factor: Option<f64>, options: &Options) -> Row {
     let is_base = pair.group.baseline.as_deref() == Some(pair.new.name.as_str());
     let measured = match pair.by {
-        By::Time => Some(&pair.times),
+        By::Time | By::Rounds => Some(&pair.times),
         By::Factor => pair.factors.as_ref(),
     };
     let p50 = |case: &Case| case.p50().unwrap_or(f64::NAN);
@@ -161,12 +215,18 @@ fn row(pair: &Pair<'_>, time: Option<f64>, factor: Option<f64>, options: &Option
         None => (p50(pair.old), p50(pair.new)),
     };
     let changed = |samples: &(Vec<f64>, Vec<f64>), p: Option<f64>| {
-        let (low, high) = stats::change_interval(&samples.0, &samples.1, 0.95);
-        let change = stats::median(&samples.1) / stats::median(&samples.0) - 1.0;
+        let (change, (low, high)) = if pair.by == By::Rounds {
+            let each: Vec<f64> =
+                samples.0.iter().zip(&samples.1).map(|(old, new)| new / old - 1.0).collect();
+            (stats::median(&each), stats::median_interval(&each, 0.95))
+        } else {
+            let change = stats::median(&samples.1) / stats::median(&samples.0) - 1.0;
+            (change, stats::change_interval(&samples.0, &samples.1, 0.95))
+        };
         let sure = p.is_some_and(|p| p < options.alpha) && (low > 0.0 || high < 0.0);
         (change, low, high, sure && change.abs() >= options.threshold)
     };
-    let p = if pair.by == By::Time { time } else { factor };
+    let p = if pair.by == By::Factor { factor } else { time };
     let (mut change, mut low, mut high) = (new / old - 1.0, f64::NAN, f64::NAN);
     let mut verdict = Verdict::Unknown;
     if let Some(samples) = measured.filter(|m| enough(m)) {
@@ -175,7 +235,8 @@ fn row(pair: &Pair<'_>, time: Option<f64>, factor: Option<f64>, options: &Option
         // On one machine the factor has to agree.
         let second = match pair.by {
             By::Time => pair.factors.as_ref().filter(|f| enough(f)).map(|f| changed(f, factor)),
-            By::Factor => None,
+            // The same rounds were slow for both.
+            By::Factor | By::Rounds => None,
         };
         let agreed = second.is_none_or(|s| s.3 && s.0.signum() == change.signum());
         let worse = (change > 0.0) == (pair.group.better == Better::Lower);
@@ -191,7 +252,7 @@ fn row(pair: &Pair<'_>, time: Option<f64>, factor: Option<f64>, options: &Option
     Row {
         group: pair.group.name.clone(),
         case: pair.new.name.clone(),
-        unit: if pair.by == By::Time { pair.group.unit.clone() } else { "x".into() },
+        unit: if pair.by == By::Factor { "x".into() } else { pair.group.unit.clone() },
         by: pair.by,
         old,
         new,
@@ -221,6 +282,9 @@ fn notes(old: &Report, new: &Report, same_machine: bool, rows: &[Row]) -> Vec<St
         notes.push(
             "measured on different machines: overhead factors are compared, not times".into(),
         );
+    }
+    if rows.iter().any(|r| r.by == By::Rounds) {
+        notes.push("measured in the same rounds: compared round by round".into());
     }
     if old.machine.user != new.machine.user {
         notes.push(format!("measured as {} and as {}", old.machine.user, new.machine.user));

@@ -88,6 +88,64 @@ fn a_planted_regression_is_found_and_only_it() {
     }
 }
 
+/// Two builds in the same rounds: whatever the machine does, it does to both.
+fn together(seed: u64, rounds: usize, own: f64) -> (Report, Report) {
+    let (mut old, mut new) = (report(seed, "m", 1.0, 1.0), report(seed, "m", 1.0, 1.0));
+    let mut random = Random::new(seed);
+    let mut noise = |scale: f64| {
+        let unit = (random.draw() >> 11) as f64 / (1u64 << 53) as f64;
+        1.0 - scale * (1.0 - unit).ln()
+    };
+    for (before, after) in old.groups.iter_mut().zip(&mut new.groups) {
+        let (mut samples, mut others) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            // A tenth more from one round to the next, twice as much now and then.
+            let drift = (1.0 + round as f64 / 10.0) * noise(0.3);
+            samples.push(4500.0 * drift * noise(0.05));
+            others.push(4500.0 * drift * own * noise(0.05));
+        }
+        before.cases[1] = Case::of("ringfence", "", samples);
+        after.cases[1] = Case::of("ringfence", "", others);
+    }
+    for report in [&mut old, &mut new] {
+        report.settings.together = Some("one".into());
+    }
+    (old, new)
+}
+
+#[test]
+fn rounds_that_were_shared_are_compared_round_by_round() {
+    for seed in 0..8 {
+        let (old, same) = together(seed, 60, 1.0);
+        let quiet = compare(&old, &same, &Options::default());
+        assert_eq!(quiet.rows.len(), 3, "host and peers are the very same");
+        assert!(quiet.rows.iter().all(|r| r.by == By::Rounds));
+        assert!(!quiet.regressed(), "{}", quiet.markdown());
+        assert!(
+            quiet.notes.iter().any(|n| n.contains("would be found in 80")),
+            "{:?}",
+            quiet.notes
+        );
+        let (old, slower) = together(seed, 60, 1.05);
+        let found = compare(&old, &slower, &Options::default());
+        assert_eq!(verdicts(&found, Verdict::Slower).len(), 3, "{}", found.markdown());
+        // The control: the same samples by themselves drift too much to tell.
+        let alone = |mut report: Report| {
+            report.settings.together = None;
+            report
+        };
+        let missed = compare(&alone(old), &alone(slower), &Options::default());
+        assert!(!missed.regressed(), "{}", missed.markdown());
+    }
+}
+
+#[test]
+fn too_few_rounds_say_how_many_are_needed() {
+    let (old, new) = together(5, 6, 1.0);
+    let found = compare(&old, &new, &Options::default());
+    assert!(found.notes.iter().any(|n| n.contains("5 % need some ")), "{:?}", found.notes);
+}
+
 #[test]
 fn a_slower_machine_is_not_a_slower_binary() {
     let (a, b) = (report(31, "m", 1.0, 1.0), report(32, "m", 1.3, 1.0));

@@ -12,6 +12,7 @@ pub mod machine;
 pub mod model;
 pub mod page;
 pub mod peer;
+pub mod published;
 pub mod runner;
 pub mod stats;
 pub mod suite;

@@ -12,7 +12,7 @@ use crate::stats;
 pub const FORMAT: &str = "ringfence-bench/1";
 
 /// Everything of one measurement.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Results of ringfence's benchmarks")]
 pub struct Report {
@@ -95,6 +95,12 @@ pub struct Settings {
     /// The processors that commands were kept to; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processors: Vec<usize>,
+    /// Seconds that a case may take; one that needs more has fewer samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u64>,
+    /// The same in two results that were measured in the same rounds: sample by sample they belong together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<String>,
 }
 
 /// Another sandbox.
@@ -252,12 +258,24 @@ impl Group {
         (base > 0.0).then(|| of / base)
     }
 
-    /// The same round by round, which takes out whatever slowed both down.
+    /// The same round by round, which takes out whatever slowed both down. One of them may have been
+    /// measured in the first rounds only.
     pub fn factors(&self, case: &Case) -> Option<Vec<f64>> {
         let base = &self.base()?.samples;
-        let paired =
-            !base.is_empty() && base.len() == case.samples.len() && base.iter().all(|b| *b > 0.0);
+        let paired = !base.is_empty() && !case.samples.is_empty() && base.iter().all(|b| *b > 0.0);
         paired.then(|| case.samples.iter().zip(base).map(|(of, base)| of / base).collect())
+    }
+}
+
+/// A group of what could not be measured, and why.
+pub fn failed(name: &str, title: &str, why: &str) -> Group {
+    Group {
+        name: name.into(),
+        title: title.into(),
+        unit: "us".into(),
+        better: Better::Lower,
+        baseline: None,
+        cases: vec![Case::absent("ringfence", "", format!("failed: {why}"))],
     }
 }
 
@@ -283,7 +301,7 @@ pub struct Step {
 }
 
 /// Lines in one picture.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Curve {
     pub name: String,
@@ -300,12 +318,49 @@ pub struct Line {
     pub name: String,
     /// Each: across, up.
     pub points: Vec<(f64, f64)>,
+    /// Why there are none, or not as many as of the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absent: Option<String>,
+}
+
+/// Name and version of the details' format.
+pub const DETAILS_FORMAT: &str = "ringfence-bench-details/1";
+
+/// What each sandbox of a stress test went through, beside its report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Details of a stress test")]
+pub struct Details {
+    /// `ringfence-bench-details/1`.
+    pub format: String,
+    /// Of every figure: `us`.
+    pub unit: String,
+    pub sandboxes: Vec<Life>,
+}
+
+/// How long each step of one sandbox's life took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Life {
+    pub create: f64,
+    pub start: f64,
+    pub exec: f64,
+    pub stop: f64,
+    pub remove: f64,
+}
+
+/// The schema of details, as `bench/details.schema.json` has it.
+pub fn details_schema() -> String {
+    text_of(&schemars::schema_for!(Details))
 }
 
 /// The schema, as `bench/schema.json` has it.
 pub fn schema() -> String {
-    let schema = schemars::schema_for!(Report);
-    let mut text = serde_json::to_string_pretty(&schema).unwrap_or_default();
+    text_of(&schemars::schema_for!(Report))
+}
+
+fn text_of(schema: &schemars::Schema) -> String {
+    let mut text = serde_json::to_string_pretty(schema).unwrap_or_default();
     text.push('\n');
     text
 }

@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::model::{FORMAT, Report, Timeline};
+use crate::suite::density::RATE;
 use crate::text;
+use crate::{join, published};
 
 /// The result that is made of all others of a directory.
 pub const MERGED: &str = "merged.json";
@@ -68,7 +70,7 @@ body{background:var(--back);color:var(--text);font:15px/1.5 system-ui,sans-serif
 h1{font-size:1.6em}h2{border-bottom:1px solid var(--line);padding-bottom:.2em;margin-top:2em}h3{margin:1.6em 0 .4em}
 figure{margin:0 0 1em;background:var(--box);border:1px solid var(--line);border-radius:6px;padding:.6em}
 figcaption{color:var(--dim);font-size:.9em;margin-bottom:.3em}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:1em}
+.two{display:grid;grid-template-columns:repeat(auto-fill,minmax(440px,1fr));gap:1em}
 svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif;fill:var(--text)}
 svg .axis{stroke:var(--line);stroke-width:1}svg .dim{fill:var(--dim)}svg .whisker{stroke:var(--text);stroke-width:1.5;fill:none}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9em;display:block;overflow-x:auto}
@@ -90,6 +92,17 @@ fn shell(title: &str, body: &str) -> String {
 /// One page, drawn without scripts and without anything from elsewhere.
 pub fn html(reports: &[Report]) -> String {
     let mut body = String::from("<h1>ringfence: benchmarks</h1>\n");
+    // Where they are of one machine and binary, what they say together.
+    if let Ok(all) = join::merge(reports.to_vec())
+        && published::concerns(&all)
+    {
+        let _ = write!(
+            body,
+            "<h2>Beside what others publish</h2>\n<p>{}</p>\n{}",
+            inline(text::PUBLISHED),
+            table(&published::table(&all))
+        );
+    }
     for report in reports {
         section(&mut body, report);
     }
@@ -121,12 +134,12 @@ fn section(out: &mut String, report: &Report) {
         out.push_str(&table(&text::overhead(report)));
     }
     if !report.peers.is_empty() {
-        let _ = write!(
-            out,
-            "<h3>Side by side</h3>\n{}{}",
-            table(&text::beside(report)),
-            table(&text::peers(report))
-        );
+        out.push_str("<h3>Side by side</h3>\n");
+        let beside = text::beside(report);
+        if !beside.is_empty() {
+            out.push_str(&table(&beside));
+        }
+        out.push_str(&table(&text::peers(report)));
     }
     for timeline in &report.timelines {
         let _ = writeln!(out, "<h3>{}</h3>", escaped(&timeline.name));
@@ -138,6 +151,12 @@ fn section(out: &mut String, report: &Report) {
             figure(out, &curve.title, &svg::curve(curve));
         }
         out.push_str("</div>\n");
+        let rate = report.curves.iter().filter(|curve| curve.name == RATE);
+        for line in rate.flat_map(|curve| &curve.lines) {
+            if let Some(why) = &line.absent {
+                let _ = writeln!(out, "<p>{}: {}</p>", escaped(&line.name), escaped(why));
+            }
+        }
     }
     for group in &report.groups {
         let _ = writeln!(out, "<h3>{}</h3>\n<div class=\"two\">", escaped(&group.title));

@@ -1,11 +1,10 @@
 //! Other sandboxes, each described by a file of `bench/peers`.
 //!
 //! An adapter says which programs it needs, how it is asked for its version, and what is put before a
-//! command. `{workspace}`, `{home}`, `{place}` (a directory for what it makes) and `{unique}` are
-//! replaced; `{command}` is the command's words, after the prefix where it is not named, `{line}` the
-//! same as one line for a shell. Shell scripts
-//! make and remove what has to be there first: `prepare` once, `each` for every command, which it gets
-//! as arguments.
+//! command. `{workspace}`, `{dir}` (where in it the command begins), `{home}`, `{place}` (a directory for
+//! what it makes) and `{unique}` are replaced; `{command}` is the command's words, after the prefix where
+//! it is not named, `{line}` the same as one line for a shell. Shell scripts make and remove what has to be
+//! there first: `prepare` once, `each` for every command, which it gets as arguments.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -106,6 +105,8 @@ pub struct Ready {
     pub version: Option<String>,
     programs: Vec<(String, PathBuf)>,
     server: Option<Child>,
+    /// Where the next command begins.
+    dir: PathBuf,
     room: Room,
     count: usize,
 }
@@ -137,8 +138,9 @@ impl Adapter {
             return Err(Box::new((self, format!("{}: {}", place.display(), e.kind()))));
         }
         let room = Room { place, ..room.clone() };
+        let dir = room.workspace.clone();
         let mut ready =
-            Ready { adapter: self, version: None, programs, server: None, room, count: 0 };
+            Ready { adapter: self, version: None, programs, server: None, dir, room, count: 0 };
         match ready.begin() {
             Ok(()) => Ok(ready),
             Err(why) => {
@@ -223,6 +225,7 @@ impl Ready {
     fn filled(&self, word: &str) -> String {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         word.replace("{workspace}", &text(&self.room.workspace))
+            .replace("{dir}", &text(&self.dir))
             .replace("{home}", &text(&self.room.home))
             .replace("{place}", &text(&self.room.place))
             .replace("{unique}", &format!("rfbench-{}-{}", std::process::id(), self.count))
@@ -259,9 +262,10 @@ impl Ready {
         self.run(&argv)
     }
 
-    /// The command line that runs a command in it.
-    pub fn wrap(&mut self, command: &[OsString]) -> Result<Vec<OsString>, String> {
+    /// The command line that runs a command in it, in a directory of the workspace.
+    pub fn wrap(&mut self, command: &[OsString], dir: &Path) -> Result<Vec<OsString>, String> {
         self.count += 1;
+        self.dir = dir.into();
         if let Some(script) = &self.adapter.each {
             self.script(script, command)?;
             return Ok(self.words(&self.adapter.command, &[]));
@@ -300,9 +304,18 @@ impl Drop for Ready {
     }
 }
 
-/// Those wanted that are there, and all of them described. `None` wants all, an empty list none.
+/// An adapter that is not one of ours.
+fn other(file: &Path) -> Result<Adapter, String> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file).map_err(|e| format!("{shown}: {}", e.kind()))?;
+    toml::from_str(&text).map_err(|e| format!("{shown}: {}", e.message()))
+}
+
+/// Those wanted that are there, and all of them described. `None` wants all, an empty list none; those of
+/// files are wanted in any case.
 pub fn gather(
     wanted: Option<&[String]>,
+    files: &[PathBuf],
     room: &Room,
 ) -> Result<(Vec<Ready>, Vec<model::Peer>), String> {
     let all = all();
@@ -313,10 +326,9 @@ pub fn gather(
         }
     }
     let (mut found, mut described) = (Vec::new(), Vec::new());
-    for adapter in all {
-        if wanted.is_some_and(|w| !w.contains(&adapter.name)) {
-            continue;
-        }
+    let chosen = all.into_iter().filter(|a| wanted.is_none_or(|w| w.contains(&a.name)));
+    let others = files.iter().map(|file| other(file)).collect::<Result<Vec<_>, _>>()?;
+    for adapter in chosen.chain(others) {
         match adapter.ready(room) {
             Ok(ready) => {
                 described.push(ready.described());

@@ -31,6 +31,22 @@ fn outliers_are_counted_by_side_and_distance() {
 }
 
 #[test]
+fn signed_ranks_are_those_of_the_literature() {
+    // Darwin's maize, as SciPy has it: a sum of 24 of 15 pairs.
+    let maize = [6, 8, 14, 16, 23, 24, 28, 29, 41, -48, 49, 56, 60, -67, 75].map(f64::from);
+    close(signed_rank(&maize), 0.041_259_766);
+    // 2 of 32 choices of signs; nothing; nothing to tell; as many on both sides.
+    close(signed_rank(&[1.0, 2.0, 3.0, 4.0, 5.0]), 0.0625);
+    close(signed_rank(&[]), 1.0);
+    close(signed_rank(&[0.0; 40]), 1.0);
+    let even: Vec<f64> = (1..=40).flat_map(|i| [f64::from(i), -f64::from(i)]).collect();
+    assert!(signed_rank(&even) > 0.99);
+    let all: Vec<f64> = (1..=60).map(f64::from).collect();
+    assert!(signed_rank(&all) < 1e-9);
+    assert!((deviations(0.025) - 1.96).abs() < 1e-3 && (deviations(0.2) - 0.8416).abs() < 1e-3);
+}
+
+#[test]
 fn mann_whitney_is_exact_for_few() {
     // Of the orders, those as far apart or farther: 2 of 20, 2 of 252, 48 of 70, 30 of 35.
     close(mann_whitney(&[1.0, 2.0, 3.0], &[4.0, 5.0, 6.0]), 0.1);

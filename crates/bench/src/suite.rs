@@ -1,21 +1,24 @@
-//! What is measured: cold starts, warm ones, files, the network, density.
+//! What is measured: cold starts, warm ones, the daemon's answers, files, the network, density.
 
 pub mod density;
 pub mod files;
 pub mod network;
 pub mod place;
+pub mod server;
 pub mod warm;
 pub mod work;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::machine;
-use crate::model::{FORMAT, Profile, Report, Settings, Timeline};
+use crate::model::{FORMAT, Group, Profile, Report, Settings, Timeline, Tool, failed};
 use crate::peer::{self, Ready};
 use crate::runner::{self, Plan, Timed};
 use crate::trace;
-use place::Place;
+use place::{AGAINST, Place};
+use work::Work;
 
 /// What was asked for.
 #[derive(Clone, Debug, Default)]
@@ -23,11 +26,19 @@ pub struct Ask {
     /// The ringfence to measure.
     pub binary: PathBuf,
     pub commit: Option<String>,
+    /// Another ringfence, measured in the same rounds.
+    pub against: Option<PathBuf>,
     pub rounds: Option<usize>,
+    /// What one case may take.
+    pub budget: Option<Duration>,
+    /// Only this work; `None`: all of it.
+    pub only: Option<Vec<String>>,
     /// Little of everything.
     pub quick: bool,
     /// `None`: every peer that is there.
     pub peers: Option<Vec<String>>,
+    /// Peers besides, each a file as those of `bench/peers`.
+    pub adapters: Vec<PathBuf>,
     pub cpus: Option<Vec<usize>>,
     /// Directory for hyperfine's figures of the same commands, where it is to measure too.
     pub hyperfine: Option<PathBuf>,
@@ -43,18 +54,21 @@ pub struct Ask {
 pub enum Part {
     Cold,
     Warm,
+    Server,
     Files,
     Network,
     Density,
 }
 
 impl Part {
-    pub const ALL: [Self; 5] = [Self::Cold, Self::Warm, Self::Files, Self::Network, Self::Density];
+    pub const ALL: [Self; 6] =
+        [Self::Cold, Self::Warm, Self::Server, Self::Files, Self::Network, Self::Density];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Cold => "cold",
             Self::Warm => "warm",
+            Self::Server => "server",
             Self::Files => "files",
             Self::Network => "network",
             Self::Density => "density",
@@ -65,12 +79,40 @@ impl Part {
 /// Samples of each case.
 const ROUNDS: usize = 30;
 const QUICK_ROUNDS: usize = 5;
+/// A case may take so long.
+const BUDGET: Duration = Duration::from_secs(20);
+/// Hyperfine has an opinion on these, in so many runs, of whatever takes no longer than this (microseconds).
+const HYPERFINE: ([&str; 3], usize, f64) = (["true", "python", "git"], 5, 2e6);
 
 impl Ask {
     fn plan(&self) -> Plan {
         let rounds = self.rounds.unwrap_or(if self.quick { QUICK_ROUNDS } else { ROUNDS });
         let warmups = if self.quick { 1 } else { 3 };
-        Plan { rounds: rounds.max(1), warmups, progress: self.progress }
+        let budget = self.budget.unwrap_or(BUDGET);
+        Plan { rounds: rounds.max(1), warmups, budget, progress: self.progress }
+    }
+
+    /// Only work that there is can be asked for, and two binaries only where commands are run by both.
+    fn check(&self, parts: &[Part]) -> Result<(), String> {
+        if self.against.is_some() && !parts.iter().all(|p| matches!(p, Part::Cold | Part::Files)) {
+            return Err("--against: only cold and files run the commands of two".into());
+        }
+        let known: Vec<&str> = work::NAMES.into_iter().chain(files::WORKS.map(|w| w.0)).collect();
+        match self.only.iter().flatten().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => Err(format!("--only: no work {name} (there is {})", known.join(", "))),
+            None => Ok(()),
+        }
+    }
+
+    fn tool(&self, binary: &Path) -> Result<Tool, String> {
+        let tool = machine::tool(binary, self.commit.clone())?;
+        if tool.profile == Profile::Debug && !self.debug {
+            return Err(format!(
+                "{}: is a debug build, whose figures say nothing; build it with --release",
+                binary.display()
+            ));
+        }
+        Ok(tool)
     }
 }
 
@@ -83,23 +125,27 @@ pub struct Bench<'a> {
     peers: Vec<Ready>,
 }
 
-/// Measures some parts. A build that is no release build is refused.
-pub fn measure(ask: &Ask, name: &str, parts: &[Part]) -> Result<Report, String> {
-    let tool = machine::tool(&ask.binary, ask.commit.clone())?;
-    if tool.profile == Profile::Debug && !ask.debug {
-        return Err(format!(
-            "{}: is a debug build, whose figures say nothing; build it with --release",
-            ask.binary.display()
-        ));
-    }
+/// Measures some parts; the second result is of the other binary, where there is one. A build that is no
+/// release build is refused. A part that fails is in the result as failed.
+pub fn measure(ask: &Ask, name: &str, parts: &[Part]) -> Result<(Report, Option<Report>), String> {
+    ask.check(parts)?;
+    let tool = ask.tool(&ask.binary)?;
+    let against = ask.against.as_deref().map(|binary| ask.tool(binary)).transpose()?;
     let (started, machine) = (machine::now(), machine::machine());
     let processors = runner::pin(ask.cpus.as_deref())?;
-    let place = Place::new(&ask.binary)?;
+    let place = Place::new(&ask.binary, ask.against.as_deref())?;
     let room = place.room();
-    let (ready, peers) = peer::gather(ask.peers.as_deref(), &room)?;
+    let (ready, peers) = peer::gather(ask.peers.as_deref(), &ask.adapters, &room)?;
     let plan = ask.plan();
-    let settings =
-        Settings { rounds: plan.rounds, warmups: plan.warmups, interleaved: true, processors };
+    let together = against.as_ref().map(|old| format!("{started} {} {}", tool.sha256, old.sha256));
+    let settings = Settings {
+        rounds: plan.rounds,
+        warmups: plan.warmups,
+        interleaved: true,
+        processors,
+        budget: Some(plan.budget.as_secs()),
+        together,
+    };
     let mut report = Report {
         format: FORMAT.into(),
         name: name.into(),
@@ -115,15 +161,57 @@ pub fn measure(ask: &Ask, name: &str, parts: &[Part]) -> Result<Report, String> 
     };
     let mut bench = Bench { ask, plan, place, peers: ready };
     for part in parts {
-        match part {
-            Part::Cold => bench.cold(&mut report)?,
-            Part::Warm => report.groups.extend(warm::groups(&bench)?),
-            Part::Files => report.groups.extend(files::groups(&mut bench)?),
-            Part::Network => report.groups.extend(network::groups(&bench)?),
-            Part::Density => report.curves.extend(density::curves(&mut bench, &mut report.groups)?),
+        if let Err(why) = bench.part(*part, &mut report) {
+            let (name, title) = (format!("{}/failed", part.name()), part.name());
+            report.groups.push(failed(&name, title, &why));
         }
     }
-    Ok(report)
+    tidy(&mut report, &bench.place.path(""));
+    let other = against.map(|tool| split(&mut report, tool));
+    Ok((report, other))
+}
+
+/// The result of the other binary: what is its own, and what was measured beside both.
+fn split(report: &mut Report, tool: Tool) -> Report {
+    let mut other = Report { tool, timelines: Vec::new(), curves: Vec::new(), ..report.clone() };
+    for group in &mut report.groups {
+        group.cases.retain(|case| !case.name.starts_with(AGAINST));
+    }
+    for group in &mut other.groups {
+        group.cases.retain(|case| !case.name.starts_with("ringfence"));
+        for case in &mut group.cases {
+            if let Some(name) = case.name.strip_prefix(AGAINST) {
+                case.name = name.into();
+            }
+        }
+    }
+    other
+}
+
+/// Takes out where it was measured: directories that are gone afterwards, and somebody's home.
+fn tidy(report: &mut Report, place: &Path) {
+    let home = std::env::var("HOME").unwrap_or_default();
+    let place = place.to_string_lossy();
+    let place = place.trim_end_matches('/');
+    let clean = |text: &mut String| {
+        *text = text.replace(place, "PLACE");
+        if home.len() > 1 {
+            *text = text.replace(&format!("{home}/"), "~/");
+        }
+    };
+    for case in report.groups.iter_mut().flat_map(|group| &mut group.cases) {
+        clean(&mut case.what);
+        case.absent.iter_mut().for_each(clean);
+    }
+    for timeline in &mut report.timelines {
+        clean(&mut timeline.what);
+    }
+    for peer in &mut report.peers {
+        peer.absent.iter_mut().for_each(clean);
+    }
+    for line in report.curves.iter_mut().flat_map(|curve| &mut curve.lines) {
+        line.absent.iter_mut().for_each(clean);
+    }
 }
 
 /// Words before a command that run it confined: a name and ringfence's flags.
@@ -134,24 +222,88 @@ const WAYS: [(&str, &[&str]); 4] = [
     ("ringfence layer", &["run", "--no-config", "--layer", "bench", "--"]),
 ];
 
+/// What a host that is allowed adds to a start: a filter, and sockets for it. Nothing is asked of the host.
+const HOSTS: (&str, &[&str]) =
+    ("ringfence hosts", &["run", "--no-config", "--allow-host", "allowed.example", "--"]);
+
 impl Bench<'_> {
+    fn part(&mut self, part: Part, report: &mut Report) -> Result<(), String> {
+        match part {
+            Part::Cold => self.cold(report)?,
+            Part::Warm => report.groups.extend(warm::groups(self)?),
+            Part::Server => server::part(self, report)?,
+            Part::Files => files::part(self, report)?,
+            Part::Network => report.groups.extend(network::groups(self)?),
+            Part::Density => density::part(self, report),
+        }
+        Ok(())
+    }
+
+    /// Whether this work is asked for.
+    fn wants(&self, name: &str) -> bool {
+        self.ask.only.as_ref().is_none_or(|only| only.iter().any(|o| o == name))
+    }
+
+    /// This work by every one of ringfence's ways.
+    fn own(&self, work: &Work, ways: &[(&str, &[&str])]) -> Vec<Timed> {
+        let mut cases = Vec::new();
+        for (name, flags) in ways {
+            cases.push(self.place.confined(name, work, flags));
+            if self.ask.against.is_some() {
+                cases.push(self.place.against(name, work, flags));
+            }
+        }
+        cases
+    }
+
     fn cold(&mut self, report: &mut Report) -> Result<(), String> {
-        for work in work::all(&self.place, self.ask.quick)? {
-            let mut cases = vec![self.place.timed("host", &work, &[])];
-            for (name, flags) in WAYS {
-                cases.push(self.place.confined(name, &work, flags));
+        let mut all = work::all(&self.place, self.ask.quick)?;
+        all.retain(|work| self.wants(&work.name));
+        for work in &all {
+            let mut cases = vec![self.place.timed("host", work, &[])];
+            cases.extend(self.own(work, &WAYS));
+            if work.name == "true" {
+                cases.extend(self.own(work, &[HOSTS]));
             }
-            let mut peers = std::mem::take(&mut self.peers);
-            cases.extend(peers.iter_mut().map(|peer| by_peer(&self.place, peer, &work)));
-            self.peers = peers;
+            let place = &self.place;
+            cases.extend(self.peers.iter_mut().map(|peer| by_peer(place, peer, work)));
             let name = format!("cold/{}", work.name);
-            if let Some(dir) = &self.ask.hyperfine {
-                hyperfine(dir, &work.name, &cases, &self.plan)?;
+            let mut group = runner::group(&name, &work.title, &cases, &self.plan);
+            if let Some(dir) = &self.ask.hyperfine
+                && let Err(why) = self.hyperfine(dir, &work.name, &cases, &group)
+                && let Some(first) = group.cases.first_mut()
+            {
+                first.notes.push(why);
             }
-            report.groups.push(runner::group(&name, &work.title, &cases, &self.plan));
+            report.groups.push(group);
         }
         report.timelines.extend(self.timeline());
         Ok(())
+    }
+
+    /// The same commands by hyperfine, as a second opinion, one after the other, by its own rules: some of
+    /// the work, by ringfence and its peers, as far as it was measured and is quick.
+    fn hyperfine(
+        &self,
+        dir: &Path,
+        name: &str,
+        cases: &[Timed],
+        group: &Group,
+    ) -> Result<(), String> {
+        let (works, runs, longest) = HYPERFINE;
+        let is_wanted = |case: &&Timed| {
+            let beside = self.peers.iter().any(|peer| peer.adapter.name == case.name);
+            let time = group.case(&case.name).and_then(crate::model::Case::p50);
+            (beside || case.name == "host" || case.name == "ringfence")
+                && time.is_some_and(|time| time <= longest)
+        };
+        let chosen: Vec<&Timed> = cases.iter().filter(is_wanted).collect();
+        match chosen.first() {
+            Some(first) if works.contains(&name) => {
+                hyperfine(dir, name, first, &chosen, runs.min(self.plan.rounds).max(2))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A cold start as ringfence's own trace has it: of a few the one in the middle.
@@ -179,34 +331,30 @@ fn by_peer(place: &Place, peer: &mut Ready, work: &work::Work) -> Timed {
     timed.env = peer.env();
     timed.env.extend(work.env.iter().cloned());
     // Absolute words go in as they are; the peer's own view decides whether they are there.
-    match peer.wrap(&work.argv) {
+    match peer.wrap(&work.argv, &timed.dir) {
         Ok(argv) => timed.argv = argv,
         Err(why) => timed.absent = Some(why),
     }
     timed
 }
 
-/// The same commands by hyperfine, as a second opinion: one after the other, by its own rules.
 fn hyperfine(
-    dir: &std::path::Path,
+    dir: &Path,
     name: &str,
-    cases: &[Timed],
-    plan: &Plan,
+    first: &Timed,
+    cases: &[&Timed],
+    runs: usize,
 ) -> Result<(), String> {
     std::fs::create_dir_all(dir).map_err(|e| format!("{}: {}", dir.display(), e.kind()))?;
-    let works: Vec<&Timed> = cases.iter().filter(|c| c.check().is_ok()).collect();
-    let Some(first) = works.first() else { return Ok(()) };
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|d| d.join("hyperfine")).find(|f| f.is_file());
     let mut command = Command::new(found.ok_or("hyperfine is not in the path")?);
     command
-        .args(["--shell=none", "--style=none", "--warmup"])
-        .arg(plan.warmups.to_string())
-        .arg("--runs")
-        .arg(plan.rounds.max(2).to_string())
+        .args(["--shell=none", "--style=none", "--ignore-failure", "--warmup=1", "--runs"])
+        .arg(runs.to_string())
         .arg("--export-json")
-        .arg(dir.join(format!("{name}.json")));
-    for case in &works {
+        .arg(std::path::absolute(dir).unwrap_or_else(|_| dir.into()).join(format!("{name}.json")));
+    for case in cases {
         command.arg("--command-name").arg(&case.name).arg(case.what());
     }
     command.current_dir(&first.dir).env_clear().envs(first.env.iter().map(|(k, v)| (k, v)));

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::model::{Case, Group, Profile, Report};
+use crate::model::{Case, Curve, Group, Profile, Report};
+use crate::published;
+use crate::suite::density::RATE;
 
 /// A figure with its unit, times in the unit that reads best.
 pub fn figure(value: f64, unit: &str) -> String {
@@ -21,6 +23,7 @@ pub fn figure(value: f64, unit: &str) -> String {
         "us" => format!("{} us", plain(value)),
         "KiB" if value >= 10_240.0 => format!("{} MiB", plain(value / 1024.0)),
         "x" => format!("{}x", plain(value)),
+        "" => plain(value),
         unit => format!("{} {unit}", plain(value)),
     }
 }
@@ -65,6 +68,9 @@ pub fn overhead(report: &Report) -> String {
 /// One row for each group, one column for each contestant, what each takes beside the baseline.
 pub fn beside(report: &Report) -> String {
     let groups: Vec<&Group> = report.groups.iter().filter(|g| g.base().is_some()).collect();
+    if groups.is_empty() {
+        return String::new();
+    }
     let mut names: Vec<&str> = Vec::new();
     for case in groups.iter().flat_map(|g| &g.cases) {
         if !names.contains(&case.name.as_str()) {
@@ -140,6 +146,36 @@ pub fn peers(report: &Report) -> String {
     out
 }
 
+/// A curve as a table, a column for each line; who is absent, or ends early, and why.
+pub fn points(curve: &Curve) -> String {
+    let mut across: Vec<f64> =
+        curve.lines.iter().flat_map(|line| line.points.iter().map(|p| p.0)).collect();
+    across.sort_by(f64::total_cmp);
+    across.dedup();
+    let names: Vec<String> = curve.lines.iter().map(|line| cell(&line.name)).collect();
+    let mut out = format!(
+        "| {}: {} | {} |\n|---|{}\n",
+        cell(&curve.x),
+        cell(&curve.y),
+        names.join(" | "),
+        "---|".repeat(names.len())
+    );
+    for x in across {
+        let _ = write!(out, "| {x:.0} |");
+        for line in &curve.lines {
+            let y = line.points.iter().find(|p| p.0.total_cmp(&x).is_eq()).map(|p| p.1);
+            let _ = write!(out, " {} |", y.map_or("-".into(), |y| figure(y, "")));
+        }
+        out.push('\n');
+    }
+    for line in &curve.lines {
+        if let Some(why) = &line.absent {
+            let _ = writeln!(out, "\n- {}: {}", cell(&line.name), cell(why));
+        }
+    }
+    out
+}
+
 /// Date, machine, binary, command: what every figure needs beside it.
 pub fn provenance(report: &Report) -> String {
     let (m, t, s) = (&report.machine, &report.tool, &report.settings);
@@ -171,26 +207,35 @@ pub fn provenance(report: &Report) -> String {
     )
 }
 
-/// The report as one Markdown document.
-pub fn document(report: &Report) -> String {
+/// What a table with others' figures needs beside it.
+pub const PUBLISHED: &str =
+    "As published by them, on their machines; never measured here. The last column is of this run.";
+
+/// What a reader wants first: the headline, the peers, what others publish.
+pub fn headline(report: &Report) -> String {
     let mut out = format!("{}\n\n{}", provenance(report), overhead(report));
     if !report.peers.is_empty() {
         let _ = write!(out, "\n{}\n{}", beside(report), peers(report));
     }
-    out.push_str(&tables(report));
-    for curve in &report.curves {
-        let _ = writeln!(
+    for curve in report.curves.iter().filter(|curve| curve.name == RATE) {
+        let _ = write!(out, "\n### {}\n\n{}", cell(&curve.title), points(curve));
+    }
+    if published::concerns(report) {
+        let _ = write!(
             out,
-            "\n### {}\n\n| {} | {} |\n|---|---|",
-            cell(&curve.title),
-            cell(&curve.x),
-            cell(&curve.y)
+            "\n### Beside what others publish\n\n{PUBLISHED}\n\n{}",
+            published::table(report)
         );
-        for line in &curve.lines {
-            for (x, y) in &line.points {
-                let _ = writeln!(out, "| {}: {x:.0} | {y:.1} |", cell(&line.name));
-            }
-        }
+    }
+    out
+}
+
+/// The report as one Markdown document.
+pub fn document(report: &Report) -> String {
+    let mut out = headline(report);
+    out.push_str(&tables(report));
+    for curve in report.curves.iter().filter(|curve| curve.name != RATE) {
+        let _ = write!(out, "\n### {}\n\n{}", cell(&curve.title), points(curve));
     }
     for timeline in &report.timelines {
         let _ = writeln!(

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ringfence_bench::compare::{Options, Verdict, compare};
-use ringfence_bench::model::{Case, Curve, Line, Report, Step, Timeline, schema};
+use ringfence_bench::model::{Case, Curve, Line, Report, Step, Timeline, details_schema, schema};
 use ringfence_bench::page;
 
 fn bench() -> PathBuf {
@@ -27,6 +27,11 @@ fn names() -> Vec<String> {
 fn the_schema_in_the_tree_is_the_models() {
     let there = std::fs::read_to_string(bench().join("schema.json")).unwrap();
     assert!(there == schema(), "ringfence bench schema >bench/schema.json");
+    let there = std::fs::read_to_string(bench().join("details.schema.json")).unwrap();
+    assert!(
+        there == details_schema(),
+        "ringfence bench schema --details >bench/details.schema.json"
+    );
 }
 
 #[test]
@@ -103,13 +108,22 @@ fn full() -> Report {
     let line = |name: &str, by: f64| Line {
         name: name.into(),
         points: [1.0, 2.0, 4.0, 8.0, 16.0].iter().map(|x| (*x, x * by)).collect(),
+        absent: None,
     };
     report.curves = vec![Curve {
         name: "density/rate".into(),
         title: "starts a second".into(),
         x: "at a time".into(),
         y: "starts".into(),
-        lines: vec![line("host", 100.0), line("ringfence", 20.0)],
+        lines: vec![
+            line("host", 100.0),
+            line("ringfence", 20.0),
+            Line {
+                name: "tired".into(),
+                points: vec![(1.0, 9.0)],
+                absent: Some("no <more>".into()),
+            },
+        ],
     }];
     let hostile = "<script>alert(1)</script>|`x`";
     report.groups[0].cases.push(Case::absent(hostile, "", hostile));
@@ -123,6 +137,7 @@ fn a_page_needs_nothing_beside_it_and_runs_nothing() {
         assert!(!html.contains(word), "{word}");
     }
     assert!(html.contains("&lt;script&gt;"), "what was absent is named");
+    assert!(html.contains("tired: no &lt;more&gt;"), "and who ended early");
     for what in [
         "class=\"bar\"",
         "class=\"curve\"",
@@ -135,6 +150,9 @@ fn a_page_needs_nothing_beside_it_and_runs_nothing() {
     let markdown = page::markdown(&[full()]);
     assert!(markdown.contains("| Benchmark | Unsandboxed | Sandboxed | Overhead |"));
     assert!(!markdown.contains("<script"));
+    assert!(markdown.contains("| at a time: starts | host | ringfence | tired |"), "{markdown}");
+    assert!(markdown.contains("| 2 | 200 | 40.0 | - |"), "{markdown}");
+    assert!(markdown.contains("- tired: no &lt;more>"), "{markdown}");
 }
 
 fn program(name: &str) -> Option<PathBuf> {

@@ -16,6 +16,7 @@ mod inspect;
 mod layers;
 mod output;
 mod ports;
+mod progress;
 mod reload;
 mod trust;
 mod verb;

@@ -5,10 +5,15 @@
 pub mod keys;
 pub mod terminal;
 
+use std::io::Read;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -24,6 +29,9 @@ pub enum Error {
     Absent { path: String, problem: String },
     #[error("lost the daemon: {0}")]
     Lost(String),
+    /// What was to be sent.
+    #[error("cannot read what is to be sent: {0}")]
+    Source(String),
     #[error("{}{}", .0.message, remedy(.0))]
     Refused(Box<ringfence_api::Problem>),
 }
@@ -37,6 +45,8 @@ fn lost(e: impl std::fmt::Display) -> Error {
 }
 
 pub use hyper::Method;
+use hyper::header::HeaderName;
+pub use hyper::header::{IF_MATCH, IF_NONE_MATCH};
 
 pub const GET: Method = Method::GET;
 pub const POST: Method = Method::POST;
@@ -62,11 +72,55 @@ pub enum Event {
     Ended(Exec),
 }
 
+type Outgoing = UnsyncBoxBody<Bytes, std::io::Error>;
+
+fn whole(bytes: Vec<u8>) -> Outgoing {
+    Full::from(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Read at once of what is sent as it is read.
+const PIECE: usize = 64 << 10;
+
+/// A body that is read when there is room for more of it.
+struct Source {
+    from: Box<dyn Read + Send>,
+    /// What went wrong with reading it.
+    wrong: Arc<Mutex<Option<std::io::Error>>>,
+}
+
+impl Body for Source {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    /// Waits for the reader: nothing else is done by this thread meanwhile.
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            return Poll::Ready(match self.from.read(&mut piece) {
+                Ok(0) => None,
+                Ok(n) => {
+                    piece.truncate(n);
+                    Some(Ok(Frame::data(piece.into())))
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => {
+                    let kind = e.kind();
+                    *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                    Some(Err(kind.into()))
+                }
+            });
+        }
+    }
+}
+
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
     runtime: tokio::runtime::Runtime,
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Outgoing>,
 }
 
 impl Client {
@@ -120,6 +174,39 @@ impl Client {
     /// Sends bytes, and reads the JSON answer.
     pub fn put<T: DeserializeOwned>(&mut self, path: &str, bytes: Vec<u8>) -> Result<T, Error> {
         let (_, bytes) = self.bytes(Method::PUT, path, Some(bytes))?;
+        let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(bytes).map_err(lost)
+    }
+
+    /// Sends what is read, as it is read, and reads the JSON answer.
+    pub fn put_from<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        from: Box<dyn Read + Send>,
+    ) -> Result<T, Error> {
+        self.put_when(path, None, from)
+    }
+
+    /// The same on a condition: `If-Match` or `If-None-Match`, and what it says.
+    pub fn put_when<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        condition: Option<(HeaderName, &str)>,
+        from: Box<dyn Read + Send>,
+    ) -> Result<T, Error> {
+        let wrong = Arc::new(Mutex::new(None));
+        let body = Source { from, wrong: wrong.clone() }.boxed_unsync();
+        let sender = &mut self.sender;
+        let answer = self.runtime.block_on(async {
+            let response = send_body(sender, Method::PUT, path, condition, Some(body)).await?;
+            let status = response.status();
+            let bytes = response.into_body().collect().await.map_err(lost)?.to_bytes();
+            if status.is_success() { Ok(bytes) } else { Err(refused(status, &bytes)) }
+        });
+        if let Some(e) = wrong.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(Error::Source(e.kind().to_string()));
+        }
+        let bytes = answer?;
         let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
         serde_json::from_slice(bytes).map_err(lost)
     }
@@ -180,13 +267,15 @@ impl Client {
         path: &str,
         each: &mut dyn FnMut(ringfence_api::Event) -> bool,
     ) -> Result<(), Error> {
-        self.told(Method::GET, path, None, &mut |event| {
-            let text = std::str::from_utf8(event).map_err(lost)?;
-            let Some(data) = text.lines().find_map(|l| l.strip_prefix("data: ")) else {
-                return Ok(true);
-            };
-            Ok(each(serde_json::from_str(data).map_err(lost)?))
-        })
+        let mut wrong = Ok(());
+        self.events(path, &mut |_, data| match serde_json::from_str(data) {
+            Ok(event) => each(event),
+            Err(e) => {
+                wrong = Err(lost(e));
+                false
+            }
+        })?;
+        wrong
     }
 
     /// What a command writes, from the offsets in `path` on, until it ends.
@@ -243,20 +332,33 @@ impl Client {
 }
 
 async fn send(
-    sender: &mut SendRequest<Full<Bytes>>,
+    sender: &mut SendRequest<Outgoing>,
     method: Method,
     path: &str,
     body: Option<Vec<u8>>,
+) -> Result<Response<Incoming>, Error> {
+    send_body(sender, method, path, None, body.map(whole)).await
+}
+
+async fn send_body(
+    sender: &mut SendRequest<Outgoing>,
+    method: Method,
+    path: &str,
+    condition: Option<(HeaderName, &str)>,
+    body: Option<Outgoing>,
 ) -> Result<Response<Incoming>, Error> {
     sender.ready().await.map_err(lost)?;
     let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
     if let Some(authorization) = authorization() {
         request = request.header(header::AUTHORIZATION, authorization);
     }
+    if let Some((name, value)) = condition {
+        request = request.header(name, value);
+    }
     if body.is_some() {
         request = request.header(header::CONTENT_TYPE, "application/json");
     }
-    let request = request.body(Full::from(body.unwrap_or_default())).map_err(lost)?;
+    let request = request.body(body.unwrap_or_else(|| whole(Vec::new()))).map_err(lost)?;
     sender.send_request(request).await.map_err(lost)
 }
 

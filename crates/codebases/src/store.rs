@@ -115,6 +115,11 @@ impl Codebases {
         Ok(Self { store, dir, path, database })
     }
 
+    /// Which file the database of a store is, where there is one: device and inode.
+    pub fn database_id(state: &Path) -> Option<(u64, u64)> {
+        rustix::fs::stat(state.join("codebases.db")).ok().map(|stat| fd::id(&stat))
+    }
+
     /// All codebases, by name.
     pub fn list(&self) -> Result<Vec<Record>, Error> {
         self.database.all()

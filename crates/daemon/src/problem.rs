@@ -69,6 +69,7 @@ pub(crate) fn status(kind: Kind) -> StatusCode {
         Kind::Invalid => StatusCode::BAD_REQUEST,
         Kind::NotFound => StatusCode::NOT_FOUND,
         Kind::Conflict | Kind::Lost => StatusCode::CONFLICT,
+        Kind::Changed => StatusCode::PRECONDITION_FAILED,
         Kind::Busy => StatusCode::SERVICE_UNAVAILABLE,
         Kind::Limit => StatusCode::TOO_MANY_REQUESTS,
         Kind::Refused => StatusCode::FORBIDDEN,

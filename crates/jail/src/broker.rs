@@ -1328,7 +1328,9 @@ impl<'a> Broker<'a> {
                     if target.get().starts_with(b"/") {
                         at = Fd(raw::openat(self.root.0, c".", flags, 0)?);
                     }
-                    target.push(after.get())?;
+                    // What is left grows with each link. The kernel keeps it in pieces, and ends such walks by
+                    // their number of links: one that leads through itself gets the same answer here.
+                    target.push(after.get()).map_err(|_| Errno(libc::ELOOP))?;
                     rest = target;
                 }
                 _ => return Err(Errno(libc::ENOTDIR)),

@@ -8,6 +8,7 @@ use ringfence_sys::seccomp::SockFilter;
 use ringfence_sys::shared::Page;
 use ringfence_sys::{fuse, landlock, ns, overlay};
 
+use crate::moments::{Moment, note};
 use crate::spec::{
     self, Copy, Fuse, Ids, JailSpec, Landlock, MASK_DIR, MASK_FILE, Overlay, Rlimit, Source, Step,
     View,
@@ -81,11 +82,8 @@ pub(crate) fn leave_host(spec: &JailSpec) -> Res {
 /// What the command's process does while init builds the view: network namespace, limits,
 /// capabilities, system call filter. None of it needs the view.
 pub(crate) fn private(spec: &JailSpec, page: &Page, has_network: bool) -> Res {
-    if !has_network && spec.namespaces & ns::flags::NET != 0 {
-        at(Stage::Network, raw::unshare(libc::CLONE_NEWNET))?;
-        if spec.loopback {
-            at(Stage::Loopback, raw::loopback_up())?;
-        }
+    if network(spec, has_network)? {
+        note(page, Moment::Network);
     }
     raw::set_and_wake(&page.net_ready);
     for (i, l) in spec.rlimits.iter().enumerate() {
@@ -93,11 +91,32 @@ pub(crate) fn private(spec: &JailSpec, page: &Page, has_network: bool) -> Res {
     }
     // Init of a sandbox that stays carries out calls; its commands take the other filter themselves.
     let init = spec.resident >= 0 && !spec.watch.is_empty();
-    harden(spec, if init { &spec.init_seccomp } else { &spec.seccomp })
+    unprivileged(spec)?;
+    note(page, Moment::Limits);
+    filter(if init { &spec.init_seccomp } else { &spec.seccomp })?;
+    note(page, Moment::Filter);
+    Ok(())
+}
+
+/// The network namespace, where it was not made before; whether it was made.
+pub(crate) fn network(spec: &JailSpec, has_network: bool) -> Result<bool, Fail> {
+    if has_network || spec.namespaces & ns::flags::NET == 0 {
+        return Ok(false);
+    }
+    at(Stage::Network, raw::unshare(libc::CLONE_NEWNET))?;
+    if spec.loopback {
+        at(Stage::Loopback, raw::loopback_up())?;
+    }
+    Ok(true)
 }
 
 /// No capabilities, no way to get any, the filter.
-pub(crate) fn harden(spec: &JailSpec, filter: &[SockFilter]) -> Res {
+pub(crate) fn harden(spec: &JailSpec, program: &[SockFilter]) -> Res {
+    unprivileged(spec)?;
+    filter(program)
+}
+
+fn unprivileged(spec: &JailSpec) -> Res {
     at(Stage::NoNewPrivs, raw::set_no_new_privs())?;
     if spec.namespaces != 0 {
         at(Stage::Capabilities, raw::drop_capabilities())?;
@@ -106,7 +125,11 @@ pub(crate) fn harden(spec: &JailSpec, filter: &[SockFilter]) -> Res {
         // to change; `no_new_privs` already keeps an exec from gaining any.
         at(Stage::Capabilities, raw::clear_capability_sets())?;
     }
-    if filter.is_empty() { Ok(()) } else { at(Stage::Seccomp, install_filter(filter)) }
+    Ok(())
+}
+
+fn filter(program: &[SockFilter]) -> Res {
+    if program.is_empty() { Ok(()) } else { at(Stage::Seccomp, install_filter(program)) }
 }
 
 /// The last layer, for which the view must be finished: its rules name objects.
@@ -372,19 +395,20 @@ fn run_step<'a>(step: &'a Step, place: &mut Place<'a>) -> raw::Result<()> {
         Step::Tmpfs { path, options } => {
             raw::mount(c"tmpfs", path, c"tmpfs", libc::MS_NOSUID | libc::MS_NODEV, options)
         }
-        Step::Proc { path } => raw::mount(
-            c"proc",
-            path,
-            c"proc",
-            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY,
-            c"",
-        ),
+        Step::Proc { path, writable } => {
+            let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+            if *writable {
+                return raw::mount(c"proc", path, c"proc", flags, c"")
+                    .and_then(|()| seal_kernel(place, path));
+            }
+            raw::mount(c"proc", path, c"proc", flags | libc::MS_RDONLY, c"")
+        }
         Step::DevPts { path } => raw::mount(
             c"devpts",
             path,
             c"devpts",
             libc::MS_NOSUID | libc::MS_NOEXEC,
-            c"newinstance,ptmxmode=0666,mode=620",
+            c"newinstance,ptmxmode=0666,mode=620,max=128",
         ),
         Step::Bind { source, path, recursive, attributes } => {
             let tree = match open_tree_of(source, *recursive, place, *attributes) {
@@ -609,6 +633,28 @@ fn open_tree_of(
     let flag = if recursive { mnt::AT_RECURSIVE } else { 0 };
     set_attributes(tree, flag, attributes)?;
     Ok(tree)
+}
+
+/// What in a process table speaks to the kernel and not to a process.
+const KERNEL: [&CStr; 8] =
+    [c"sys", c"sysrq-trigger", c"irq", c"bus", c"fs", c"acpi", c"scsi", c"driver"];
+
+/// Makes [`KERNEL`] read-only again in a process table that is not.
+fn seal_kernel(place: &mut Place, path: &CStr) -> raw::Result<()> {
+    let table = open_inside(place.root, path, None)?;
+    for name in KERNEL {
+        let target = match open_inside(table, name, None) {
+            Err(Errno(libc::ENOENT)) => continue,
+            target => target?,
+        };
+        let tree = clone_tree(target, true)?;
+        set_attributes(tree, mnt::AT_RECURSIVE, mnt::ATTR_RDONLY)
+            .and_then(|()| attach(tree, target))?;
+        place.close_soon(tree);
+        place.close_soon(target);
+    }
+    place.close_soon(table);
+    Ok(())
 }
 
 fn attach(tree: i32, target: i32) -> raw::Result<()> {

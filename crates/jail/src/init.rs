@@ -10,6 +10,7 @@ use crate::asks::Asks;
 use crate::broker::Broker;
 use crate::child::{self, Fail, Res, at, report};
 use crate::message;
+use crate::moments::{Moment, note};
 use crate::spawn::Birth;
 use crate::spec::{Exec, JailSpec, Step};
 use crate::stage::Stage;
@@ -43,6 +44,7 @@ pub(crate) fn run(birth: &Birth<'_>) -> ! {
         Ok(channel) => channel,
         Err(fail) => fail_and_exit(page, &fail),
     };
+    note(page, Moment::Session);
     // SAFETY: this process is single-threaded since the clone, and the child only makes raw calls
     // before execve or _exit.
     match unsafe { ringfence_sys::ns::fork() } {
@@ -59,6 +61,7 @@ pub(crate) fn run(birth: &Birth<'_>) -> ! {
                 processors.move_away(pid);
             }
             page.command.store(pid, Ordering::Release);
+            note(page, Moment::Forked);
             // The command does the same; whoever comes first, its group is there before any signal.
             let _ = raw::setpgid(pid, pid);
             let done = finish_set_up(spec, trees, pidfd, page, has_network).and_then(|()| {
@@ -124,9 +127,11 @@ fn finish_set_up(
         child::view(spec, trees)?;
     }
     raw::set_and_wake(&page.view_ready);
+    note(page, Moment::View);
     if first {
         child::leave_host(spec)?;
     }
+    note(page, Moment::Left);
     if !has_network && spec.namespaces & ringfence_sys::ns::flags::NET != 0 {
         // Through /proc/1/net the command could otherwise read the host's network tables.
         while page.net_ready.load(Ordering::Acquire) == 0 {
@@ -145,10 +150,13 @@ fn finish_set_up(
     // Nobody inside may look into the memory that was copied from the supervisor.
     at(Stage::Dumpable, raw::set_dumpable(false))?;
     raw::set_and_wake(&page.sealed);
+    note(page, Moment::Sealed);
     // The command is on its way; init confines itself too. It runs nothing of the sandbox's, so
     // this guards against mistakes of our own only, and costs nothing that is waited for.
     let filter = if spec.watch.is_empty() { &spec.seccomp } else { &spec.init_seccomp };
-    child::harden(spec, filter)
+    child::harden(spec, filter)?;
+    note(page, Moment::Confined);
+    Ok(())
 }
 
 pub(crate) fn fail_and_exit(page: &Page, fail: &Fail) -> ! {
@@ -195,6 +203,7 @@ fn become_command(
     front: bool,
 ) -> Result<std::convert::Infallible, Fail> {
     let Birth { spec, page, has_network, spread, .. } = *birth;
+    note(page, Moment::Command);
     if spec.namespaces == 0 {
         // No pid namespace will end us with init.
         let kill = libc::SIGKILL as u64;
@@ -202,12 +211,14 @@ fn become_command(
     }
     child::private(spec, page, has_network)?;
     raw::wait_until_set(&page.view_ready);
+    note(page, Moment::Waited);
     if let Some(processors) = spread {
         // Init has moved us before it said so. A refusal would only cost time.
         let _ = processors.give(0);
     }
     if spec.watch.is_empty() {
         child::landlock(spec)?;
+        note(page, Moment::Landlock);
     }
     // It leads a process group of its own in init's session.
     at(Stage::Session, raw::setpgid(0, 0))?;
@@ -224,7 +235,9 @@ fn become_command(
     at(Stage::Descriptors, raw::close_from(3, false))?;
     at(Stage::Chdir, raw::chdir(&spec.exec.cwd))?;
     raw::reset_signals();
+    note(page, Moment::Wired);
     raw::wait_until_set(&page.sealed);
+    note(page, Moment::Exec);
     page.started.store(1, Ordering::Release);
     let errno = exec(&spec.exec);
     page.started.store(0, Ordering::Release);
@@ -380,6 +393,7 @@ fn reap(command: i32, page: &Page) -> bool {
                     let _ = raw::send_now(CONTROL, &[message::STOPPED, signal]);
                     continue;
                 }
+                note(page, Moment::Ended);
                 page.wait_status.store(status, Ordering::Relaxed);
                 page.ended.store(1, Ordering::Release);
                 return true;

@@ -21,12 +21,14 @@ mod child;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod init;
+mod moments;
 pub mod resident;
 mod spawn;
 mod spec;
 mod stage;
 
 pub use broker::{Allowed, Judge};
+pub use moments::Noted;
 pub use ringfence_sys::early::Early;
 pub use ringfence_sys::egress;
 pub use spawn::{Jailed, spawn};

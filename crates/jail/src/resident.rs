@@ -64,6 +64,8 @@ pub mod kind {
     pub const SIGNAL_SINCE: u8 = 7;
     /// Set permissions of a file or directory, not through a link: mode in `extra`.
     pub const CHMOD: u8 = 8;
+    /// Put a regular file in place as a whole: its path, that of a draft beside it, and `extra` bytes.
+    pub const PUT: u8 = 9;
 
     /// The command runs; its pid inside in `value`.
     pub const STARTED: u8 = 65;
@@ -296,6 +298,8 @@ fn set_up<'a>(birth: &Birth<'a>) -> Result<(Starter<'a>, Option<Names<'a>>), Fai
     child::view(spec, trees)?;
     child::leave_host(spec)?;
     place_descriptors(birth)?;
+    // First, so that what is listed of sockets inside does not tell whether it was there before.
+    child::network(spec, has_network)?;
     let pair =
         if spec.watch.is_empty() { None } else { Some(at(Stage::Broker, raw::seqpacket_pair())?) };
     let watched =
@@ -308,7 +312,7 @@ fn set_up<'a>(birth: &Birth<'a>) -> Result<(Starter<'a>, Option<Names<'a>>), Fai
     if few {
         return Err(Fail::new(Stage::Rlimit, Errno(libc::EINVAL)));
     }
-    child::private(spec, page, has_network)?;
+    child::private(spec, page, true)?;
     if spec.resident_files > 0 {
         let (_, hard) = at(Stage::Rlimit, raw::getrlimit(libc::RLIMIT_NOFILE))?;
         let soft = spec.resident_files.min(hard);
@@ -724,27 +728,7 @@ fn on_files(head: &Head, strings: &[u8], broker: Option<&mut Broker<'_>>) -> raw
     let here = libc::AT_FDCWD;
     let nothing = |()| -1;
     match head.kind {
-        kind::OPEN => {
-            const FLAGS: i32 = libc::O_ACCMODE
-                | libc::O_CREAT
-                | libc::O_EXCL
-                | libc::O_TRUNC
-                | libc::O_APPEND
-                | libc::O_DIRECTORY
-                | libc::O_NOFOLLOW
-                | libc::O_PATH;
-            // Neither a terminal nor a pipe without a reader may hold us up.
-            let always = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
-            let path_only = head.value & libc::O_PATH != 0;
-            let flags = if path_only { libc::O_CLOEXEC } else { always } | (head.value & FLAGS);
-            let mode = if flags & libc::O_CREAT != 0 { head.extra & 0o777 } else { 0 };
-            let changes = flags & (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) != 0;
-            if let Some(broker) = broker.filter(|_| changes && !path_only) {
-                return broker.open_own(first, flags, mode);
-            }
-            // `/proc/self/fd` would be init's.
-            raw::openat2_once(here, first, flags, mode, resolve::NO_MAGICLINKS)
-        }
+        kind::OPEN => open(first, head.value, head.extra, broker),
         kind::MAKE_DIRECTORY => match broker {
             Some(broker) => broker.mkdir_own(first, head.extra & 0o777),
             None => raw::mkdirat(here, first, head.extra & 0o777),
@@ -752,27 +736,103 @@ fn on_files(head: &Head, strings: &[u8], broker: Option<&mut Broker<'_>>) -> raw
         .map(nothing),
         kind::REMOVE => {
             let flags = if head.value != 0 { libc::AT_REMOVEDIR } else { 0 };
-            match broker {
-                Some(broker) => broker.unlink_own(first, flags),
-                None => raw::unlinkat(here, first, flags),
-            }
-            .map(nothing)
+            remove(first, flags, broker).map(nothing)
         }
-        kind::RENAME => {
-            let (second, _) = path(rest)?;
-            match broker {
-                Some(broker) => broker.rename_own(first, second, 0),
-                None => raw::renameat(here, first, here, second),
-            }
-            .map(nothing)
-        }
+        kind::RENAME => rename(first, path(rest)?.0, broker).map(nothing),
         kind::CHMOD => match broker {
             Some(broker) => broker.chmod_own(first, head.extra & 0o777),
             None => chmod(here, first, head.extra & 0o777),
         }
         .map(nothing),
+        kind::PUT => {
+            let (draft, bytes) = path(rest)?;
+            let bytes = bytes.get(..head.extra as usize).ok_or(Errno(libc::EINVAL))?;
+            put(first, draft, bytes, broker).map(nothing)
+        }
         _ => Err(Errno(libc::ENOSYS)),
     }
+}
+
+fn open(path: &CStr, flags: i32, mode: u32, broker: Option<&mut Broker<'_>>) -> raw::Result<i32> {
+    const FLAGS: i32 = libc::O_ACCMODE
+        | libc::O_CREAT
+        | libc::O_EXCL
+        | libc::O_TRUNC
+        | libc::O_APPEND
+        | libc::O_DIRECTORY
+        | libc::O_NOFOLLOW
+        | libc::O_PATH;
+    // Neither a terminal nor a pipe without a reader may hold us up.
+    let always = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
+    let path_only = flags & libc::O_PATH != 0;
+    let flags = if path_only { libc::O_CLOEXEC } else { always } | (flags & FLAGS);
+    let mode = if flags & libc::O_CREAT != 0 { mode & 0o777 } else { 0 };
+    let changes = flags & (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) != 0;
+    if let Some(broker) = broker.filter(|_| changes && !path_only) {
+        return broker.open_own(path, flags, mode);
+    }
+    // `/proc/self/fd` would be init's.
+    raw::openat2_once(libc::AT_FDCWD, path, flags, mode, resolve::NO_MAGICLINKS)
+}
+
+fn remove(path: &CStr, flags: i32, broker: Option<&mut Broker<'_>>) -> raw::Result<()> {
+    match broker {
+        Some(broker) => broker.unlink_own(path, flags),
+        None => raw::unlinkat(libc::AT_FDCWD, path, flags),
+    }
+}
+
+fn rename(from: &CStr, to: &CStr, broker: Option<&mut Broker<'_>>) -> raw::Result<()> {
+    match broker {
+        Some(broker) => broker.rename_own(from, to, 0),
+        None => raw::renameat(libc::AT_FDCWD, from, libc::AT_FDCWD, to),
+    }
+}
+
+/// Whoever reads the file sees the old bytes or the new ones. What is there keeps its mode, has to be a
+/// regular file, and such as may be written.
+fn put(
+    path: &CStr,
+    draft: &CStr,
+    bytes: &[u8],
+    mut broker: Option<&mut Broker<'_>>,
+) -> raw::Result<()> {
+    let mode = match open(path, libc::O_PATH | libc::O_NOFOLLOW, 0, broker.as_deref_mut()) {
+        Ok(there) => {
+            let mode = raw::file_mode(there);
+            raw::close(there);
+            let mode = mode?;
+            if mode & libc::S_IFMT != libc::S_IFREG {
+                return Err(Errno(libc::EINVAL));
+            }
+            let flags = libc::O_WRONLY | libc::O_NOFOLLOW;
+            raw::close(open(path, flags, 0, broker.as_deref_mut())?);
+            mode & 0o777
+        }
+        Err(Errno(libc::ENOENT)) => 0o644,
+        Err(errno) => return Err(errno),
+    };
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+    let file = open(draft, flags, mode, broker.as_deref_mut())?;
+    let mut rest = bytes;
+    let mut written = Ok(());
+    while !rest.is_empty() && written.is_ok() {
+        written = match raw::write(file, rest) {
+            Ok(0) => Err(Errno(libc::EIO)),
+            Ok(n) => {
+                rest = rest.get(n..).unwrap_or_default();
+                Ok(())
+            }
+            Err(Errno(libc::EINTR)) => Ok(()),
+            Err(errno) => Err(errno),
+        };
+    }
+    raw::close(file);
+    let done = written.and_then(|()| rename(draft, path, broker.as_deref_mut()));
+    if done.is_err() {
+        let _ = remove(draft, 0, broker);
+    }
+    done
 }
 
 /// Never through a link: those of the process file system lead out of the view, and one that a command

@@ -14,6 +14,7 @@ use crate::broker::Judge;
 use crate::child::{self, Line};
 use crate::init;
 use crate::message;
+use crate::moments::{self, Moment, Noted, note};
 use crate::spec::{Ids, JailSpec, Parent, Tree};
 use crate::stage::{Failure, Stage};
 
@@ -60,8 +61,12 @@ extern "C" fn born(birth: *const libc::c_void) -> ! {
     if b.spec.namespaces & ns::flags::PID == 0 {
         let _ = ringfence_sys::subreaper::become_subreaper();
     }
+    note(b.page, Moment::Born);
     match child::enter(b.spec, b.supervisor, b.page) {
-        Ok(()) => init::run(b),
+        Ok(()) => {
+            note(b.page, Moment::Entered);
+            init::run(b)
+        }
         Err(f) => init::fail_and_exit(b.page, &f),
     }
 }
@@ -276,6 +281,15 @@ impl Jailed {
     /// Whether `execve` of the command was reached and not (yet) reported as failed.
     pub fn started(&self) -> bool {
         self.page.started.load(Ordering::Acquire) != 0
+    }
+
+    /// Where the time of the set-up went, by the processes that did it; nothing unless
+    /// [`ringfence_sys::moments::begin`] was called before.
+    pub fn steps(&self) -> Vec<Noted> {
+        let helper = self.early.as_ref().and_then(Early::moments);
+        let helper =
+            helper.map(|(start, end)| Noted { name: "namespaces", lane: "helper", start, end });
+        helper.into_iter().chain(moments::steps(&self.page)).collect()
     }
 
     /// Whether every process of the sandbox but its PID 1 has ended, and that is about to.

@@ -44,6 +44,8 @@ pub enum Step {
     },
     Proc {
         path: CString,
+        /// So that a process can describe a user namespace that it makes.
+        writable: bool,
     },
     DevPts {
         path: CString,

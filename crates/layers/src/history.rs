@@ -270,7 +270,7 @@ pub fn compact(store: &Store, name: &str) -> Result<(), Error> {
     record.stack = vec![flat];
     held.save(record)?;
     drop(held);
-    store.collect(&lock)
+    store.collect(lock)
 }
 
 /// An empty directory in the layer's own, in which a delta is made out of sight of the collection.

@@ -13,10 +13,11 @@
 //! A layer's lock is taken only while the store's is held, so a layer cannot vanish between.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +43,8 @@ const USE_STEP: usize = 128;
 const HOLDER: usize = 128;
 /// Prefix of what is being removed.
 const GONE: &str = ".gone-";
+/// Of layers in the making, under the store's lock: without it, what is called so was left.
+const NEW: &str = ".new-";
 
 /// A moment of the host's clock, seconds and nanoseconds.
 #[derive(
@@ -393,25 +396,38 @@ impl Store {
     pub fn begin(&self, name: &str, roots: &[Root], now: Stamp) -> Result<Session, Error> {
         check_name(name)?;
         let lock = self.lock()?;
-        let path = self.layer_path(name);
-        let layer = match self.layer(name) {
-            Ok(layer) => layer,
+        match self.layer(name) {
+            Ok(layer) => self.begin_in(&lock, layer, roots, false),
             Err(Error::NoLayer(_)) => {
-                make_directory(self.layers.as_fd(), name.as_ref(), &path)?;
-                let dir = rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty())
-                    .map_err(Error::os("open", &path))?;
-                let record = new_record(now)?;
-                // Not synced: until a run ended there is nothing to lose.
-                write_record(dir.as_fd(), &path, &record, false)?;
+                let path = self.layer_path(name);
+                let (draft, dir) = self.draft(&lock, &path)?;
+                let (name, record) = (name.to_owned(), new_record(now)?);
                 let deltas = self.path.join("deltas");
-                Layer { name: name.to_owned(), record, dir, path: path.clone(), deltas }
+                let layer = Layer { name, record, dir, path: path.clone(), deltas };
+                let begun = self
+                    .begin_in(&lock, layer, roots, true)
+                    .and_then(|session| self.name(&draft, &path).map(|()| session));
+                if begun.is_err() {
+                    let _ = remove(self.layers.as_fd(), draft.as_ref(), &path);
+                }
+                begun
             }
-            Err(e) => return Err(e),
-        };
-        if layer.unfinished() {
-            return Err(Error::Unfinished(name.to_owned()));
+            Err(e) => Err(e),
         }
-        let Taken { fd, killed, at } = take(&layer.dir, name, &path, true)?;
+    }
+
+    fn begin_in(
+        &self,
+        _lock: &StoreLock,
+        layer: Layer,
+        roots: &[Root],
+        is_new: bool,
+    ) -> Result<Session, Error> {
+        let (name, path) = (layer.name.clone(), layer.path.clone());
+        if layer.unfinished() {
+            return Err(Error::Unfinished(name));
+        }
+        let Taken { fd, killed, at } = take(&layer.dir, &name, &path, true)?;
         let mut held = Held { layer, lock: fd, killed, mended: false };
         if killed.is_some() {
             held.mend()?;
@@ -424,7 +440,7 @@ impl Store {
         let mut record = held.layer.record.clone();
         let mut indexes = Vec::with_capacity(roots.len());
         for root in roots {
-            indexes.push(root_index(&mut record, name, root)?);
+            indexes.push(root_index(&mut record, &name, root)?);
         }
         let open = match &record.open {
             Some(open) => open.clone(),
@@ -443,12 +459,30 @@ impl Store {
                 .collect();
             mounts.push(Mount { root: root.path.clone(), lower, upper, work });
         }
-        if record != held.layer.record {
+        if is_new || record != held.layer.record {
+            // Not synced: until a run ended there is nothing to lose.
             write_record(held.layer.dir.as_fd(), &path, &record, !fresh)?;
             held.layer.record = record;
         }
-        drop(lock);
         Ok(Session { held, mounts, started: at })
+    }
+
+    /// A directory for a layer in the making. It gets its name when its record is there: a layer without
+    /// one would be damaged. What a killed process leaves is collected.
+    fn draft(&self, _lock: &StoreLock, path: &Path) -> Result<(String, OwnedFd), Error> {
+        let draft = format!("{NEW}{}", random_id()?);
+        make_directory(self.layers.as_fd(), draft.as_ref(), path)?;
+        let dir = rustix::fs::openat(&self.layers, &*draft, DIRECTORY, Mode::empty())
+            .map_err(Error::os("open", path))?;
+        Ok((draft, dir))
+    }
+
+    /// Gives a layer that was made its name.
+    fn name(&self, draft: &str, path: &Path) -> Result<(), Error> {
+        let name = path.file_name().unwrap_or_default();
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(&self.layers, draft, &self.layers, name, flags)
+            .map_err(Error::os("make", path))
     }
 
     /// Changes a layer's record under the store's lock, while nobody uses the layer.
@@ -464,7 +498,7 @@ impl Store {
         let answer = change(&mut record)?;
         held.save(record)?;
         drop(held);
-        self.collect(&lock)?;
+        self.collect(lock)?;
         Ok(answer)
     }
 
@@ -476,7 +510,7 @@ impl Store {
 
     pub(crate) fn create_locked(
         &self,
-        _lock: &StoreLock,
+        lock: &StoreLock,
         name: &str,
         record: &Record,
         synced: bool,
@@ -484,10 +518,13 @@ impl Store {
         check_name(name)?;
         self.free(name)?;
         let path = self.layer_path(name);
-        make_directory(self.layers.as_fd(), name.as_ref(), &path)?;
-        let dir = rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty())
-            .map_err(Error::os("open", &path))?;
-        write_record(dir.as_fd(), &path, record, synced)
+        let (draft, dir) = self.draft(lock, &path)?;
+        let made = write_record(dir.as_fd(), &path, record, synced)
+            .and_then(|()| self.name(&draft, &path));
+        if made.is_err() {
+            let _ = remove(self.layers.as_fd(), draft.as_ref(), &path);
+        }
+        made
     }
 
     /// An error if the name is taken.
@@ -518,12 +555,10 @@ impl Store {
     /// Removes a layer with everything that no other layer needs.
     pub fn discard(&self, name: &str) -> Result<(), Error> {
         let lock = self.lock()?;
-        let (gone, held) = self.aside(name)?;
-        let path = self.layer_path(name);
-        sync(&self.layers, &path)?;
+        let held = self.aside(name)?;
+        sync(&self.layers, &self.layer_path(name))?;
         drop(held);
-        remove(self.layers.as_fd(), gone.as_ref(), &path)?;
-        self.collect(&lock)
+        self.collect(lock)
     }
 
     /// The first half of it, which waits for nothing: nobody finds the layer any more. What it holds goes
@@ -533,8 +568,8 @@ impl Store {
         self.aside(name).map(drop)
     }
 
-    /// Its new name, and what keeps others from it.
-    fn aside(&self, name: &str) -> Result<(String, Taken), Error> {
+    /// What keeps others from it.
+    fn aside(&self, name: &str) -> Result<Taken, Error> {
         check_name(name)?;
         let path = self.layer_path(name);
         let dir = match rustix::fs::openat(&self.layers, name, DIRECTORY, Mode::empty()) {
@@ -548,15 +583,14 @@ impl Store {
         if has_journal(&dir) {
             return Err(Error::Unfinished(name.to_owned()));
         }
-        let gone = format!("{GONE}{}", random_id()?);
-        rustix::fs::renameat(&self.layers, name, &self.layers, &*gone)
-            .map_err(Error::os("remove", &path))?;
-        Ok((gone, held))
+        give_up(&self.layers, name.as_ref(), &path)?;
+        Ok(held)
     }
 
-    /// Removes deltas that no layer names. Does nothing as long as a record cannot be read: that
-    /// record may name them.
-    pub fn collect(&self, _lock: &StoreLock) -> Result<(), Error> {
+    /// Removes deltas that no layer names, and what was set aside. Does nothing as long as a record cannot
+    /// be read: that record may name them. Who waits for the lock does not wait for that: under it they only
+    /// lose their names.
+    pub fn collect(&self, lock: StoreLock) -> Result<(), Error> {
         let mut needed = BTreeSet::new();
         for name in self.names()? {
             match self.layer(&name) {
@@ -565,16 +599,22 @@ impl Store {
                 Err(_) => return Ok(()),
             }
         }
-        for (dir, path, ids) in [
-            (&self.layers, self.path.join("layers"), false),
-            (&self.deltas, self.path.join("deltas"), true),
-        ] {
-            let (names, _) = list_again(dir).map_err(Error::os("list", &path))?;
-            for (name, _) in names {
-                let Some(text) = name.to_str() else { continue };
-                let unneeded = ids && is_id(text);
-                if text.starts_with(GONE) || (unneeded && !needed.contains(text)) {
-                    remove(dir.as_fd(), &name, &path.join(&name))?;
+        let (layers, deltas) = (self.path.join("layers"), self.path.join("deltas"));
+        for name in listed(&self.layers, &layers)? {
+            if name.as_bytes().starts_with(NEW.as_bytes()) {
+                give_up(&self.layers, &name, &layers.join(&name))?;
+            }
+        }
+        for name in listed(&self.deltas, &deltas)? {
+            if name.to_str().is_some_and(|id| is_id(id) && !needed.contains(id)) {
+                give_up(&self.deltas, &name, &deltas.join(&name))?;
+            }
+        }
+        drop(lock);
+        for (dir, path) in [(&self.layers, layers), (&self.deltas, deltas)] {
+            for name in listed(dir, &path)? {
+                if name.as_bytes().starts_with(GONE.as_bytes()) {
+                    clear(dir, &name, &path.join(&name))?;
                 }
             }
         }
@@ -991,9 +1031,7 @@ fn is_id(name: &str) -> bool {
 
 /// Names in a directory that is listed more than once: a descriptor remembers how far it was read, and
 /// a second listing of the layers that found none would collect every delta.
-fn list_again(
-    dir: &OwnedFd,
-) -> Result<(Vec<(std::ffi::OsString, rustix::fs::FileType)>, bool), Errno> {
+fn list_again(dir: &OwnedFd) -> Result<(Vec<(OsString, rustix::fs::FileType)>, bool), Errno> {
     let fresh = rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty())?;
     fd::list(fresh.as_fd(), MAX_LISTED)
 }
@@ -1067,6 +1105,31 @@ pub(crate) fn replace(
         rustix::fs::fsync(dir).map_err(Error::os("write", &path))?;
     }
     Ok(())
+}
+
+fn listed(dir: &OwnedFd, path: &Path) -> Result<Vec<OsString>, Error> {
+    let (names, _) = list_again(dir).map_err(Error::os("list", path))?;
+    Ok(names.into_iter().map(|(name, _)| name).collect())
+}
+
+/// Takes the name of a layer or delta away. What it holds is removed by whoever collects.
+fn give_up(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), Error> {
+    let gone = format!("{GONE}{}", random_id()?);
+    rustix::fs::renameat(dir, name, dir, &*gone).map_err(Error::os("remove", path))
+}
+
+/// Removes what nobody finds any more, unless somebody else is at it.
+fn clear(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), Error> {
+    let held = match rustix::fs::openat(dir, name, DIRECTORY, Mode::empty()) {
+        Ok(held) => held,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(Error::os("open", path)(errno)),
+    };
+    match flock(&held, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => remove(dir.as_fd(), name, path),
+        Err(Errno::WOULDBLOCK) => Ok(()),
+        Err(errno) => Err(Error::os("lock", path)(errno)),
+    }
 }
 
 fn sync(dir: &OwnedFd, path: &Path) -> Result<(), Error> {

@@ -261,7 +261,7 @@ fn whole_line(method: &[u8], line: &[u8]) -> First {
 }
 
 /// Well-formed hellos for tests and for the seeds of the fuzzer.
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(test, feature = "fuzzing", feature = "bench"))]
 pub mod samples {
     /// A record layer around `body` in pieces of `most` bytes.
     pub fn records(body: &[u8], most: usize) -> Vec<u8> {

@@ -23,6 +23,8 @@ mod http;
 pub mod inspect;
 mod judge;
 mod limits;
+#[cfg(feature = "bench")]
+pub mod measured;
 mod pool;
 mod process;
 pub mod record;

@@ -92,7 +92,9 @@ pub fn by_steps(plan: &Plan, path: &Path) -> Outcome {
             Permission::None,
             "not there: a private, empty directory of the sandbox stands here, writable and gone afterwards",
         ),
-        Action::Proc | Action::Pts => (Permission::Read, "the sandbox's own, not the host's"),
+        Action::Proc { .. } | Action::Pts => {
+            (Permission::Read, "the sandbox's own, not the host's")
+        }
         Action::Device { .. } => (Permission::Write, "a device, usable"),
         Action::Link { .. } => (Permission::Read, "a link that the sandbox makes"),
         Action::Agent => {

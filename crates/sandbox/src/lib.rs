@@ -39,6 +39,7 @@ mod survey;
 mod sweep;
 #[cfg(unix)]
 pub mod terminal;
+#[cfg(target_os = "linux")]
 pub mod trace;
 #[cfg(target_os = "linux")]
 pub mod view;

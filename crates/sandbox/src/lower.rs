@@ -382,7 +382,9 @@ fn lower_step(
             let options = format!("mode={mode},size={bytes},nr_inodes=1048576");
             out.push(jail::Step::Tmpfs { path, options: c(OsStr::new(&options))? });
         }
-        Action::Proc => out.push(jail::Step::Proc { path }),
+        Action::Proc { writable } => {
+            out.push(jail::Step::Proc { path, writable: *writable });
+        }
         Action::Pts => out.push(jail::Step::DevPts { path }),
         Action::Device { source } => {
             let empty = Vec::new();

@@ -100,7 +100,7 @@ mod tests {
         let m = moved();
         let mut steps = vec![
             step("/home"),
-            Step { action: Action::Proc, ..step("/home/u") },
+            Step { action: Action::Proc { writable: false }, ..step("/home/u") },
             step("/home/u/s/cb/tree"),
             Step { action: Action::Writable, ..step("/home/u/s/cb/tree") },
             Step { action: Action::Writable, ..step("/home/u/s/cb/tree/.git") },
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(rules[1].path, Path::new("/in/workspace"));
         let mut steps = vec![step("/in/workspace/taken")];
         assert!(m.carry(&mut steps, &mut []).is_err());
-        let mut steps = vec![Step { action: Action::Proc, ..step("/in") }];
+        let mut steps = vec![Step { action: Action::Proc { writable: false }, ..step("/in") }];
         assert!(m.carry(&mut steps, &mut []).is_err());
     }
 }

@@ -137,7 +137,10 @@ pub enum Action {
         /// Like `/tmp`: everyone may write, sticky.
         shared: bool,
     },
-    Proc,
+    /// The process table of the sandbox.
+    Proc {
+        writable: bool,
+    },
     Pts,
     Device {
         source: PathBuf,
@@ -246,7 +249,8 @@ impl Action {
             Self::Directory => return None,
             Self::Link { target } => format!("link to {}", shown(target)),
             Self::Private { bytes, .. } => format!("private, at most {bytes} bytes"),
-            Self::Proc => "proc".into(),
+            Self::Proc { writable: false } => "proc".into(),
+            Self::Proc { writable: true } => "proc, read-write for processes".into(),
             Self::Pts => "pts".into(),
             Self::Device { .. } => "device".into(),
             Self::System { .. } => "system, read-only".into(),
@@ -811,7 +815,13 @@ fn report(policy: &Policy, survey: &Survey, status: &mut Status) {
         );
     }
     if policy.processes.nested_namespaces {
-        status.degrade("nested-namespaces", "allowed by the policy");
+        status.degrade(
+            "nested-namespaces",
+            match survey.caller.uid {
+                0 => "allowed by the policy; a caller who is root gets none that holds a user",
+                _ => "allowed by the policy",
+            },
+        );
     }
     if policy.processes.io_uring {
         status.degrade("io-uring", "allowed by the policy");
@@ -977,8 +987,15 @@ impl<'a> Builder<'a> {
     fn basics(&mut self) -> Result<(), PlanError> {
         let files = &self.policy.files;
         self.directory(Path::new("/proc"));
-        self.push("/proc", Action::Proc, "own process table, read-only");
-        self.allow("/proc", Access::Read);
+        // Whoever makes a user namespace says in its process's files whom it holds.
+        let writable = self.policy.processes.nested_namespaces;
+        let (access, why) = if writable {
+            (Access::Write, "own process table; processes.nested_namespaces")
+        } else {
+            (Access::Read, "own process table, read-only")
+        };
+        self.push("/proc", Action::Proc { writable }, why);
+        self.allow("/proc", access);
         self.directory(Path::new("/dev"));
         for name in DEVICES {
             let path = Path::new("/dev").join(name);

@@ -124,6 +124,7 @@ pub struct Running {
     /// What [`Running::look_for_leavings`] found.
     held: Option<Vec<String>>,
     layer: Option<InLayer>,
+    forgets: bool,
     /// Ends the run when its layer holds too much.
     quota: Option<Watch>,
     /// What serves the exact view; ends with the run.
@@ -236,6 +237,7 @@ pub fn start(
         agent,
         held: None,
         layer,
+        forgets: false,
         quota,
         view,
         answers,
@@ -359,7 +361,7 @@ fn step_in_words(spec: &jail::JailSpec, index: u32) -> Option<(PathBuf, &'static
         | jail::Step::File { path, .. }
         | jail::Step::Symlink { path, .. } => (cpath(path), "create"),
         jail::Step::Tmpfs { path, .. } => (cpath(path), "mount a private tmpfs on"),
-        jail::Step::Proc { path } => (cpath(path), "mount proc on"),
+        jail::Step::Proc { path, .. } => (cpath(path), "mount proc on"),
         jail::Step::DevPts { path } => (cpath(path), "mount devpts on"),
         jail::Step::Bind { path, .. } | jail::Step::Over { path, .. } => (cpath(path), "bind"),
         jail::Step::Rebind { path, .. } => (cpath(path), "guard"),
@@ -549,6 +551,11 @@ impl Running {
         }
     }
 
+    /// The layer will be discarded: nothing is noted in it at the end.
+    pub fn forget_layer(&mut self) {
+        self.forgets = true;
+    }
+
     /// Ends the bookkeeping after PID 1 was waited for: sweeps guarded names, removes the control
     /// group, fills in [`Status::end`].
     pub fn finish(
@@ -571,7 +578,8 @@ impl Running {
         drop(self.agent.take());
         drop(self.view.take());
         drop(self.answers.take());
-        let layer = self.layer.take();
+        // Let go of, where nothing is noted: whoever discards it takes it then.
+        let layer = self.layer.take().filter(|_| !self.forgets);
         let exceeded = self.quota.take().and_then(Watch::stop);
         match waited {
             Err(f) => {

@@ -1,39 +1,80 @@
-//! When each step of a start was over, for `run --trace-startup`. Off, a mark is one load of a flag.
+//! When each step of a start was over, for `run --trace-startup`: those of the supervisor, and those that
+//! its helper, init and the command's process took. Off, a mark is one load of a flag.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
-static ON: AtomicBool = AtomicBool::new(false);
-static MARKS: Mutex<Vec<(&'static str, Instant)>> = Mutex::new(Vec::new());
+use ringfence_jail::{Jailed, Noted};
+use ringfence_sys::moments;
+
+/// The lane of what this process does.
+const SUPERVISOR: &str = "supervisor";
+
+static MARKS: Mutex<Vec<(&'static str, u64)>> = Mutex::new(Vec::new());
+static INSIDE: Mutex<Vec<Noted>> = Mutex::new(Vec::new());
+
+/// One step; microseconds from the beginning.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    pub name: &'static str,
+    /// Which process took it.
+    pub lane: &'static str,
+    pub start_us: f64,
+    pub end_us: f64,
+}
 
 /// From now on steps are noted.
 pub fn begin() {
-    ON.store(true, Ordering::Relaxed);
+    moments::begin();
     mark("");
 }
 
 /// A step is over.
 pub fn mark(step: &'static str) {
-    if ON.load(Ordering::Relaxed) {
+    if moments::wanted() {
         note(step);
     }
 }
 
 #[cold]
 fn note(step: &'static str) {
-    let now = Instant::now();
+    let now = moments::now();
     if let Ok(mut marks) = MARKS.lock() {
         marks.push((step, now));
     }
 }
 
-/// What was noted: each step with the microseconds, from the beginning, at which it began and ended.
-pub fn steps() -> Vec<(&'static str, f64, f64)> {
+/// The command has ended: what went on in its sandbox before it ran.
+pub fn inside(jailed: &Jailed) {
+    if moments::wanted()
+        && let Ok(mut steps) = INSIDE.lock()
+    {
+        *steps = jailed.steps();
+    }
+}
+
+/// What was noted, in the order of its beginnings.
+pub fn steps() -> Vec<Step> {
     let Ok(marks) = MARKS.lock() else { return Vec::new() };
     let Some((_, zero)) = marks.first() else { return Vec::new() };
-    let since = |at: &Instant| at.duration_since(*zero).as_secs_f64() * 1e6;
-    marks.windows(2).map(|two| (two[1].0, since(&two[0].1), since(&two[1].1))).collect()
+    let own = marks.windows(2).map(|two| Noted {
+        name: two[1].0,
+        lane: SUPERVISOR,
+        start: two[0].1,
+        end: two[1].1,
+    });
+    let inside = INSIDE.lock().map(|steps| steps.clone()).unwrap_or_default();
+    let mut all: Vec<Noted> = own.chain(inside).collect();
+    all.sort_by_key(|step| step.start);
+    let since =
+        |at: u64| std::time::Duration::from_nanos(at.saturating_sub(*zero)).as_secs_f64() * 1e6;
+    all.iter()
+        .map(|s| Step {
+            name: s.name,
+            lane: s.lane,
+            start_us: since(s.start),
+            end_us: since(s.end),
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -47,8 +88,8 @@ mod tests {
         super::mark("second");
         let steps = super::steps();
         let names: Vec<_> =
-            steps.iter().map(|s| s.0).filter(|n| ["first", "second"].contains(n)).collect();
+            steps.iter().map(|s| s.name).filter(|n| ["first", "second"].contains(n)).collect();
         assert_eq!(names, ["first", "second"]);
-        assert!(steps.windows(2).all(|two| (two[0].2 - two[1].1).abs() < 1e-6));
+        assert!(steps.windows(2).all(|two| (two[0].end_us - two[1].start_us).abs() < 1e-6));
     }
 }

@@ -153,7 +153,13 @@ pub(crate) struct Shelf {
     store: PathBuf,
     /// Shared by those who change something.
     changes: Arc<RwLock<()>>,
+    /// Open, for who makes sandboxes: to open the database takes longer than to look into it, and as long as
+    /// one is open the others are quicker.
+    kept: Arc<Kept>,
 }
+
+/// With the database that it is of: another may be there by now.
+type Kept = Mutex<Option<((u64, u64), Codebases)>>;
 
 /// A codebase that a sandbox is to be made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,8 +188,9 @@ fn said(e: &ringfence_codebases::Error) -> Error {
     };
     let error = Error::new(kind, e.to_string());
     match e {
-        E::NoCodebase(_) => {
-            Error::new(kind, "no such codebase").with("GET /v1/codebases lists them")
+        E::NoCodebase(name) => {
+            Error::new(kind, format!("no such codebase: {}", crate::error::shown(name)))
+                .with("list them: `ringfence codebase list`")
         }
         E::InUse { .. } => error.with("stop or delete the sandbox first"),
         _ => error,
@@ -217,7 +224,7 @@ fn one(record: Record) -> Answer {
 
 impl Shelf {
     pub(crate) fn new(store: PathBuf) -> Self {
-        Self { store, changes: Arc::default() }
+        Self { store, changes: Arc::default(), kept: Arc::default() }
     }
 
     /// Waits until nobody changes anything, and lets nobody begin to as long as what is answered lives.
@@ -230,17 +237,39 @@ impl Shelf {
         told(Codebases::open(&self.store))
     }
 
+    /// Looks into the one that is kept open.
+    fn look<T>(
+        &self,
+        what: impl FnOnce(&Codebases) -> Result<T, ringfence_codebases::Error>,
+    ) -> Result<T, Error> {
+        let there = Codebases::database_id(&self.store);
+        let mut kept = lock(&self.kept);
+        if kept.as_ref().is_none_or(|(id, _)| Some(*id) != there) {
+            let opened = self.open()?;
+            let Some(id) = Codebases::database_id(&self.store) else {
+                return told(what(&opened));
+            };
+            *kept = Some((id, opened));
+        }
+        match kept.as_ref() {
+            Some((_, all)) => told(what(all)),
+            None => told(what(&self.open()?)),
+        }
+    }
+
     /// A codebase as it is now. With a layer, that lies over it from now on.
     pub(crate) async fn find(&self, name: &str, layer: Option<&str>) -> Result<Found, Error> {
         let (shelf, name, layer) = (self.clone(), name.to_owned(), layer.map(ToOwned::to_owned));
         blocking(move || {
-            let all = shelf.open()?;
-            let mut found = told(all.get(&name))?;
+            let mut found = shelf.look(|all| all.get(&name))?;
             if let Some(layer) = layer {
-                told(all.settle(&found, &layer))?;
-                // A start goes by the index. Without one it takes longer, and no more.
-                let _ = all.names(&found);
-                found = told(all.get(&found.record.id))?;
+                shelf.look(|all| all.settle(&found, &layer))?;
+                if found.index().is_none() {
+                    // A start goes by the index. Without one it takes longer, and no more. To make one takes
+                    // long too: nobody waits for that who does not need it.
+                    let _ = shelf.open()?.names(&found);
+                }
+                found = shelf.look(|all| all.get(&found.record.id))?;
             }
             let tree = std::fs::canonicalize(found.tree())
                 .map_err(|e| Error::internal(format!("{}: {e}", found.tree().display())))?;
@@ -395,6 +424,7 @@ fn list(all: &Codebases, name: &str, path: &str, recursive: bool) -> Result<Answ
         _ => "other",
     };
     let entries = names.into_iter().take(MOST_NAMES_BELOW).map(|n| FileInfo {
+        etag: None,
         name: text(&n.path),
         kind: kind(n.kind).into(),
         size: n.size,

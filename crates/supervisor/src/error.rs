@@ -9,6 +9,8 @@ pub enum Kind {
     NotFound,
     /// Not in this state.
     Conflict,
+    /// It is not what whoever asks takes it for.
+    Changed,
     /// Not yet: try again soon.
     Busy,
     /// A limit of the daemon is reached.
@@ -31,6 +33,7 @@ impl Kind {
             Self::Invalid => "invalid",
             Self::NotFound => "not-found",
             Self::Conflict => "conflict",
+            Self::Changed => "changed",
             Self::Busy => "busy",
             Self::Limit => "limit",
             Self::Refused => "refused",
@@ -80,8 +83,13 @@ impl Error {
             .with("ask for its state; start it again if it is stopped")
     }
 
-    pub fn no_sandbox() -> Self {
-        Self::new(Kind::NotFound, "no such sandbox").with("list the sandboxes")
+    /// Of no name where nobody knows by which it was asked for.
+    pub fn no_sandbox(name: Option<&str>) -> Self {
+        let message = match name {
+            Some(name) => format!("no such sandbox: {}", shown(name)),
+            None => "no such sandbox".to_owned(),
+        };
+        Self::new(Kind::NotFound, message).with("list the sandboxes: `ringfence list`")
     }
 
     #[must_use]
@@ -89,4 +97,17 @@ impl Error {
         self.remedy = remedy.into();
         self
     }
+}
+
+/// Of a name that somebody gave, as much as helps.
+const MOST_SHOWN: usize = 80;
+
+/// What somebody gave as a name, in a message.
+pub(crate) fn shown(name: &str) -> String {
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut text: String = name.chars().take(MOST_SHOWN).map(plain).collect();
+    if name.chars().nth(MOST_SHOWN).is_some() {
+        text.push('…');
+    }
+    text
 }

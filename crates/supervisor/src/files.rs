@@ -6,17 +6,25 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex};
 
 use ringfence_api::{FileInfo, Listing};
 use ringfence_sandbox::resident::{Head, kind};
 use rustix::fs::{AtFlags, Dir, FileType, fstat, fstatfs, statat};
 use rustix::io::Errno;
+use tokio::sync::{RwLock, mpsc};
 
 use crate::error::{Error, Kind};
-use crate::link::Link;
+use crate::link::{Link, MOST_PUT};
+use crate::lock;
+use crate::versions::{self, Got, Part, Read, When};
 
-/// The most that is read or written in one request.
+/// The most that is read in one request.
 pub(crate) const MOST: u64 = 64 << 20;
+/// The most that is written in one, where no limit of the sandbox's is lower: as of an archive.
+const MOST_WRITTEN: u64 = 16 << 30;
+/// Written at once of what arrives; as much is in memory, and what is on its way.
+const PIECE: usize = 256 << 10;
 /// Read without a thread of its own, which would take longer.
 const AT_ONCE: u64 = 64 << 10;
 /// Names in one listing.
@@ -87,22 +95,23 @@ pub(crate) fn plain(fd: &OwnedFd, path: &str, wanted: FileType) -> Result<(), Er
     Ok(())
 }
 
-pub(crate) async fn read(
-    link: &Link,
-    path: &str,
-    offset: u64,
-    length: Option<u64>,
-) -> Result<Vec<u8>, Error> {
+pub(crate) async fn read(link: &Link, path: &str, part: Part, when: &When) -> Result<Read, Error> {
     let fd = open(link, path, libc::O_RDONLY, 0, "read").await?;
     plain(&fd, path, FileType::RegularFile)?;
-    let size = fstat(&fd).map_err(|e| said("read", path, e))?.st_size as u64;
-    let wanted = size.saturating_sub(offset).min(length.unwrap_or(u64::MAX));
+    let stat = fstat(&fd).map_err(|e| said("read", path, e))?;
+    let (tag, size) = (versions::tag(&stat), stat.st_size as u64);
+    if when.has(&tag) {
+        return Ok(Read { tag, size, got: Got::Same });
+    }
+    let Some((offset, wanted)) = part.of(size) else {
+        return Ok(Read { tag, size, got: Got::Beyond });
+    };
     if wanted > MOST {
         return Err(Error::new(
             Kind::TooLarge,
             format!("{path} has {wanted} bytes from there on, at most {MOST} are read at once"),
         )
-        .with("read it in parts: offset and length"));
+        .with("read it in parts: offset and length, or Range"));
     }
     let path = path.to_owned();
     let read = move || {
@@ -120,7 +129,7 @@ pub(crate) async fn read(
             }
         }
         bytes.truncate(at);
-        Ok(bytes)
+        Ok(Read { tag, size, got: Got::Bytes { offset, bytes } })
     };
     if wanted <= AT_ONCE { read() } else { blocking(read).await }
 }
@@ -133,56 +142,197 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|_| Err(Error::internal("a thread ended")))
 }
 
-/// Puts a file in place as a whole: whoever reads it sees the old bytes or the new ones. With `durable`
-/// they are on the disk, under that name, before the answer is.
+/// Bytes that come while they are written. No bytes: that was all. Whoever takes them first has them.
+#[derive(Clone)]
+pub struct Arriving {
+    parts: Arc<Mutex<Option<mpsc::Receiver<Piece>>>>,
+    length: Option<u64>,
+}
+
+type Piece = std::io::Result<Vec<u8>>;
+
+impl Arriving {
+    /// `length`: as whoever sends it says.
+    pub fn new(parts: mpsc::Receiver<Piece>, length: Option<u64>) -> Self {
+        Self { parts: Arc::new(Mutex::new(Some(parts))), length }
+    }
+}
+
+impl std::fmt::Debug for Arriving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Arriving")
+    }
+}
+
+/// What is to be in a file.
+#[derive(Clone, Debug)]
+pub enum Written {
+    Whole(Vec<u8>),
+    /// Never in memory as a whole.
+    Arriving(Arriving),
+}
+
+/// How a file is put in place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Write<'a> {
+    /// Its bytes are on the disk, under that name, before the answer is.
+    pub durable: bool,
+    pub when: &'a When,
+    /// Bytes of it, at most.
+    pub most: u64,
+    /// Held alone from the last look at what is there until that is replaced, and by all others shared.
+    pub turn: &'a RwLock<()>,
+}
+
+/// Puts a file in place as a whole: whoever reads it sees the old bytes or the new ones. Where there is a condition,
+/// it holds when the name is taken, as far as others come through here too.
 pub(crate) async fn write(
     link: &Link,
     path: &str,
-    bytes: Vec<u8>,
-    durable: bool,
-) -> Result<(), Error> {
+    bytes: Written,
+    how: Write<'_>,
+) -> Result<Option<String>, Error> {
     let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
     if name.is_empty() || matches!(name, "." | "..") {
         return Err(Error::invalid(format!("{path} does not name a file")));
     }
-    // What is there keeps its mode.
+    let draft = format!("{directory}/{}", crate::random_id(".ringfence-")?);
+    let most = MOST_PUT.min(AT_ONCE as usize);
+    if let Written::Whole(bytes) = &bytes
+        && !how.durable
+        && how.when.is_always()
+        && bytes.len() <= most
+        && path.len() + draft.len() < MOST_PUT / 2
+    {
+        // Init does all of it: one request instead of four, and only its own sandbox waits for the disk.
+        let head = Head { kind: kind::PUT, extra: bytes.len() as u32, ..Head::default() };
+        let _turn = how.turn.read().await;
+        if link.files_with(head, &[path, &draft], bytes).await?.is_ok() {
+            return Ok(None);
+        }
+        // Step by step it shows what is wrong.
+    }
+    let mode = mode_of(link, path, how.when).await?;
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+    let file = File::from(open(link, &draft, flags, mode, "write").await?);
+    let placed = match fill(file, bytes, how, path).await {
+        Ok(file) => place(link, (&draft, path), &file, how).await,
+        Err(e) => Err(e),
+    };
+    if placed.is_err() {
+        let head = Head { kind: kind::REMOVE, ..Head::default() };
+        let _ = link.files(head, &[&draft]).await;
+    }
+    let tag = placed?;
+    if how.durable {
+        keep_names(link, &format!("{directory}/.")).await?;
+    }
+    Ok(Some(tag))
+}
+
+/// The mode that a file is to have: what is there keeps its own, and has to be as is expected.
+async fn mode_of(link: &Link, path: &str, when: &When) -> Result<u32, Error> {
     let head = Head { kind: kind::OPEN, value: libc::O_PATH | libc::O_NOFOLLOW, ..Head::default() };
-    let mode = match link.files(head, &[path]).await? {
+    match link.files(head, &[path]).await? {
         Ok(Some(there)) => {
             plain(&there, path, FileType::RegularFile)?;
             // That what is there may be written says the sandbox, not only that its directory may.
             drop(open(link, path, libc::O_WRONLY | libc::O_NOFOLLOW, 0, "write").await?);
-            fstat(&there).map_err(|e| said("write", path, e))?.st_mode & 0o777
+            let stat = fstat(&there).map_err(|e| said("write", path, e))?;
+            when.admits(path, Some(&versions::tag(&stat)))?;
+            Ok(stat.st_mode & 0o777)
         }
-        Err(Errno::NOENT) => 0o644,
-        Err(errno) => return Err(said("write", path, errno)),
-        Ok(None) => return Err(Error::lost()),
-    };
-    let draft = format!("{directory}/{}", crate::random_id(".ringfence-")?);
-    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
-    let fd = open(link, &draft, flags, mode, "write").await?;
-    let shown = path.to_owned();
-    let written = blocking(move || {
-        let mut file = File::from(fd);
-        file.write_all(&bytes)
-            .and_then(|()| if durable { file.sync_data() } else { Ok(()) })
-            .map_err(|e| Error::new(Kind::Limit, format!("cannot write {shown}: {e}")))
-    })
-    .await;
-    let renamed = match written {
-        Ok(()) => {
-            let head = Head { kind: kind::RENAME, ..Head::default() };
-            let done = link.files(head, &[&draft, path]).await?;
-            done.map(drop).map_err(|errno| said("write", path, errno))
-        }
-        Err(e) => Err(e),
-    };
-    if renamed.is_err() {
-        let head = Head { kind: kind::REMOVE, ..Head::default() };
-        let _ = link.files(head, &[&draft]).await;
+        Err(Errno::NOENT) => when.admits(path, None).map(|()| 0o644),
+        Err(errno) => Err(said("write", path, errno)),
+        Ok(None) => Err(Error::lost()),
     }
-    renamed?;
-    if durable { keep_names(link, &format!("{directory}/.")).await } else { Ok(()) }
+}
+
+/// Writes all of it. A thread is used for what is there, not while more is waited for.
+async fn fill(file: File, bytes: Written, how: Write<'_>, path: &str) -> Result<File, Error> {
+    let failed = |path: &str| {
+        let path = path.to_owned();
+        move |e: std::io::Error| Error::new(Kind::Limit, format!("cannot write {path}: {e}"))
+    };
+    let most = how.most.min(MOST_WRITTEN);
+    let too_large = || {
+        Error::new(Kind::TooLarge, format!("{path}: more than {most} bytes"))
+            .with("the limit is the layer's (`ringfence limits`), and 16 GiB for one file")
+    };
+    let mut file = file;
+    match bytes {
+        Written::Whole(bytes) => {
+            if bytes.len() as u64 > most {
+                return Err(too_large());
+            }
+            file = put(file, bytes, failed(path)).await?;
+        }
+        Written::Arriving(Arriving { parts, length }) => {
+            // Said before anything of it is written.
+            if length.is_some_and(|length| length > most) {
+                return Err(too_large());
+            }
+            let cut = || Error::invalid("the body ended before it was whole");
+            let mut parts = lock(&parts).take().ok_or_else(cut)?;
+            let mut whole = false;
+            let mut written = 0u64;
+            while !whole {
+                let mut piece = Vec::new();
+                // As much as is there, so that a thread is not asked for each crumb.
+                while piece.len() < PIECE {
+                    let part = match parts.try_recv() {
+                        Ok(part) => part,
+                        Err(_) if !piece.is_empty() => break,
+                        Err(_) => parts.recv().await.ok_or_else(cut)?,
+                    };
+                    let part = part.map_err(|_| cut())?;
+                    if part.is_empty() {
+                        whole = true;
+                        break;
+                    }
+                    piece.extend_from_slice(&part);
+                }
+                written += piece.len() as u64;
+                if written > most {
+                    return Err(too_large());
+                }
+                file = put(file, piece, failed(path)).await?;
+            }
+        }
+    }
+    if !how.durable {
+        return Ok(file);
+    }
+    let failed = failed(path);
+    blocking(move || file.sync_data().map(|()| file).map_err(failed)).await
+}
+
+async fn put(
+    mut file: File,
+    bytes: Vec<u8>,
+    failed: impl FnOnce(std::io::Error) -> Error + Send + 'static,
+) -> Result<File, Error> {
+    blocking(move || file.write_all(&bytes).map(|()| file).map_err(failed)).await
+}
+
+/// The draft takes the name. Answers the tag of what is there then.
+async fn place(
+    link: &Link,
+    (draft, path): (&str, &str),
+    file: &File,
+    how: Write<'_>,
+) -> Result<String, Error> {
+    let (_alone, _shared);
+    if how.when.is_always() {
+        _shared = how.turn.read().await;
+    } else {
+        _alone = how.turn.write().await;
+        mode_of(link, path, how.when).await?;
+    }
+    let head = Head { kind: kind::RENAME, ..Head::default() };
+    link.files(head, &[draft, path]).await?.map_err(|errno| said("write", path, errno))?;
+    // Its new name is told in its times.
+    Ok(versions::tag(&fstat(file).map_err(|e| said("look at", path, e))?))
 }
 
 /// What is called how in a directory is on the disk when this is answered.
@@ -205,6 +355,7 @@ pub(crate) fn info(name: String, stat: &rustix::fs::Stat) -> FileInfo {
         kind: kind.into(),
         size: stat.st_size as u64,
         mode: stat.st_mode & 0o7777,
+        etag: None,
         modified_ms: (stat.st_mtime as i64)
             .saturating_mul(1000)
             .saturating_add(stat.st_mtime_nsec as i64 / 1_000_000),
@@ -214,7 +365,10 @@ pub(crate) fn info(name: String, stat: &rustix::fs::Stat) -> FileInfo {
 pub(crate) async fn stat(link: &Link, path: &str) -> Result<FileInfo, Error> {
     let fd = open(link, path, libc::O_PATH | libc::O_NOFOLLOW, 0, "look at").await?;
     let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    Ok(info(name.to_owned(), &fstat(&fd).map_err(|e| said("look at", path, e))?))
+    let stat = fstat(&fd).map_err(|e| said("look at", path, e))?;
+    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let etag = is_file.then(|| versions::etag(&versions::tag(&stat)));
+    Ok(FileInfo { etag, ..info(name.to_owned(), &stat) })
 }
 
 pub(crate) async fn list(link: &Link, path: &str) -> Result<Listing, Error> {

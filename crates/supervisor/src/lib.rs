@@ -38,22 +38,27 @@ mod realm;
 mod sandbox;
 pub mod session;
 pub mod snapshots;
+mod spares;
 pub mod spawner;
 pub mod stats;
+mod still;
 mod store;
 mod supervisor;
 mod tended;
 mod terminal;
 pub mod trees;
+mod versions;
 pub mod watch;
 mod workspaces;
 
 pub use error::{Error, Kind};
 pub use exec::{Chunk, Exec, Following, Input, Stream};
+pub use files::{Arriving, Written};
 pub use journal::{Events, Owner, Source};
 pub use ringfence_sys::peer;
 pub use supervisor::{Caller, Command, Reply, Settings, Supervisor};
 pub use terminal::Terminal;
+pub use versions::{Got, Part, Read, Tags, When, etag};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -13,10 +13,16 @@ use tokio::sync::oneshot;
 
 use crate::channel::Channel;
 use crate::error::{Error, Kind};
-use crate::lock;
+use crate::{lock, processes};
 
 /// How long an answer is waited for: init answers at once unless somebody inside holds the machine up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// After so long it is looked at whether there can be an answer. Of an init that left one out, nobody waits longer
+/// than that for another, until it has said something again.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Bytes that a message may carry beside paths.
+pub(crate) const MOST_PUT: usize = MOST_STRINGS / 2;
 
 /// A command that could not be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +47,10 @@ pub(crate) struct Link {
     /// `None` once init is gone.
     waiting: Mutex<Option<HashMap<u64, Waits>>>,
     shut: AtomicBool,
+    /// Init as the host numbers it, and when it started.
+    init: Option<(u32, u64)>,
+    /// An answer was waited for in vain, and nothing was heard since.
+    silent: AtomicBool,
 }
 
 /// A command's way to its end.
@@ -63,13 +73,15 @@ pub(crate) struct Program<'a> {
 }
 
 impl Link {
-    pub(crate) fn new(channel: OwnedFd) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(channel: OwnedFd, init: Option<(u32, u64)>) -> Result<Arc<Self>, Error> {
         let channel = Channel::new(channel).map_err(|e| Error::internal(e.to_string()))?;
         let link = Arc::new(Self {
             channel,
             next: AtomicU64::new(1),
             waiting: Mutex::new(Some(HashMap::new())),
             shut: AtomicBool::new(false),
+            init,
+            silent: AtomicBool::new(false),
         });
         tokio::spawn(listen(link.clone()));
         Ok(link)
@@ -98,13 +110,40 @@ impl Link {
         }
     }
 
-    async fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let sent = tokio::time::timeout(PATIENCE, self.channel.send(message, fds)).await;
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Error::lost()),
-            Err(_) => Err(unresponsive()),
+    /// Whether init was stopped, which only somebody outside can do.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.init.is_some_and(processes::is_stopped)
+    }
+
+    /// Waits for what init says or takes, as long as there is hope.
+    async fn heard<T>(&self, what: impl Future<Output = T>) -> Result<T, Error> {
+        let mut what = std::pin::pin!(what);
+        let patience = if self.silent.load(Ordering::Relaxed) { LOOK } else { PATIENCE };
+        let mut waited = Duration::ZERO;
+        while waited < patience {
+            if let Ok(done) = tokio::time::timeout(LOOK, &mut what).await {
+                return Ok(done);
+            }
+            waited += LOOK;
+            if self.is_stopped() {
+                return Err(stopped());
+            }
         }
+        self.silent.store(true, Ordering::Relaxed);
+        Err(unresponsive())
+    }
+
+    /// Init has done all that it was asked for before this is answered.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        // Whatever it says of the directory.
+        self.files(Head { kind: kind::OPEN, value: flags, ..Head::default() }, &["/"])
+            .await
+            .map(drop)
+    }
+
+    async fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        self.heard(self.channel.send(message, fds)).await?.map_err(|_| Error::lost())
     }
 
     /// Starts a command with these as its 0, 1 and 2.
@@ -128,14 +167,14 @@ impl Link {
             self.forget(token);
             return Err(e);
         }
-        match tokio::time::timeout(PATIENCE, wait).await {
+        match self.heard(wait).await {
             Ok(Ok(Ok(pid))) => Ok(Ok(Started { token, pid, ended: end })),
             Ok(Ok(Err(refused))) => Ok(Err(refused)),
             Ok(Err(_)) => Err(Error::lost()),
-            Err(_) => {
-                // Somebody inside holds it; it shall not run when nobody expects it any more.
+            Err(e) => {
+                // Somebody holds it; it shall not run when nobody expects it any more.
                 let _ = self.signal(token, libc::SIGKILL).await;
-                Err(unresponsive())
+                Err(e)
             }
         }
     }
@@ -149,13 +188,24 @@ impl Link {
     /// One request about files. A descriptor after an open.
     pub(crate) async fn files(
         &self,
+        head: Head,
+        paths: &[&str],
+    ) -> Result<Result<Option<OwnedFd>, Errno>, Error> {
+        self.files_with(head, paths, &[]).await
+    }
+
+    /// The same with bytes, where a message has room for them: see [`MOST_PUT`].
+    pub(crate) async fn files_with(
+        &self,
         mut head: Head,
         paths: &[&str],
+        bytes: &[u8],
     ) -> Result<Result<Option<OwnedFd>, Errno>, Error> {
         let mut message = vec![0u8; HEAD];
         for path in paths {
             append(&mut message, path)?;
         }
+        message.extend_from_slice(bytes);
         let (done, wait) = oneshot::channel();
         head.token = self.expect(Waits::Files(done))?;
         for (to, from) in message.iter_mut().zip(head.encode()) {
@@ -165,12 +215,12 @@ impl Link {
             self.forget(head.token);
             return Err(e);
         }
-        match tokio::time::timeout(PATIENCE, wait).await {
+        match self.heard(wait).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(Error::lost()),
-            Err(_) => {
+            Err(e) => {
                 self.forget(head.token);
-                Err(unresponsive())
+                Err(e)
             }
         }
     }
@@ -178,6 +228,14 @@ impl Link {
 
 fn unresponsive() -> Error {
     Error::new(Kind::Busy, "the sandbox does not answer").with("stop it, or try again")
+}
+
+fn stopped() -> Error {
+    Error::new(
+        Kind::Busy,
+        "the sandbox does not answer: its init was stopped from outside (SIGSTOP, or a debugger)",
+    )
+    .with("let it go on (SIGCONT), or stop the sandbox")
 }
 
 fn append(message: &mut Vec<u8>, text: &str) -> Result<(), Error> {
@@ -225,6 +283,7 @@ async fn listen(link: Arc<Link>) {
             Ok(received) => received,
         };
         let Some(head) = buffer.get(..length).and_then(Head::decode) else { break };
+        link.silent.store(false, Ordering::Relaxed);
         hear(&link, &head, fds);
     }
     lock(&link.waiting).take();

@@ -29,6 +29,7 @@ macro_rules! label {
 
 label!(ByReason, reason);
 label!(ByState, state);
+label!(ByPool, pool);
 label!(ByOperation, operation);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -59,6 +60,31 @@ impl Interface {
     }
 }
 
+/// What is made before it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pool {
+    /// Of a sandbox.
+    Namespaces,
+    /// For one sandbox.
+    Spawners,
+}
+
+impl Pool {
+    fn label(self) -> ByPool {
+        let pool = match self {
+            Self::Namespaces => "namespaces",
+            Self::Spawners => "spawners",
+        };
+        ByPool { pool }
+    }
+}
+
+/// One was wanted, and there or not.
+pub(crate) fn prepared(pool: Pool, there: bool) {
+    let counted = if there { &METRICS.hits } else { &METRICS.misses };
+    counted.get_or_create(&pool.label()).inc();
+}
+
 /// Which histogram a command's time belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -81,7 +107,6 @@ impl Operation {
             Command::MakeDirectory { .. } => Self::File("make-directory"),
             Command::RemoveFile { .. } => Self::File("remove"),
             Command::InFiles(ask) => match ask {
-                Ask::Write { .. } => Self::File("write"),
                 Ask::Chmod { .. } => Self::File("chmod"),
                 Ask::Move { .. } => Self::File("move"),
                 Ask::Search { .. } => Self::File("search"),
@@ -103,6 +128,8 @@ const ENDS: [&str; 9] =
 struct Metrics {
     created: Counter,
     deleted: Counter,
+    hits: Family<ByPool, Counter>,
+    misses: Family<ByPool, Counter>,
     ends: Family<ByReason, Counter>,
     errors: Family<ByReason, Counter>,
     execs: Family<ByReason, Counter>,
@@ -128,6 +155,8 @@ fn long() -> Histogram {
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     created: Counter::default(),
     deleted: Counter::default(),
+    hits: Family::default(),
+    misses: Family::default(),
     ends: Family::default(),
     errors: Family::default(),
     execs: Family::default(),
@@ -242,6 +271,8 @@ pub(crate) fn render(now: &Now) -> Result<String, std::fmt::Error> {
 fn measured(to: &mut Registry, metrics: &Metrics) {
     to.register("sandboxes_created", "Sandboxes that were made", metrics.created.clone());
     to.register("sandboxes_deleted", "Sandboxes that were deleted", metrics.deleted.clone());
+    to.register("pool_hits", "What was made before it was asked for", metrics.hits.clone());
+    to.register("pool_misses", "What had to be made when it was asked for", metrics.misses.clone());
     to.register("sandbox_ends", "Sandboxes that ended by themselves", metrics.ends.clone());
     to.register("errors", "Requests that were not carried out", metrics.errors.clone());
     to.register("execs", "Commands that ended", metrics.execs.clone());

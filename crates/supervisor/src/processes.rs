@@ -7,6 +7,8 @@ use std::collections::HashMap;
 struct Process {
     pid: u32,
     parent: u32,
+    /// As one letter: see proc_pid_stat(5).
+    state: u8,
     /// Its CPU time, in clock ticks.
     own: u64,
     /// With that of children that it waited for.
@@ -32,6 +34,11 @@ pub(crate) struct Used {
 pub(crate) struct Processes {
     all: HashMap<u32, Process>,
     below: HashMap<u32, Vec<u32>>,
+}
+
+/// Whether a process of this number and this age is stopped, or held by a debugger: it obeys nobody then.
+pub(crate) fn is_stopped((pid, started): (u32, u64)) -> bool {
+    look(pid).is_some_and(|p| p.started == started && matches!(p.state, b'T' | b't'))
 }
 
 /// When a process started, which tells it from a later one with its number.
@@ -60,6 +67,24 @@ impl Processes {
             pids: process.threads,
             io: None,
         })
+    }
+
+    /// How many of those below a process of this number and this age run, or would when what they wait for comes.
+    /// Who waits where no signal is taken (`D`) will find SIGSTOP first.
+    pub(crate) fn moving_below(&self, (pid, started): (u32, u64)) -> usize {
+        if self.all.get(&pid).is_none_or(|process| process.started != started) {
+            return 0;
+        }
+        let mut moving = 0;
+        let mut left = vec![pid];
+        while let Some(at) = left.pop() {
+            for below in self.below.get(&at).into_iter().flatten() {
+                let state = self.all.get(below).map(|process| process.state);
+                moving += usize::from(matches!(state, Some(b'R' | b'S')));
+                left.push(*below);
+            }
+        }
+        moving
     }
 
     /// What a process of this number and this age uses, and all below it; nothing where it is gone. The
@@ -104,6 +129,7 @@ fn parsed(pid: u32, text: &[u8]) -> Option<Process> {
     let number = |at: usize| fields.get(at - 3)?.parse::<u64>().ok();
     Some(Process {
         pid,
+        state: fields.first()?.bytes().next()?,
         parent: number(4)? as u32,
         own: number(14)? + number(15)?,
         ticks: (14..=17).map(number).sum::<Option<u64>>()?,
@@ -132,6 +158,7 @@ mod tests {
         let expected = Process {
             pid: 7,
             parent: 3,
+            state: b'S',
             own: 30,
             ticks: 100,
             threads: 5,

@@ -1,6 +1,7 @@
 //! What an owner has, and whether there may be more of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use ringfence_api::codebases::Layer;
 use ringfence_api::{CreateSandbox, OwnerInfo, OwnerLimits, OwnerUse};
@@ -9,8 +10,8 @@ use crate::codebases::{Answer, Ask};
 use crate::error::{Error, Kind};
 use crate::realm::Realm;
 use crate::sandbox::Sandbox;
-use crate::spawner;
 use crate::supervisor::{Caller, Reply, Supervisor};
+use crate::{lock, spawner};
 
 /// Why not.
 fn full(what: &str, has: u64, most: u64) -> Error {
@@ -48,10 +49,19 @@ fn available(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
+/// When so much was free that it is not looked at again for a moment.
+static PLENTY: Mutex<Option<Instant>> = Mutex::new(None);
+/// That moment: to look takes the kernel as long as a tenth of making a sandbox.
+const MOMENT: Duration = Duration::from_millis(50);
+
 /// Whether this machine has memory for one more sandbox.
 pub(crate) fn memory_is_free() -> Result<(), Error> {
+    if lock(&PLENTY).is_some_and(|seen| seen.elapsed() < MOMENT) {
+        return Ok(());
+    }
     // Where nobody says, nothing is refused for it.
     let free = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
+    *lock(&PLENTY) = free.filter(|free| *free >= 8 * FREE).map(|_| Instant::now());
     if free.is_none_or(|free| free >= FREE) {
         return Ok(());
     }

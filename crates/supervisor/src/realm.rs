@@ -89,16 +89,19 @@ impl Realms {
         let gone = || Error::new(Kind::Refused, "no such owner");
         let record = self.owners.get(owner).ok_or_else(gone)?;
         let mut made = lock(&self.made);
-        if let Some(realm) = made.get(&owner)
-            && realm.limits == record.limits
-        {
-            return Ok(realm.clone());
-        }
-        let base = self.root.join(record.number.to_string());
-        let store = base.join("store");
-        private(&store)?;
-        let realm = realm(owner, record.name, base.join("own"), store)?;
-        let realm = Arc::new(Realm { limits: record.limits, ..realm });
+        let realm = match made.get(&owner) {
+            Some(realm) if realm.limits == record.limits => return Ok(realm.clone()),
+            // Of one store there is one shelf: whoever waits for a change of it waits for all of them.
+            Some(realm) => Realm { limits: record.limits, ..Realm::clone(realm) },
+            None => {
+                let base = self.root.join(record.number.to_string());
+                let store = base.join("store");
+                private(&store)?;
+                let realm = realm(owner, record.name, base.join("own"), store)?;
+                Realm { limits: record.limits, ..realm }
+            }
+        };
+        let realm = Arc::new(realm);
         made.insert(owner, realm.clone());
         Ok(realm)
     }
@@ -119,5 +122,43 @@ impl Realms {
         let all = self.owners.all();
         let named = all.iter().filter_map(|record| self.of(record.owner()).ok());
         std::iter::once(self.user.clone()).chain(named).map(|realm| realm.own.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Whoever waits until nobody changes a codebase is not passed by because the owner's limits were changed
+    /// meanwhile.
+    #[tokio::test]
+    async fn what_is_changed_is_known_when_limits_have_changed() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let settings = Settings {
+            store: at("daemon/state.db"),
+            layers: at("layers"),
+            spawner: (at("program"), Vec::new()),
+            hidden: Vec::new(),
+            workspaces: at("workspaces"),
+            owners: at("owners.json"),
+        };
+        private(&at("daemon")).unwrap();
+        private(&at("layers")).unwrap();
+        let realms = Realms::new(&settings).unwrap();
+        realms.owners.create("web", |_| {}, false).unwrap();
+        let owner = realms.owners.all()[0].owner();
+        let before = realms.of(owner).unwrap();
+        realms.owners.limit("web", |has| has.commands = Some(5)).unwrap();
+        let after = realms.of(owner).unwrap();
+        assert_eq!((before.limits.commands, after.limits.commands), (None, Some(5)));
+        let quiet = before.shelf.quiet(Duration::from_secs(60)).await;
+        assert!(quiet.is_some());
+        assert!(after.shelf.quiet(Duration::from_millis(50)).await.is_none());
+        // The control.
+        drop(quiet);
+        assert!(after.shelf.quiet(Duration::from_secs(60)).await.is_some());
     }
 }

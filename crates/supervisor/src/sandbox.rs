@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use ringfence_api::{CreateSandbox, SandboxLimits, State};
+use ringfence_api::{CreateSandbox, FrozenBy, SandboxLimits, State};
 use tokio::sync::watch;
 
 use crate::error::{Error, Kind};
@@ -50,12 +50,16 @@ pub(crate) struct Sandbox {
     /// Commands that were started.
     entered: AtomicU64,
     pub watches: Room,
+    /// To put files in place through the interface; alone, for who does so only if they are as expected.
+    pub turn: tokio::sync::RwLock<()>,
 }
 
 #[derive(Debug)]
 struct Inner {
     state: State,
     reason: String,
+    /// What held it when it was frozen last.
+    frozen_by: Option<FrozenBy>,
     live: Option<Live>,
     /// That run, or are being started.
     commands: usize,
@@ -90,6 +94,7 @@ impl Sandbox {
         let inner = Inner {
             state,
             reason,
+            frozen_by: None,
             live: None,
             commands: 0,
             since: Instant::now(),
@@ -113,6 +118,7 @@ impl Sandbox {
             limits: Mutex::default(),
             entered: AtomicU64::new(0),
             watches: Room::of(crate::watch::MOST),
+            turn: tokio::sync::RwLock::default(),
         })
     }
 
@@ -158,6 +164,7 @@ impl Sandbox {
             labels: self.made_of.labels.clone(),
             state: inner.state,
             reason: inner.reason.clone(),
+            frozen_by: inner.frozen_by.filter(|_| inner.state == State::Frozen),
             workspace: match self.made_of.codebase {
                 Some(_) => ringfence_codebases::WORKSPACE.to_owned(),
                 None => self.made_of.workspace.clone(),
@@ -173,6 +180,14 @@ impl Sandbox {
             limits: self.limits(),
             degraded: degraded.unwrap_or_default(),
         }
+    }
+
+    pub(crate) fn frozen_by(&self) -> Option<FrozenBy> {
+        lock(&self.inner).frozen_by
+    }
+
+    pub(crate) fn set_frozen_by(&self, by: FrozenBy) {
+        lock(&self.inner).frozen_by = Some(by);
     }
 
     pub(crate) fn state(&self) -> State {
@@ -196,6 +211,9 @@ impl Sandbox {
         let mut inner = lock(&self.inner);
         let Some(state) = next(inner.state, event) else { return false };
         inner.state = state;
+        if event == Event::Frozen {
+            inner.frozen_by = None;
+        }
         reason.clone_into(&mut inner.reason);
         // Under the lock: in the order in which it happened.
         let event = self.of_state(state, reason);
@@ -335,7 +353,7 @@ impl Sandbox {
     pub(crate) fn exec(&self, id: &str) -> Result<Arc<Exec>, Error> {
         let inner = lock(&self.inner);
         inner.execs.iter().find(|e| e.id == id).cloned().ok_or_else(|| {
-            Error::new(Kind::NotFound, "no such command")
+            Error::new(Kind::NotFound, format!("no such command: {}", crate::error::shown(id)))
                 .with(format!("the last {REMEMBERED} that ended are remembered"))
         })
     }
@@ -378,6 +396,6 @@ fn denial(state: State, denied: Denied) -> Error {
         Denied::First(_) => {
             Error::new(Kind::Conflict, format!("the sandbox is {state}")).with("start it first")
         }
-        Denied::Gone => Error::no_sandbox(),
+        Denied::Gone => Error::no_sandbox(None),
     }
 }

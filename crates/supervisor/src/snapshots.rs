@@ -24,7 +24,7 @@ use crate::files::blocking;
 use crate::journal;
 use crate::machine::Event;
 use crate::sandbox::Sandbox;
-use crate::{fault, now_ms, random, workspaces};
+use crate::{fault, now_ms, random, still, workspaces};
 
 /// Snapshots of one owner.
 const MOST: usize = 256;
@@ -137,7 +137,7 @@ impl Shots {
         check(name)?;
         let _kept = self.lock.read().await;
         if sandbox.state() == State::Destroyed {
-            return Err(Error::no_sandbox());
+            return Err(Error::no_sandbox(Some(&sandbox.id)));
         }
         if Path::new(&sandbox.made_of.workspace) != workspace {
             return Err(Error::new(Kind::Conflict, "the sandbox has no workspace of its own")
@@ -204,8 +204,8 @@ async fn stand_still(sandbox: &Sandbox) -> Result<bool, Error> {
     }
     let live = sandbox.live().ok_or_else(Error::lost)?;
     sandbox.happened(Event::Frozen, "snapshot");
-    if let Err(e) = live.link.signal(0, libc::SIGSTOP).await {
-        go_on(sandbox).await?;
+    if let Err(e) = still::hold(sandbox, &live).await {
+        sandbox.happened(Event::Ready { commands: sandbox.commands() > 0 }, "snapshot");
         return Err(e);
     }
     Ok(true)
@@ -213,7 +213,7 @@ async fn stand_still(sandbox: &Sandbox) -> Result<bool, Error> {
 
 async fn go_on(sandbox: &Sandbox) -> Result<(), Error> {
     let live = sandbox.live().ok_or_else(Error::lost)?;
-    live.link.signal(0, libc::SIGCONT).await?;
+    still::release(sandbox, &live).await?;
     sandbox.happened(Event::Ready { commands: sandbox.commands() > 0 }, "snapshot");
     Ok(())
 }

@@ -4,11 +4,14 @@
 //! It takes orders over the socket that is its standard input and ends with it, and with it end all
 //! sandboxes.
 
+mod prepared;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringfence_api::CreateSandbox;
 use ringfence_policy::{
@@ -23,7 +26,7 @@ use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
 use ringfence_sys::{ns, raw, shed};
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +35,7 @@ use crate::complain;
 use crate::error::{Error, Kind};
 use crate::stats;
 use crate::tended::{self, Tended};
+use prepared::Prepared;
 
 /// The largest order or word. A socket takes 208 KiB by default.
 pub(crate) const MOST: usize = 192 << 10;
@@ -55,6 +59,8 @@ pub(crate) enum Order {
     Limit { number: u64, memory: Option<u64>, cpu_percent: Option<u32>, pids: Option<u64> },
     /// Its init did not end by itself.
     Kill { number: u64 },
+    /// Its layer goes with it: nothing has to be noted in that at its end.
+    Forget { number: u64 },
     /// Make a spawner like this one, for one sandbox. It takes its orders at the descriptor that comes with
     /// this.
     Divide { number: u64 },
@@ -100,16 +106,19 @@ pub(crate) struct Made {
     pub degraded: Vec<String>,
     /// Its PID 1 as the host numbers it, and when that started.
     pub init: Option<(u32, u64)>,
+    /// Its namespaces were there before it was asked for.
+    pub prepared: bool,
 }
 
 /// Serves until the daemon is gone. `open_files` is the soft limit of commands. Answers the exit code.
 pub fn serve(orders: &OwnedFd, open_files: u64) -> u8 {
     more_files();
     shed::remember();
-    obey(orders, open_files)
+    obey(orders, open_files, false)
 }
 
-fn obey(orders: &OwnedFd, open_files: u64) -> u8 {
+/// A copy of another spawner is there for one sandbox.
+fn obey(orders: &OwnedFd, open_files: u64, is_copy: bool) -> u8 {
     // The daemon's terminal, if it has one, is not ours: who interrupts it ends us by its end.
     let _ = rustix::process::setsid();
     if let Err(e) = std::env::set_current_dir("/") {
@@ -118,6 +127,8 @@ fn obey(orders: &OwnedFd, open_files: u64) -> u8 {
     }
     let served = Ends::new(orders.as_fd()).map(|ends| Spawner {
         running: BTreeMap::new(),
+        born: BTreeMap::new(),
+        prepared: Prepared::new(is_copy),
         ends,
         open_files,
         alone: false,
@@ -158,11 +169,26 @@ struct Kept {
     filter: Option<ringfence_proxy::Filter>,
 }
 
+/// One whose init is at work on it and has not said yet that it can be asked.
+struct Born {
+    kept: Kept,
+    made: Made,
+    /// What it was made by. Init begins in our descriptor table and closes what is not its own when it has
+    /// one; until it says that it is ready, its end of the channel is here.
+    command: Command,
+    /// Ours.
+    channel: OwnedFd,
+}
+
 /// Waits for orders and for ends of sandboxes, at a price that does not grow with their number.
 struct Ends(OwnedFd);
 
 /// Stands for orders among numbers of sandboxes, which begin at 1.
 const ORDERS: u64 = 0;
+/// With the number of a sandbox: it is ready, or has ended before it was.
+const BORN: u64 = 1 << 63;
+/// The host's mounts changed.
+const MOUNTS: u64 = u64::MAX;
 
 impl Ends {
     fn new(orders: BorrowedFd<'_>) -> io::Result<Self> {
@@ -176,16 +202,23 @@ impl Ends {
         Ok(epoll::add(&self.0, fd, data, epoll::EventFlags::IN)?)
     }
 
+    /// Tells of what is exceptional there, and of nothing else.
+    fn add_changes(&self, number: u64, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(number);
+        Ok(epoll::add(&self.0, fd, data, epoll::EventFlags::PRI)?)
+    }
+
     /// Before it is closed: what is being made may have a copy of it for a moment.
     fn remove(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.0, fd);
     }
 
-    /// Whether there is an order, and which sandboxes have ended.
-    fn wait(&self) -> io::Result<(bool, Vec<u64>)> {
+    /// Whether there is an order, and which sandboxes have ended or are ready. Neither, after a time.
+    fn wait(&self, at_most: Option<Duration>) -> io::Result<(bool, Vec<u64>)> {
         let mut events = Vec::with_capacity(64);
+        let at_most = at_most.and_then(|time| Timespec::try_from(time).ok());
         rustix::io::retry_on_intr(|| {
-            epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut events), None)
+            epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut events), at_most.as_ref())
         })?;
         let numbers = events.iter().map(|event| event.data.u64());
         let ended = numbers.clone().filter(|number| *number != ORDERS).collect();
@@ -195,6 +228,8 @@ impl Ends {
 
 struct Spawner {
     running: BTreeMap<u64, Kept>,
+    born: BTreeMap<u64, Born>,
+    prepared: Prepared,
     ends: Ends,
     open_files: u64,
     /// It is there for one sandbox, and ends with it.
@@ -203,60 +238,118 @@ struct Spawner {
 
 impl Spawner {
     fn run(&mut self, orders: BorrowedFd<'_>) -> io::Result<()> {
+        if let Some(mounts) = self.prepared.mounts() {
+            self.ends.add_changes(MOUNTS, mounts)?;
+        }
         let mut buffer = vec![0u8; MOST];
         loop {
-            let (ordered, ended) = self.ends.wait()?;
-            for number in ended {
-                if let Some(kept) = self.running.remove(&number) {
-                    self.ends.remove(kept.running.jailed.pidfd());
-                    say(orders, &ended_word(number, kept), None)?;
-                    if self.alone {
-                        return Ok(());
-                    }
+            // Who is there for one sandbox has it, or will be asked for it at once.
+            let at_most = if self.alone { None } else { self.prepared.due() };
+            let (ordered, happened) = self.ends.wait(at_most)?;
+            let nothing = !ordered && happened.is_empty();
+            for number in happened {
+                if !self.happened(orders, number)? {
+                    return Ok(());
                 }
             }
-            if !ordered {
-                continue;
-            }
-            let (length, fds) = channel::receive(orders, &mut buffer)?;
-            if length == 0 {
+            if ordered && !self.obey(orders, &mut buffer)? {
                 return Ok(());
             }
-            let order = buffer.get(..length).unwrap_or_default();
-            match serde_json::from_slice(order).map_err(io::Error::other)? {
-                Order::Kill { number } => {
-                    if let Some(kept) = self.running.get(&number) {
-                        kept.running.jailed.kill();
+            if nothing {
+                self.prepared.tend();
+            }
+        }
+    }
+
+    /// A sandbox has ended or is ready. False when nothing is left to do.
+    fn happened(&mut self, orders: BorrowedFd<'_>, number: u64) -> io::Result<bool> {
+        if number == MOUNTS {
+            self.prepared.clear();
+            return Ok(true);
+        }
+        if number & BORN != 0 {
+            return self.grown(orders, number & !BORN);
+        }
+        let Some(kept) = self.running.remove(&number) else { return Ok(true) };
+        self.ends.remove(kept.running.jailed.pidfd());
+        say(orders, &ended_word(number, kept), None)?;
+        Ok(!self.alone)
+    }
+
+    /// One order. False when there will be none, or this was the only one.
+    fn obey(&mut self, orders: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<bool> {
+        let (length, fds) = channel::receive(orders, buffer)?;
+        if length == 0 {
+            return Ok(false);
+        }
+        let order = buffer.get(..length).unwrap_or_default();
+        match serde_json::from_slice(order).map_err(io::Error::other)? {
+            Order::Kill { number } => {
+                let born = self.born.get(&number).map(|born| &born.kept);
+                if let Some(kept) = self.running.get(&number).or(born) {
+                    kept.running.jailed.kill();
+                }
+            }
+            Order::Forget { number } => {
+                if let Some(kept) = self.running.get_mut(&number) {
+                    kept.running.forget_layer();
+                }
+            }
+            Order::Divide { number } => self.divide(orders, number, fds)?,
+            Order::Limit { number, memory, cpu_percent, pids } => {
+                let request = ringfence_sys::cgroup::Request { memory, cpu_percent, pids };
+                let refused = match self.running.get(&number) {
+                    Some(kept) => kept.running.limit(&request).err(),
+                    None => Some("the sandbox ended".into()),
+                };
+                say(orders, &Word::Limited { number, refused }, None)?;
+            }
+            Order::Make { number, made_of, guest, hidden, tended } => {
+                let alone = tended.as_ref().is_some_and(|t| t.alone);
+                let of = (&*made_of, guest);
+                let (mut early, prepared) = self.prepared.take();
+                match make(of, &hidden, tended.as_deref(), self.open_files, &mut early) {
+                    Ok(mut born) => {
+                        born.made.prepared = prepared;
+                        self.ends.add(number | BORN, born.kept.running.jailed.control())?;
+                        self.ends.add(number | BORN, born.kept.running.jailed.pidfd())?;
+                        self.born.insert(number, born);
+                    }
+                    Err(e) => {
+                        // Nothing was done in it.
+                        self.prepared.give_back(early);
+                        say_refused(orders, number, e)?;
+                        return Ok(!alone);
                     }
                 }
-                Order::Divide { number } => self.divide(orders, number, fds)?,
-                Order::Limit { number, memory, cpu_percent, pids } => {
-                    let request = ringfence_sys::cgroup::Request { memory, cpu_percent, pids };
-                    let refused = match self.running.get(&number) {
-                        Some(kept) => kept.running.limit(&request).err(),
-                        None => Some("the sandbox ended".into()),
-                    };
-                    say(orders, &Word::Limited { number, refused }, None)?;
-                }
-                Order::Make { number, made_of, guest, hidden, tended } => {
-                    let alone = tended.as_ref().is_some_and(|t| t.alone);
-                    let of = (&*made_of, guest);
-                    match make(of, &hidden, tended.as_deref(), self.open_files) {
-                        Ok((kept, made, channel)) => {
-                            self.ends.add(number, kept.running.jailed.pidfd())?;
-                            self.running.insert(number, kept);
-                            say(orders, &Word::Made { number, made }, Some(&channel))?;
-                        }
-                        Err(Error { kind, message, .. }) => {
-                            let kind = kind.text().to_owned();
-                            say(orders, &Word::Refused { number, kind, message }, None)?;
-                            if alone {
-                                return Ok(());
-                            }
-                        }
-                    }
-                    self.alone |= alone;
-                }
+                self.alone |= alone;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Its init is ready, or has ended.
+    fn grown(&mut self, orders: BorrowedFd<'_>, number: u64) -> io::Result<bool> {
+        let Some(Born { kept: Kept { running, filter }, mut made, command, channel }) =
+            self.born.remove(&number)
+        else {
+            return Ok(true);
+        };
+        self.ends.remove(running.jailed.control());
+        self.ends.remove(running.jailed.pidfd());
+        match ready(running) {
+            Ok(running) => {
+                made.init = stats::init(running.jailed.pid());
+                // Init has its own copy now. Ours would keep its channel open after it.
+                drop(command);
+                self.ends.add(number, running.jailed.pidfd())?;
+                self.running.insert(number, Kept { running, filter });
+                say(orders, &Word::Made { number, made }, Some(&channel))?;
+                Ok(true)
+            }
+            Err(e) => {
+                say_refused(orders, number, e)?;
+                Ok(!self.alone)
             }
         }
     }
@@ -267,8 +360,10 @@ impl Spawner {
         let pid = match divided {
             Some(ns::Divided::Copy(own)) => {
                 // The original's: here they are closed, and nothing of them is to be ended.
-                std::mem::forget((fds, std::mem::take(&mut self.running)));
-                std::process::exit(obey(&own, self.open_files).into());
+                let others = (std::mem::take(&mut self.running), std::mem::take(&mut self.born));
+                std::mem::forget((fds, others));
+                self.prepared.forget();
+                std::process::exit(obey(&own, self.open_files, true).into());
             }
             Some(ns::Divided::Original(pid)) => Some(pid),
             None => None,
@@ -278,6 +373,8 @@ impl Spawner {
 
     /// All at once, then the bookkeeping of each.
     fn end_all(&mut self) {
+        let born = std::mem::take(&mut self.born).into_iter();
+        self.running.extend(born.map(|(number, born)| (number, born.kept)));
         for kept in self.running.values() {
             kept.running.jailed.kill();
         }
@@ -291,6 +388,11 @@ fn say(to: BorrowedFd<'_>, word: &Word, fd: Option<&OwnedFd>) -> io::Result<()> 
     let bytes = serde_json::to_vec(word).map_err(io::Error::other)?;
     let fds: Vec<BorrowedFd<'_>> = fd.into_iter().map(|fd| fd.as_fd()).collect();
     channel::send(to, &bytes, &fds)
+}
+
+fn say_refused(to: BorrowedFd<'_>, number: u64, refused: Error) -> io::Result<()> {
+    let Error { kind, message, .. } = refused;
+    say(to, &Word::Refused { number, kind: kind.text().to_owned(), message }, None)
 }
 
 fn ended_word(number: u64, Kept { mut running, filter }: Kept) -> Word {
@@ -360,9 +462,9 @@ fn make(
     hidden: &[String],
     tended: Option<&Tended>,
     open_files: u64,
-) -> Result<(Kept, Made, OwnedFd), Error> {
-    // Namespaces are made while the rest is planned, where a processor is free for that.
-    let early = Early::start();
+    // Where none was ready, its namespaces are made while the rest is planned. Taken when it is used.
+    early: &mut Option<Early>,
+) -> Result<Born, Error> {
     let mut policy = policy_of(made_of)?;
     if guest {
         crate::guest::confine(&mut policy);
@@ -396,19 +498,15 @@ fn make(
         agent_events: None,
     };
     let filter = plan.filter.clone();
-    let mut running = run::start(plan, &policy, &command, early).map_err(|f| refused(f.error))?;
+    let mut running =
+        run::start(plan, &policy, &command, early.take()).map_err(|f| refused(f.error))?;
     let filter = filter_of(filter, &mut running, &policy)?;
     made.degraded = running.status.degraded.iter().map(words).collect();
     if running.has_view() {
         // Its threads are ours; init keeps the limit that it was given.
         ringfence_sandbox::view::room_for_files();
     }
-    let running = ready(running)?;
-    made.init = stats::init(running.jailed.pid());
-    // Init has its own copy now, and not earlier: it begins in our descriptor table. Ours would keep its
-    // channel open after it.
-    drop(command);
-    Ok((Kept { running, filter }, made, ours))
+    Ok(Born { kept: Kept { running, filter }, made, command, channel: ours })
 }
 
 /// Without it nothing leaves the sandbox; where it ends, its sockets close and nothing does any more.
@@ -441,7 +539,7 @@ fn words(p: &ringfence_sandbox::status::Protection) -> String {
     format!("{}: {}", p.name, p.detail)
 }
 
-/// Waits until its init can be asked.
+/// Its init can be asked, or has ended: that is known already.
 fn ready(mut running: Running) -> Result<Running, Error> {
     if running.jailed.wait_until_ready().is_ok() {
         return Ok(running);
@@ -478,5 +576,6 @@ fn described(plan: &Plan, policy: &Policy) -> Made {
         timeout_ms: policy.limits.timeout_ms,
         degraded: Vec::new(),
         init: None,
+        prepared: false,
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::codebases;
 use crate::error::{Error, Kind};
 use crate::exec::{Birth, Exec, Input};
+use crate::files::Written;
 use crate::host::{self, End, Host};
 use crate::journal::{self, CALLER, Deed, Events, Journal, Owner, Source, Wanted};
 use crate::link::{self, Link, Program, Refused, Started};
@@ -27,12 +28,15 @@ use crate::realm::{Realm, Realms};
 use crate::sandbox::{Live, Sandbox};
 use crate::session::{self, Session};
 use crate::snapshots::{self, Shots};
+use crate::spares::Spares;
 use crate::spawner;
 use crate::store::Store;
 use crate::tended::{self, Own, Tended};
 use crate::terminal::{self, Terminal};
+use crate::versions::{self, Part, When};
 use crate::{
-    fault, files, guest, layers, lock, metrics, now_ms, quota, random_id, stats, trees, workspaces,
+    fault, files, guest, layers, lock, metrics, now_ms, quota, random_id, stats, still, trees,
+    workspaces,
 };
 
 /// Sandboxes that one owner may have.
@@ -50,6 +54,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const TRIES: usize = 5;
 /// Those of them during which it may go on to be changed.
 const FREE_TRIES: usize = 2;
+/// How long after a spawner was taken another is made ready.
+const SOON: Duration = Duration::from_millis(1);
 /// How often lives and idle times are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -104,13 +110,17 @@ pub enum Command {
     ReadFile {
         sandbox: String,
         path: String,
-        offset: u64,
-        length: Option<u64>,
+        part: Part,
+        /// Its bytes are wanted unless it is so.
+        when: When,
     },
+    /// `durable`: it is on the disk before the answer is.
     WriteFile {
         sandbox: String,
         path: String,
-        bytes: Vec<u8>,
+        bytes: Written,
+        durable: bool,
+        when: When,
     },
     StatFile {
         sandbox: String,
@@ -151,7 +161,9 @@ pub enum Reply {
     Sandboxes(Vec<ringfence_api::Sandbox>),
     Exec(Arc<Exec>),
     Execs(Vec<ringfence_api::Exec>),
-    Bytes(Vec<u8>),
+    Read(versions::Read),
+    /// The tag of what was written, where that was asked for or costs nothing.
+    Written(Option<String>),
     File(FileInfo),
     Listing(Listing),
     Codebases(codebases::Answer),
@@ -195,6 +207,8 @@ pub struct Supervisor {
     store: Store,
     pub(crate) sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     host: tokio::sync::Mutex<Arc<Host>>,
+    /// Of those that sandboxes have for themselves.
+    spares: Spares,
     /// By the spawner's numbers.
     numbers: Mutex<HashMap<u64, Expected>>,
     ends: mpsc::UnboundedSender<End>,
@@ -228,6 +242,7 @@ impl Supervisor {
             store,
             sandboxes: Mutex::default(),
             host: tokio::sync::Mutex::new(host),
+            spares: Spares::default(),
             numbers: Mutex::default(),
             ends,
             keys: tokio::sync::Mutex::default(),
@@ -406,13 +421,21 @@ impl Supervisor {
                 self.find(caller, &sandbox)?.exec(&exec)?.kill(signal).await?;
                 Ok(Reply::Done)
             }
-            Command::ReadFile { sandbox, path, offset, length } => {
+            Command::ReadFile { sandbox, path, part, when } => {
                 let (live, path) = self.look(caller, &sandbox, &path)?;
-                files::read(&live.link, &path, offset, length).await.map(Reply::Bytes)
+                files::read(&live.link, &path, part, &when).await.map(Reply::Read)
             }
-            Command::WriteFile { sandbox, path, bytes } => {
-                let (live, path) = self.look(caller, &sandbox, &path)?;
-                files::write(&live.link, &path, bytes, false).await.map(|()| Reply::Done)
+            Command::WriteFile { sandbox, path, bytes, durable, when } => {
+                let sandbox = self.find(caller, &sandbox)?;
+                let live = sandbox.look()?;
+                let path = files::absolute(&path, &live.made.cwd)?;
+                let write = files::Write {
+                    durable,
+                    when: &when,
+                    most: sandbox.limits().disk.unwrap_or(u64::MAX),
+                    turn: &sandbox.turn,
+                };
+                files::write(&live.link, &path, bytes, write).await.map(Reply::Written)
             }
             Command::StatFile { sandbox, path } => {
                 let (live, path) = self.look(caller, &sandbox, &path)?;
@@ -455,7 +478,6 @@ impl Supervisor {
         | Ask::Search { sandbox, .. }
         | Ask::Pack { sandbox, .. }
         | Ask::Unpack { sandbox, .. }
-        | Ask::Write { sandbox, .. }
         | Ask::Chmod { sandbox, .. }
         | Ask::Watch { sandbox, .. }) = &ask;
         let sandbox = self.find(caller, sandbox)?;
@@ -479,10 +501,6 @@ impl Supervisor {
             Ask::Unpack { path, content, .. } => {
                 let (root, permit) = (at(&path)?, sandbox.room.take()?);
                 trees::unpack(link, permit, root, content).await.map(Reply::Unpacked)
-            }
-            Ask::Write { path, bytes, durable, .. } => {
-                let path = files::absolute(&path, &live.made.cwd)?;
-                files::write(&link, &path, bytes, durable).await.map(|()| Reply::Done)
             }
             Ask::Chmod { path, mode, .. } => {
                 let path = files::absolute(&path, &live.made.cwd)?;
@@ -542,7 +560,11 @@ impl Supervisor {
         };
         all.into_iter()
             .find_map(|sandbox| sandbox.sessions.find(id).map(|session| (sandbox, session)))
-            .ok_or_else(|| Error::new(Kind::NotFound, "no such session").with("list the sessions"))
+            .ok_or_else(|| {
+                let message = format!("no such session: {}", crate::error::shown(id));
+                Error::new(Kind::NotFound, message)
+                    .with("list the sessions: `ringfence session list SANDBOX`")
+            })
     }
 
     /// A caller's own sandbox. That of another is not found, as one that is not there.
@@ -553,7 +575,7 @@ impl Supervisor {
             .get(name)
             .filter(own)
             .or_else(|| all.values().filter(own).find(|s| s.made_of.name.as_deref() == Some(name)));
-        found.cloned().ok_or_else(Error::no_sandbox)
+        found.cloned().ok_or_else(|| Error::no_sandbox(Some(name)))
     }
 
     fn look(&self, caller: Caller, name: &str, path: &str) -> Result<(Live, String), Error> {
@@ -728,16 +750,27 @@ impl Supervisor {
                 made => made,
             };
         };
-        if tended::is_own(&sandbox.made_of) {
-            realm.own.remember(layer).await?;
-        }
+        let remembered = async {
+            if !tended::is_own(&sandbox.made_of) {
+                return Ok(());
+            }
+            realm.own.remember(layer).await
+        };
         let Some(codebase) = &sandbox.made_of.codebase else {
+            remembered.await?;
             return self.made(sandbox, Some(&Tended::of(sandbox, None, &realm.store))).await;
         };
+        let find = || realm.shelf.find(codebase, Some(layer));
+        let (remembered, found) = tokio::join!(remembered, find());
+        remembered?;
+        let mut found = Some(found?);
         for n in 0..TRIES {
             // Who changes it all the time waits for a moment, rather than that no sandbox is ever made.
             let _quiet = if n < FREE_TRIES { None } else { realm.shelf.quiet(PATIENCE).await };
-            let before = realm.shelf.find(codebase, Some(layer)).await?;
+            let before = match found.take() {
+                Some(found) => found,
+                None => find().await?,
+            };
             let tended = Tended::of(sandbox, Some(&before), &realm.store);
             let made = self.made(sandbox, Some(&tended)).await;
             let after = realm.shelf.find(codebase, None).await?;
@@ -759,10 +792,12 @@ impl Supervisor {
         sandbox: &Arc<Sandbox>,
         tended: Option<&Tended>,
     ) -> Result<Live, Error> {
-        let number = host::number();
-        let own = match tended {
-            Some(_) => Some(self.host_alone(number).await?),
-            None => None,
+        let (number, own) = match tended {
+            Some(_) => {
+                let (number, own) = self.host_alone().await?;
+                (number, Some(own))
+            }
+            None => (host::number(), None),
         };
         let host = match &own {
             Some(own) => own.clone(),
@@ -775,7 +810,10 @@ impl Supervisor {
         let made_of = sandbox.made_of_now();
         let made = host.make(number, (&made_of, guest), tended).await;
         fault::point("make.answered");
-        let link = made.and_then(|(made, fd)| Ok((made, Link::new(fd)?)));
+        let link = made.and_then(|(made, fd)| {
+            let link = Link::new(fd, made.init)?;
+            Ok((made, link))
+        });
         match link {
             Ok((made, link)) => Ok(Live {
                 number,
@@ -792,12 +830,37 @@ impl Supervisor {
         }
     }
 
-    /// A spawner for one sandbox.
-    async fn host_alone(&self, number: u64) -> Result<Arc<Host>, Error> {
-        match self.host().await?.divide(number, self.ends.clone()).await {
-            Some(own) => Ok(own),
-            None => new_host(&self.settings, Some(number), &self.ends),
+    /// A spawner for one sandbox, and the number of that.
+    async fn host_alone(self: &Arc<Self>) -> Result<(u64, Arc<Host>), Error> {
+        let spare = self.spares.take();
+        metrics::prepared(metrics::Pool::Spawners, spare.is_some());
+        if self.spares.begin() {
+            let supervisor = Arc::downgrade(self);
+            tokio::spawn(async move {
+                // Whoever asked comes first.
+                tokio::time::sleep(SOON).await;
+                while let Some(supervisor) = supervisor.upgrade() {
+                    if !supervisor.spares.add(supervisor.divided().await) {
+                        return;
+                    }
+                }
+            });
         }
+        if let Some(spare) = spare {
+            return Ok(spare);
+        }
+        if let Some(divided) = self.divided().await {
+            return Ok(divided);
+        }
+        let number = host::number();
+        Ok((number, new_host(&self.settings, Some(number), &self.ends)?))
+    }
+
+    /// A copy of the spawner, which is there for one sandbox.
+    async fn divided(&self) -> Option<(u64, Arc<Host>)> {
+        let number = host::number();
+        let host = self.host().await.ok()?;
+        Some((number, host.divide(number, self.ends.clone()).await?))
     }
 
     /// The spawner; a new one where the last is gone.
@@ -854,7 +917,7 @@ impl Supervisor {
         }
         if sandbox.state() == State::Frozen {
             let live = sandbox.live().ok_or_else(Error::lost)?;
-            live.link.signal(0, libc::SIGCONT).await?;
+            still::release(sandbox, &live).await?;
             sandbox.happened(Event::Ready { commands: sandbox.commands() > 0 }, "requested");
         } else {
             sandbox.happened(Event::Making, "requested");
@@ -890,8 +953,10 @@ impl Supervisor {
     /// Ends its processes and waits until nothing of them is left.
     async fn end(&self, sandbox: &Arc<Sandbox>, mut live: Live) {
         live.link.shut();
+        // Who is stopped does not see that.
+        let patience = if live.link.is_stopped() { Duration::ZERO } else { PATIENCE };
         let ended = live.ended.wait_for(Option::is_some);
-        if tokio::time::timeout(PATIENCE, ended).await.is_err() {
+        if tokio::time::timeout(patience, ended).await.is_err() {
             let host = match &live.host {
                 Some(own) => own.clone(),
                 None => self.host.lock().await.clone(),
@@ -913,6 +978,11 @@ impl Supervisor {
             }
             fault::point("destroy.forgotten");
             if let Some(live) = sandbox.live() {
+                if let Some(host) = &live.host
+                    && tended::is_own(&sandbox.made_of)
+                {
+                    host.forget(live.number).await;
+                }
                 self.end(sandbox, live).await;
             }
             fault::point("destroy.ended");
@@ -965,6 +1035,7 @@ impl Supervisor {
                 let _ = self.keep(&sandbox).await;
             }
         }
+        self.spares.look_after();
         if self.host.lock().await.is_gone() {
             self.forget_shared();
         }
@@ -1138,7 +1209,10 @@ async fn freeze(sandbox: &Arc<Sandbox>) -> Result<Reply, Error> {
         let live = sandbox.live().ok_or_else(Error::lost)?;
         // Before: what comes from here on is refused, and what came before is stopped with the rest.
         sandbox.happened(Event::Frozen, "requested");
-        live.link.signal(0, libc::SIGSTOP).await?;
+        if let Err(e) = still::hold(sandbox, &live).await {
+            sandbox.happened(Event::Ready { commands: sandbox.commands() > 0 }, "not frozen");
+            return Err(e);
+        }
     }
     Ok(described(sandbox))
 }

@@ -207,7 +207,7 @@ impl Own {
                 }
                 std::mem::take(&mut aside.names)
             };
-            let cleared = Store::open(&self.store).and_then(|store| store.collect(&store.lock()?));
+            let cleared = Store::open(&self.store).and_then(|store| store.collect(store.lock()?));
             if let Err(e) = cleared {
                 crate::complain(&format!("layers that were removed: {e}"));
                 continue;
@@ -225,7 +225,7 @@ impl Own {
             Ok(()) => {}
             // Set aside, perhaps.
             Err(ringfence_layers::Error::NoLayer(_)) => {
-                let collected = store.lock().and_then(|lock| store.collect(&lock));
+                let collected = store.lock().and_then(|lock| store.collect(lock));
                 collected.map_err(|e| Error::internal(e.to_string()))?;
             }
             Err(e) => return Err(Error::internal(e.to_string())),

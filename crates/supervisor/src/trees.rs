@@ -47,40 +47,12 @@ const PIECE: usize = 64 << 10;
 /// What may be asked.
 #[derive(Clone, Debug)]
 pub enum Ask {
-    Move {
-        sandbox: String,
-        from: String,
-        to: String,
-    },
-    Search {
-        sandbox: String,
-        search: Search,
-    },
-    Pack {
-        sandbox: String,
-        path: String,
-    },
-    Unpack {
-        sandbox: String,
-        path: String,
-        content: Content,
-    },
-    /// `durable`: it is on the disk before the answer is.
-    Write {
-        sandbox: String,
-        path: String,
-        bytes: Vec<u8>,
-        durable: bool,
-    },
-    Chmod {
-        sandbox: String,
-        path: String,
-        mode: u32,
-    },
-    Watch {
-        sandbox: String,
-        watch: ringfence_api::Watch,
-    },
+    Move { sandbox: String, from: String, to: String },
+    Search { sandbox: String, search: Search },
+    Pack { sandbox: String, path: String },
+    Unpack { sandbox: String, path: String, content: Content },
+    Chmod { sandbox: String, path: String, mode: u32 },
+    Watch { sandbox: String, watch: ringfence_api::Watch },
 }
 
 /// How much of it a sandbox may cause at once.

@@ -74,14 +74,28 @@ async fn owners() {
             Command::Freeze(name()),
             exec(&name()),
             Command::Execs(name()),
-            Command::ReadFile { sandbox: name(), path: path(), offset: 0, length: None },
-            Command::WriteFile { sandbox: name(), path: path(), bytes: Vec::new() },
+            Command::ReadFile {
+                sandbox: name(),
+                path: path(),
+                part: ringfence_supervisor::Part::WHOLE,
+                when: ringfence_supervisor::When::default(),
+            },
+            Command::WriteFile {
+                sandbox: name(),
+                path: path(),
+                bytes: ringfence_supervisor::Written::Whole(Vec::new()),
+                durable: false,
+                when: ringfence_supervisor::When::default(),
+            },
             Command::ListFiles { sandbox: name(), path: path() },
             Command::StatFile { sandbox: name(), path: path() },
             Command::RemoveFile { sandbox: name(), path: path() },
             Command::MakeDirectory { sandbox: name(), path: path() },
         ];
         let absent = supervisor.run(other, Command::Get("sb_0".into())).await.unwrap_err();
+        // But for the name that was asked for.
+        let message = absent.message.replace("sb_0", &name());
+        let absent = ringfence_supervisor::Error { message, ..absent };
         for ask in asks {
             let refused = supervisor.run(other, ask.clone()).await.unwrap_err();
             // As what was never there.

@@ -9,11 +9,13 @@
 //! that was killed before it could.
 
 mod discover;
+mod freeze;
 mod reading;
 mod scope;
 #[cfg(test)]
 mod tests;
 
+pub use freeze::Freezer;
 pub use reading::{Reader, Reading};
 pub use scope::{Scope, Usage, create, enter, sweep_stale};
 

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use crate::bare;
 use crate::egress::{self, Program};
+use crate::moments::Moments;
 use crate::ns::flags;
 use crate::processors::{Processors, WORDS};
 use crate::raw::{self, Errno, Result};
@@ -36,6 +37,10 @@ pub const MADE: u64 = flags::ALL & !flags::PID;
 const GO: u32 = 1;
 const QUIT: u32 = 2;
 const PREPARE: u32 = 4;
+
+/// Of its moments.
+const BEGUN: usize = 0;
+const MADE_THEM: usize = 1;
 
 /// In memory that both processes see.
 #[derive(Debug, Default)]
@@ -61,6 +66,8 @@ struct Shared {
     placed: AtomicU32,
     /// Processors that the caller may use; the helper takes them back before it forks.
     processors: [AtomicUsize; WORDS],
+    /// When it began to make namespaces and when they were there, where a trace is wanted.
+    moments: Moments,
 }
 
 /// The helper.
@@ -115,6 +122,9 @@ impl Early {
         let Some(stack) = NonNull::new(stack).filter(|_| !failed) else {
             return Err(Errno(libc::ENOMEM));
         };
+        // Other processes that are made meanwhile need no copy of it. Refused, it only takes memory there.
+        // SAFETY: the mapping that was just made.
+        unsafe { libc::madvise(stack.as_ptr(), STACK, libc::MADV_DONTFORK) };
         let mut pidfd: i32 = -1;
         // SAFETY: valid while the helper lives: freed only after it was reaped.
         let words = unsafe { shared.as_ref() };
@@ -173,10 +183,21 @@ impl Early {
         self.spread
     }
 
+    /// When it began to make the namespaces and when they were there, where a trace is wanted.
+    pub fn moments(&self) -> Option<(u64, u64)> {
+        let moments = &self.shared().moments;
+        Some((moments.at(BEGUN)?, moments.at(MADE_THEM)?))
+    }
+
     /// Whether the namespaces could be made. Waits until that is known.
     pub fn ready(&self) -> bool {
         raw::wait_until_set(&self.shared().state);
         self.shared().state.load(Ordering::Acquire) == 1
+    }
+
+    /// Whether the helper is still there.
+    pub fn is_alive(&self) -> bool {
+        !raw::is_dead(raw_fd(&self.pidfd))
     }
 
     /// Why [`Early::ready`] said no.
@@ -232,6 +253,10 @@ impl Early {
         entry: Entry,
         argument: *const libc::c_void,
     ) -> Result<(i32, OwnedFd)> {
+        // SAFETY: our own mapping; what is made begins on its copy.
+        if unsafe { libc::madvise(self.stack.as_ptr(), STACK, libc::MADV_DOFORK) } != 0 {
+            return Err(Errno::last());
+        }
         let shared = self.shared();
         shared.flags.store(flags as usize, Ordering::Relaxed);
         shared.entry.store(entry as usize, Ordering::Relaxed);
@@ -336,7 +361,9 @@ extern "C" fn helper(argument: *mut libc::c_void) -> libc::c_int {
             return 0;
         }
     }
+    shared.moments.note(BEGUN);
     let refusal = namespaces();
+    shared.moments.note(MADE_THEM);
     // What it makes may run anywhere again.
     let size = std::mem::size_of_val(&shared.processors);
     let mask = shared.processors.as_ptr() as usize;

@@ -189,6 +189,17 @@ pub fn file_id(fd: i32) -> Result<FileId> {
     })
 }
 
+/// Kind and permissions of an open descriptor (`O_PATH` will do).
+pub fn file_mode(fd: i32) -> Result<u32> {
+    // SAFETY: an all-zero stat is a valid value of that plain C struct.
+    let mut st: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `st` is valid for writes of its type.
+    if unsafe { libc::fstat(fd, &raw mut st) } != 0 {
+        return Err(Errno::last());
+    }
+    Ok(st.st_mode)
+}
+
 /// `MS_*`, `MNT_*`: classic mount calls, used where one call replaces nine of the new API.
 pub fn mount(
     source: &CStr,

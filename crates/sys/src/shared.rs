@@ -4,6 +4,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU32};
 
+use crate::moments::Moments;
 use crate::raw::{Errno, Result};
 
 /// All fields start as zero.
@@ -34,6 +35,8 @@ pub struct Page {
     /// Nothing else can be reached any more, init is out of reach and sits in the command's network
     /// namespace: the command may start.
     pub sealed: AtomicU32,
+    /// When which step of the set-up was over, where a trace is wanted.
+    pub moments: Moments,
 }
 
 /// Owns the mapping.

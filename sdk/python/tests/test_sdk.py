@@ -1,6 +1,7 @@
 """Against a real daemon: `RINGFENCE_BIN` names the program."""
 
 import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from ringfence import (
     Conflict,
     DaemonUnavailable,
     Ended,
+    FileChanged,
     FileRule,
     InternalError,
     InvalidRequest,
@@ -314,12 +316,34 @@ def test_files_are_searched_packed_and_their_permissions_set(box: Sandbox, proje
     archive = box.pack("src")
     done = box.unpack(archive, "copy")
     assert done.files == 2 and box.read_text("copy/b.rs") == "0123456789"
-    with pytest.raises(InvalidRequest):
-        box.unpack(b"x" * 1024)
+    # As a file, and in pieces: read as it is sent.
+    assert box.unpack(io.BytesIO(archive), "copy").files == 2
+    assert box.unpack((archive[at : at + 100] for at in range(0, len(archive), 100)), "copy").files == 2
+    for wrong in (b"x" * 1024, io.BytesIO(b"x" * 1024)):
+        with pytest.raises(InvalidRequest):
+            box.unpack(wrong)
     box.move_file("copy/b.rs", "c.rs")
     assert (project / "c.rs").read_text() == "0123456789"
+    # Of any size: sent as it is read, and not larger than a layer may be.
+    box.write_file("large", (bytes(1 << 20) for _ in range(65)))
+    assert box.stat("large").size == 65 << 20
     with pytest.raises(TooLarge):
-        box.write_file("large", bytes((64 << 20) + 1))
+        box.read_file("large")
+
+
+def test_two_writers_do_not_overwrite_each_other(box: Sandbox) -> None:
+    box.write_file("shared", "first", only_new=True)
+    with pytest.raises(FileChanged):
+        box.write_file("shared", "again", only_new=True)
+    known = box.stat("shared").etag
+    assert known
+    box.write_file("shared", "another's", if_match=known)
+    with pytest.raises(FileChanged) as refused:
+        box.write_file("shared", "mine", if_match=known)
+    assert refused.value.status == 412 and refused.value.reason == "changed"
+    assert box.read_text("shared") == "another's"
+    with pytest.raises(ValueError):
+        box.write_file("shared", "x", if_match=known, only_new=True)
 
 
 def test_a_watched_directory_tells_what_changes(project: Path) -> None:
@@ -366,6 +390,8 @@ def test_errors_say_what_they_are(box: Sandbox) -> None:
 def test_the_asynchronous_half_watches_too(project: Path) -> None:
     async def told() -> str:
         async with await AsyncSandbox.create(project) as box:
+            archive = await box.pack()
+            assert (await box.unpack(io.BytesIO(archive), "again")).bytes >= 0
             async for event in box.watch():
                 if event.kind == "ready":
                     await box.write_file("made", "x", durable=True)

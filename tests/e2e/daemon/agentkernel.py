@@ -115,6 +115,8 @@ with AgentKernel() as client:
         assert client.list_snapshots() == []
         sandbox.run(["sh", "-c", "mkdir /app/d; echo one > /app/d/f; ln -s f /app/d/l; ln -s /etc/passwd /app/away; chmod 500 /app/d"])
         ticking = client.exec_detached("test", ["sh", "-c", "n=0; while :; do n=$((n+1)); echo $n > /app/tick; sleep .05; done"])
+        # It was started, and may not have come that far.
+        sandbox.run(["sh", "-c", "until [ -s /app/tick ]; do sleep .02; done"])
         taken = client.take_snapshot("test", snapshot_name="first")
         assert (taken.name, taken.sandbox, taken.backend, taken.base_image, taken.memory_mb) == (
             "first", "test", "ringfence", "python:3.12-alpine", 256), taken

@@ -120,6 +120,105 @@ fn a_log_flood_in_one_sandbox() {
     });
 }
 
+/// Takes terminals and descriptors until there are no more, tells how many, and keeps them.
+const DRAINER: &str = "import os, time\n\
+    taken = []\n\
+    try:\n\
+    \x20while True: taken.append(os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY))\n\
+    except OSError as e: print('terminals', len(taken), e.errno, flush=True)\n\
+    for fd in taken[64:]: os.close(fd)\n\
+    files = []\n\
+    try:\n\
+    \x20while True: files.append(os.open('/dev/null', os.O_RDONLY))\n\
+    except OSError as e: print('files', len(files) + 64, e.errno, flush=True)\n\
+    for fd in taken[:64]: os.close(fd)\n\
+    taken = [os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY) for _ in range(60)]\n\
+    print('holds', flush=True)\n\
+    time.sleep(1000)\n";
+
+/// Whoever takes all terminals and descriptors gets those of its sandbox: 128 terminals, and as many descriptors
+/// as each of its processes may have. Neighbours and the daemon have theirs.
+#[test]
+fn a_drainer_of_terminals_and_descriptors_in_one_sandbox() {
+    if !has("curl") || !has("python3") {
+        return;
+    }
+    as_each_user(|place| {
+        let daemon = Daemon::start(place);
+        place.write("drainer.py", DRAINER);
+        if !limited(&daemon, place, "drain", &json!({ "limits": { "open_files": 300 } }), false) {
+            return;
+        }
+        daemon.create(&["--name", "calm"]);
+        let exec = start(&daemon, "drain", "exec /usr/bin/python3 drainer.py");
+        let mut said = String::new();
+        until("it has all that it gets", || {
+            let kept = daemon.curl(&["-m", "1"], &format!("{exec}/stream?stdout_offset=0"));
+            said = kept.body;
+            said.contains("holds") || said.contains("\"ended\"")
+        });
+        if !said.contains("terminals") {
+            println!("skipped: python3 cannot be run inside: {said}");
+            return;
+        }
+        // ENOSPC and EMFILE; three are the standard ones.
+        assert!(said.contains("terminals 128 28"), "{said}");
+        assert!(said.contains("files 297 24"), "{said}");
+        neighbours_go_on(&daemon);
+        let terminal = json!({
+            "shell": "stty size; tty", "background": true, "terminal": { "rows": 11, "columns": 22 },
+        });
+        let exec = daemon.post("/v1/sandboxes/calm/exec", &terminal).is(202).json();
+        let exec = format!("/v1/sandboxes/calm/execs/{}", exec["id"].as_str().unwrap());
+        let shown = daemon.get(&format!("{exec}/stream?stdout_offset=0")).is(200);
+        assert!(shown.body.contains("11 22") && shown.body.contains("/dev/pts/"), "{shown:?}");
+        // In the drained one too there is room for another process's files.
+        daemon.shell("drain", "cat /proc/self/limits >/dev/null; echo here").ok().says("here");
+    });
+}
+
+/// What is private has a size, and counts as the sandbox's memory: whoever fills it fills it for itself.
+#[test]
+fn a_filler_of_private_places_in_one_sandbox() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        let daemon = Daemon::start(place);
+        let policy = json!({ "files": { "tmp_size": "8m" }, "limits": { "memory": "64m" } });
+        if !limited(&daemon, place, "filler", &policy, false) {
+            return;
+        }
+        daemon.create(&["--name", "calm"]);
+        let fill = |directory: &str, mebibytes: u32| {
+            format!(
+                "dd if=/dev/zero of={directory}/x bs=1M count={mebibytes} 2>/dev/null && echo filled"
+            )
+        };
+        for directory in ["/tmp", "$HOME"] {
+            let script = format!("{}; stat -c %s {directory}/x", fill(directory, 16));
+            assert_eq!(daemon.shell("filler", &script).out, "8388608\n", "{directory}");
+            daemon.shell("filler", &format!("rm {directory}/x")).ok();
+        }
+        let exec = start(&daemon, "filler", &format!("{}; echo ended $?", fill("/dev/shm", 512)));
+        neighbours_go_on(&daemon);
+        until("it hits its limit", || {
+            let kept = daemon.curl(&["-m", "1"], &format!("{exec}/stream?stdout_offset=0"));
+            assert!(!kept.body.contains("\"data\":\"filled"), "{kept:?}");
+            daemon.sandbox("filler")["reason"] == "oom" || kept.body.contains("ended 137")
+        });
+        neighbours_go_on(&daemon);
+        // The control: less than that is there for whoever asks.
+        for directory in ["/tmp", "$HOME", "/dev/shm"] {
+            assert_eq!(
+                daemon.shell("calm", &fill(directory, 16)).ok().out,
+                "filled\n",
+                "{directory}"
+            );
+        }
+    });
+}
+
 /// Each limit is changed where it can be, is in force then, and is refused by its name where it cannot be.
 #[test]
 fn limits_are_changed_while_a_sandbox_runs() {

@@ -9,7 +9,7 @@ use super::world::{Answer, Daemon, until};
 use crate::harness::{Place, as_each_user};
 
 /// As `crates/supervisor/src/layers.rs` has them.
-const STEPS: [&str; 11] = [
+pub const STEPS: [&str; 11] = [
     "snapshot.begun",
     "snapshot.taken",
     "snapshot.done",

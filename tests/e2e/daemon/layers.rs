@@ -191,12 +191,9 @@ fn hosts_are_reached_through_the_filter_only() {
         let direct = format!("curl -sS -m 20 --noproxy '*' http://127.0.0.1:{other}/; true");
         assert!(!daemon.shell("box", &direct).ok().out.contains("unlisted"));
         // Whoever filters for it is killed: the sandbox ends with its network; the other goes on.
-        let own = daemon.process().below().into_iter().rfind(|p| {
-            let line = std::fs::read(format!("/proc/{}/cmdline", p.pid)).unwrap_or_default();
-            line.windows(9).any(|w| w == b"__spawner")
-        });
-        let inside = own.as_ref().unwrap().below();
-        own.unwrap().kill();
+        let own = daemon.spawner_beside();
+        let inside = own.below();
+        own.kill();
         until("it is lost", || daemon.sandbox("box")["state"] == "failed");
         until("nothing of it is left", || inside.iter().all(|p| !p.is_there()));
         daemon.shell("none", "echo on").ok().says("on");

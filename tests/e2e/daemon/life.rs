@@ -153,9 +153,15 @@ fn a_sandbox_that_was_killed_from_outside_says_so() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let inside = || -> Vec<Process> { daemon.family().remove(0).below() };
-        until("the command runs", || inside().len() == 2);
-        inside()[0].kill();
+        // Among them are helpers that wait in prepared places.
+        let read = |pid: i32, name: &str| {
+            std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default()
+        };
+        let command = || daemon.family().into_iter().find(|p| read(p.pid, "comm") == "sleep\n");
+        until("the command runs", || command().is_some());
+        let status = read(command().unwrap().pid, "status");
+        let init = status.lines().find_map(|l| l.strip_prefix("PPid:")?.trim().parse().ok());
+        Process::of(init.unwrap()).unwrap().kill();
         let output = running.wait_with_output().unwrap();
         let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(result["ended"]["reason"], "sandbox");
@@ -164,6 +170,51 @@ fn a_sandbox_that_was_killed_from_outside_says_so() {
             let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
             listed[0]["state"] == "failed" && listed[0]["reason"] == "killed"
         });
+        daemon.ringfence(&["start", "box"]).ok();
+        daemon.shell("box", "true").ok();
+    });
+}
+
+/// What starts the commands of a sandbox is held up, by whoever can do that from outside: who asks is told so soon and
+/// not left waiting, others go on, and the sandbox goes on, or is ended and used again.
+#[test]
+fn a_sandbox_that_does_not_answer() {
+    if !has("curl") {
+        return;
+    }
+    as_each_user(|place| {
+        use rustix::process::Signal;
+        let daemon = Daemon::start(place);
+        daemon.create(&["--name", "box"]);
+        let init = daemon.family().remove(0).below().remove(0);
+        daemon.create(&["--name", "calm"]);
+        // The control: nobody inside can do it.
+        daemon.shell("box", "kill -STOP 1; kill -TSTP 1; echo asked").ok().says("asked");
+        daemon.shell("box", "true").ok();
+        init.signal(Signal::STOP);
+        let long = json!({ "argv": ["sleep", "600"] });
+        let refused = daemon.curl(
+            &["-i", "-H", "Content-Type: application/json", "-d", &long.to_string()],
+            "/v1/sandboxes/box/exec",
+        );
+        assert!(refused.is_busy(), "{refused:?}");
+        assert!(refused.body.contains("its init was stopped from outside"), "{refused:?}");
+        let files = daemon.get("/v1/sandboxes/box/files?path=x").is(503);
+        assert_eq!(files.reason(), "busy");
+        let freeze = daemon.curl(&["-X", "POST"], "/v1/sandboxes/box/freeze").is(503);
+        assert_eq!(freeze.reason(), "busy");
+        assert_eq!(daemon.sandbox("box")["state"], "idle");
+        daemon.shell("calm", "true").ok();
+        daemon.get("/v1/sandboxes").is(200);
+        // When it goes on, what was refused ends as it begins.
+        init.signal(Signal::CONT);
+        let looks = "grep -lx sleep /proc/[0-9]*/comm || echo none";
+        super::world::until("nothing of it runs", || {
+            daemon.shell("box", looks).ok().out == "none\n"
+        });
+        init.signal(Signal::STOP);
+        daemon.ringfence(&["stop", "box"]).ok();
+        assert!(!init.is_there());
         daemon.ringfence(&["start", "box"]).ok();
         daemon.shell("box", "true").ok();
     });

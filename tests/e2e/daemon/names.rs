@@ -172,12 +172,7 @@ fn rules_over_a_plain_workspace() {
         assert!(ran.out.contains("held\ny\n") && !ran.out.contains(".env"), "{ran:?}");
         assert!(place.workspace().join("output/y").exists());
         // Who serves it is killed: nothing is left of the sandbox, and the daemon says so.
-        let spawners: Vec<_> = daemon.process().below().into_iter().collect();
-        let own = spawners.iter().rfind(|p| {
-            std::fs::read(format!("/proc/{}/cmdline", p.pid))
-                .is_ok_and(|c| c.windows(9).any(|w| w == b"__spawner"))
-        });
-        own.unwrap().kill();
+        daemon.spawner_beside().kill();
         super::world::until("it is lost", || daemon.sandbox("box")["state"] == "failed");
         daemon.ringfence(&["start", "box"]).ok();
         daemon.shell("box", "cat readme").ok().says("r");

@@ -9,13 +9,16 @@ use super::world::{Daemon, until};
 use crate::harness::{Place, Ran, as_each_user, has};
 use crate::terminal::{CTRL_C, CTRL_Z, Shell};
 
-fn in_a_terminal(case: impl Fn(&Place, &Daemon<'_>, &mut Shell)) {
+/// A shell at a terminal, and a daemon with sandboxes of these names.
+pub fn in_a_terminal(sandboxes: &[&str], case: impl Fn(&Place, &Daemon<'_>, &mut Shell)) {
     if !has("bash") || !has("setsid") {
         return;
     }
     as_each_user(|place| {
         let daemon = Daemon::start(place);
-        daemon.create(&["--name", "box"]);
+        for name in sandboxes {
+            daemon.create(&["--name", name]);
+        }
         let mut shell = Shell::new(place);
         shell.run(&format!(
             "export XDG_RUNTIME_DIR={}/run RINGFENCE_STATE={}/state; before=$(stty -g)",
@@ -34,7 +37,7 @@ fn is_as_before(t: &mut Shell) {
 
 #[test]
 fn a_command_has_a_terminal_of_its_sandbox() {
-    in_a_terminal(|_, _, t| {
+    in_a_terminal(&["box"], |_, _, t| {
         t.resize(31, 97);
         let out = t.run("\"$RF\" exec -t box -- sh -c 'test -t 0 && test -t 1 && test -t 2 && tty && stty size; echo x >/dev/tty; exit 7'; echo code=$?");
         assert!(out.contains("/dev/pts/0\r\n31 97\r\nx\r\ncode=7\r\n"), "{out}");
@@ -47,7 +50,7 @@ fn a_command_has_a_terminal_of_its_sandbox() {
 
 #[test]
 fn attach_is_a_shell_with_job_control() {
-    in_a_terminal(|_, _, t| {
+    in_a_terminal(&["box"], |_, _, t| {
         t.send("\"$RF\" attach box --shell bash --env PS1='% '\n");
         t.send("PS1='%''% '\n");
         t.expect("%% ");
@@ -79,7 +82,7 @@ fn attach_is_a_shell_with_job_control() {
 
 #[test]
 fn the_terminal_is_put_back_however_it_ends() {
-    in_a_terminal(|_, daemon, t| {
+    in_a_terminal(&["box"], |_, daemon, t| {
         // Killed from inside, its time over, told to end, without its sandbox.
         let out = t.run("\"$RF\" exec -t box -- sh -c 'kill -9 $$'; echo code=$?");
         assert!(out.contains("code=137"), "{out}");
@@ -115,7 +118,7 @@ fn the_terminal_is_put_back_however_it_ends() {
 
 #[test]
 fn who_comes_back_sees_what_was_kept() {
-    in_a_terminal(|place, daemon, t| {
+    in_a_terminal(&["box"], |place, daemon, t| {
         let body = json!({
             "shell": "stty -echo; echo one; read line; echo got $line; stty size",
             "terminal": { "rows": 10, "columns": 20 }, "background": true,
@@ -167,7 +170,7 @@ fn a_command_at_the_terminal() {
     if !has("python3") {
         return;
     }
-    in_a_terminal(|_, _, t| {
+    in_a_terminal(&["box"], |_, _, t| {
         let script = "import fcntl,termios,sys\nfor fd in (0,1,2):\n  try:\n    fcntl.ioctl(fd,termios.TIOCSTI,b\"x\"); print(\"typed\")\n  except OSError as e: print(\"refused\",e.errno)";
         let out = t.run(
             &format!("\"$RF\" exec -t box -- python3 -c '{script}'").replace('\n', "'$'\\n''"),

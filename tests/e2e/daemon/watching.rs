@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::terminal::in_a_terminal;
 use super::world::{Daemon, until};
-use crate::harness::{Place, as_each_user, has};
+use crate::harness::{as_each_user, has};
 use crate::terminal::{CTRL_C, Shell};
 
 /// The value of a series, by its name with its labels.
@@ -169,29 +170,17 @@ fn a_control_group_tells_what_it_counts() {
     });
 }
 
-fn in_a_terminal(case: impl Fn(&Place, &Daemon<'_>, &mut Shell)) {
-    if !has("bash") || !has("setsid") {
-        return;
-    }
-    as_each_user(|place| {
-        let daemon = Daemon::start(place);
-        daemon.create(&["--name", "quiet"]);
-        daemon.create(&["--name", "busy"]);
+fn beside_a_busy_one(case: impl Fn(&Daemon<'_>, &mut Shell)) {
+    in_a_terminal(&["quiet", "busy"], |_, daemon, shell| {
         let busy = json!({ "shell": "while :; do :; done", "background": true });
         daemon.post("/v1/sandboxes/busy/exec", &busy).is(202);
-        let mut shell = Shell::new(place);
-        shell.run(&format!(
-            "export XDG_RUNTIME_DIR={}/run RINGFENCE_STATE={}/state; before=$(stty -g)",
-            place.root().display(),
-            place.home().display()
-        ));
-        case(place, &daemon, &mut shell);
+        case(daemon, shell);
     });
 }
 
 #[test]
 fn top_is_a_table_that_lives_and_goes() {
-    in_a_terminal(|_, daemon, t| {
+    beside_a_busy_one(|daemon, t| {
         t.resize(24, 100);
         for quit in ["q", CTRL_C] {
             t.send("\"$RF\" top --delay 200ms\n");
@@ -222,7 +211,7 @@ fn top_is_a_table_that_lives_and_goes() {
 
 #[test]
 fn top_colours_only_where_it_may() {
-    in_a_terminal(|_, _, t| {
+    beside_a_busy_one(|_, t| {
         let head = "SANDBOX";
         let out = t.run("\"$RF\" top --once");
         assert!(out.contains(&format!("\u{1b}[1m{head}")), "{out}");

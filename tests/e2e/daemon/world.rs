@@ -112,6 +112,12 @@ impl Answer {
         self
     }
 
+    /// Whether it says, with its headers (`-i`), that there is no room now and when to come back.
+    pub fn is_busy(&self) -> bool {
+        let text = self.body.to_lowercase();
+        self.status == 503 && text.contains("retry-after:") && text.contains("\"reason\":\"busy\"")
+    }
+
     /// The machine-readable reason of an error, whose shape is the one of all.
     #[track_caller]
     pub fn reason(&self) -> String {
@@ -154,6 +160,13 @@ impl<'a> Daemon<'a> {
         daemon
     }
 
+    /// One that was started in a way of its own.
+    pub fn of(place: &'a Place, child: Child) -> Self {
+        let mut daemon = Self { place, child, flags: Vec::new(), environment: Vec::new() };
+        daemon.wait();
+        daemon
+    }
+
     fn wait(&mut self) {
         until("the daemon serves", || {
             assert!(self.child.try_wait().unwrap().is_none(), "the daemon ended");
@@ -186,6 +199,17 @@ impl<'a> Daemon<'a> {
 
     pub fn family(&self) -> Vec<Process> {
         Process::of(self.child.id() as i32).map(|p| p.below()).unwrap_or_default()
+    }
+
+    /// The spawner that serves one sandbox with a layer, view or hosts: it has threads, unlike those that
+    /// wait to be asked, and helpers in prepared places.
+    pub fn spawner_beside(&self) -> Process {
+        let found = self.process().below().into_iter().rfind(|p| {
+            let line = std::fs::read(format!("/proc/{}/cmdline", p.pid)).unwrap_or_default();
+            let threads = std::fs::read_dir(format!("/proc/{}/task", p.pid));
+            line.windows(9).any(|w| w == b"__spawner") && threads.is_ok_and(|all| all.count() > 1)
+        });
+        found.unwrap()
     }
 
     /// `kill -9` of the daemon alone; what it had started.

@@ -197,3 +197,63 @@ fn a_bare_environment_is_enough() {
         assert_eq!(ran.out, expected, "{ran:?}");
     });
 }
+
+/// Settings of a policy under which a program may make user namespaces.
+fn nesting(p: &Place) -> String {
+    let policy = p.write("nesting.toml", "[processes]\nnested_namespaces = true\n");
+    policy.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn namespaces_can_be_nested_where_the_policy_says_so_and_hold_no_more() {
+    if !has("unshare") {
+        return;
+    }
+    as_each_user(|p| {
+        let policy = nesting(p);
+        let make = "unshare --user --map-user=77 --map-group=77";
+        p.shell(&[], &format!("! {make} true")).ok();
+        if p.ids().0 == 0 {
+            // The kernel lets only those map a root who had a right that nobody has inside.
+            p.shell(&["-s", &policy], &format!("! {make} true")).ok();
+        } else {
+            p.shell(&["-s", &policy], &format!("test $({make} id -u) = 77")).ok();
+        }
+        // As somebody with every right inside his own, where he can be made; else without.
+        let inside =
+            "for f in /proc/sys/kernel/hostname /proc/sys/vm/drop_caches /proc/sysrq-trigger \
+              /proc/sys/user/max_user_namespaces /proc/irq/default_smp_affinity; do
+              test ! -e $f || ! (echo 1 > $f) 2>/dev/null || echo wrote $f
+            done
+            ! umount /proc/sys 2>/dev/null || echo took away
+            ! mount -o remount,rw /proc/sys 2>/dev/null || echo opened
+            ! mount -t tmpfs more /tmp 2>/dev/null || echo mounted";
+        let ran = p
+            .shell(
+                &["-s", &policy],
+                &format!(
+                    "unshare --user --map-root-user --mount sh -c '{inside}' || {{ {inside}; }}"
+                ),
+            )
+            .ok();
+        assert_eq!(ran.out, "", "{ran:?}");
+    });
+}
+
+#[test]
+fn a_browser_keeps_its_own_sandbox_inside() {
+    if !has("chromium") {
+        return;
+    }
+    as_each_user(|p| {
+        if p.ids().0 == 0 {
+            return println!("skipped: Chromium wants no sandbox of its own for root");
+        }
+        let policy = nesting(p);
+        let page = "mkdir /tmp/profile; chromium --headless --disable-gpu --user-data-dir=/tmp/profile \
+             --dump-dom 'data:text/html,<p>written by a page' 2>&1";
+        p.shell(&["-s", &policy], page).ok().says("<p>written by a page</p>");
+        let refused = p.shell(&[], page);
+        assert!(refused.out.contains("No usable sandbox"), "{refused:?}");
+    });
+}

@@ -8,6 +8,8 @@ use crate::stats;
 use crate::text::figure;
 
 const WIDTH: f64 = 520.0;
+/// Of what has the page's whole width, so that words have the same size everywhere.
+const WIDE: f64 = 1060.0;
 /// Colours of the page, `--c0` for the baseline.
 const COLOURS: usize = 8;
 
@@ -26,8 +28,12 @@ fn dash(i: usize) -> &'static str {
 }
 
 fn open(height: f64, label: &str) -> String {
+    open_as(WIDTH, height, label)
+}
+
+fn open_as(width: f64, height: f64, label: &str) -> String {
     let label = escaped(label);
-    format!("<svg viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\" aria-label=\"{label}\">\n")
+    format!("<svg viewBox=\"0 0 {width} {height:.0}\" role=\"img\" aria-label=\"{label}\">\n")
 }
 
 /// A round number at or above: 1, 2 or 5 times a power of ten.
@@ -305,10 +311,10 @@ pub fn curve(curve: &Curve) -> String {
 
 /// Steps of a start as bars, one below the other, each in its process's colour.
 pub fn waterfall(timeline: &Timeline) -> String {
-    const LEFT: f64 = 200.0;
+    const LEFT: f64 = 260.0;
     const ROW: f64 = 18.0;
     let most = timeline.steps.iter().map(|s| s.end_us).fold(1.0, f64::max);
-    let scale = Scale { low: 0.0, high: most, logarithmic: false, from: LEFT, to: WIDTH - 60.0 };
+    let scale = Scale { low: 0.0, high: most, logarithmic: false, from: LEFT, to: WIDE - 70.0 };
     let mut lanes: Vec<&str> = Vec::new();
     for step in &timeline.steps {
         if !lanes.contains(&step.lane.as_str()) {
@@ -316,7 +322,7 @@ pub fn waterfall(timeline: &Timeline) -> String {
         }
     }
     let end = timeline.steps.len() as f64 * ROW + 8.0;
-    let mut out = open(end + 46.0, &timeline.name);
+    let mut out = open_as(WIDE, end + 46.0, &timeline.name);
     for mark in scale.marks() {
         let x = scale.at(mark);
         let _ = writeln!(

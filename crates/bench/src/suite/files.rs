@@ -1,15 +1,15 @@
-//! What work on files costs inside: the worker takes the time itself, so that starts do not count.
+//! What work on files, and starting programs, costs inside: the worker takes the time itself, so that starts do not count.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::Command;
 use std::time::Instant;
 
 use super::work::Work;
 use super::{Bench, by_peer};
-use crate::model::Group;
+use crate::model::Report;
 use crate::runner::{self, Contestant, Sampler, Timed};
 
 /// The hidden verb of the worker.
@@ -17,16 +17,19 @@ pub const WORKER: &str = "worker";
 
 const SMALL: usize = 1000;
 const LARGE: usize = 64 << 20;
+/// Programs that are started.
+const CHILDREN: usize = 100;
 /// What is read and written at a time.
 const PIECE: usize = 256 << 10;
 
 /// What is done: a name of the group, one of the operation, and what it says.
-const WORKS: [(&str, &str); 5] = [
+pub const WORKS: [(&str, &str); 6] = [
     ("read-small", "read 1,000 files of 1 KiB"),
     ("read-large", "read a file of 64 MiB"),
     ("write-small", "write 1,000 files of 1 KiB"),
     ("write-large", "write a file of 64 MiB"),
     ("metadata", "stat 1,000 files and list their directory"),
+    ("children", "start 100 programs"),
 ];
 
 const WAYS: [(&str, &[&str]); 4] = [
@@ -72,6 +75,14 @@ pub fn worker(name: &str) -> Result<f64, String> {
                     std::fs::metadata(format!("small/f{i}"))?;
                 }
             }
+            "children" => {
+                for _ in 0..CHILDREN {
+                    let status = Command::new("/bin/true").status()?;
+                    if !status.success() {
+                        return Err(std::io::Error::other(format!("/bin/true: {status}")));
+                    }
+                }
+            }
             _ => return Err(std::io::Error::other("no such work")),
         }
         let took = start.elapsed().as_nanos() as f64 / 1000.0;
@@ -95,7 +106,7 @@ fn tree(root: &Path) -> std::io::Result<()> {
     std::fs::write(root.join("large"), vec![1; LARGE])
 }
 
-pub fn groups(bench: &mut Bench<'_>) -> Result<Vec<Group>, String> {
+pub fn part(bench: &mut Bench<'_>, report: &mut Report) -> Result<(), String> {
     let workspace = bench.place.workspace();
     let problem = |e: std::io::Error| format!("{}: {e}", workspace.display());
     let root = workspace.join("files");
@@ -103,14 +114,14 @@ pub fn groups(bench: &mut Bench<'_>) -> Result<Vec<Group>, String> {
     // In the workspace, since that is what every sandbox shows.
     let worker = root.join("worker");
     std::fs::copy(bench.place.binary(), &worker).map_err(problem)?;
-    let mut groups = Vec::new();
     for (name, title) in WORKS {
+        if !bench.wants(name) {
+            continue;
+        }
         let argv = [worker.clone().into(), "bench".into(), WORKER.into(), name.into()];
         let work = of(name, title, argv.to_vec());
         let mut cases = vec![bench.place.timed("host", &work, &[])];
-        for (way, flags) in WAYS {
-            cases.push(bench.place.confined(way, &work, flags));
-        }
+        cases.extend(bench.own(&work, &WAYS));
         let place = &bench.place;
         cases.extend(bench.peers.iter_mut().map(|peer| by_peer(place, peer, &work)));
         let contestants = cases.iter().map(|case| Contestant {
@@ -119,19 +130,19 @@ pub fn groups(bench: &mut Bench<'_>) -> Result<Vec<Group>, String> {
             sampler: case.check().map(|()| Box::new(|| inside(case)) as Sampler<'_>),
         });
         let name = format!("files/{name}");
-        groups.push(runner::in_turn(&name, title, "us", contestants.collect(), &bench.plan));
+        let group = runner::in_turn(&name, title, "us", contestants.collect(), &bench.plan);
+        report.groups.push(group);
     }
-    Ok(groups)
+    Ok(())
 }
 
 fn of(name: &str, title: &str, argv: Vec<OsString>) -> Work {
     let (name, title, dir) = (name.into(), title.into(), "files".into());
-    Work { name, title, argv, dir, env: Vec::new(), flags: Vec::new(), before: None }
+    Work { name, title, argv, dir, env: Vec::new(), flags: Vec::new() }
 }
 
 /// What the worker says that it took.
 fn inside(case: &Timed) -> Result<f64, String> {
-    let output = case.command().stdout(Stdio::piped()).output().map_err(|e| e.to_string())?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    said.trim().parse().map_err(|_| format!("{}: said {:?}", output.status, said.trim()))
+    let said = case.writes()?;
+    said.trim().parse().map_err(|_| format!("said {:?}", said.trim()))
 }

@@ -67,12 +67,12 @@ fn curl(name: &str, title: &str, url: String) -> Work {
     let mut argv: Vec<std::ffi::OsString> = words.map(Into::into).to_vec();
     argv.push(url.into());
     let (name, title) = (name.into(), title.into());
-    Work { name, title, argv, dir: "".into(), env: Vec::new(), flags: Vec::new(), before: None }
+    Work { name, title, argv, dir: "".into(), env: Vec::new(), flags: Vec::new() }
 }
 
 pub fn groups(bench: &Bench<'_>) -> Result<Vec<Group>, String> {
     if !work::has("curl") {
-        return Ok(Vec::new());
+        return Err("no curl; install it: apt-get install curl".into());
     }
     let server = Server::start().map_err(|e| format!("cannot serve on loopback: {e}"))?;
     // Nobody listens there as long as it is held, and then it is closed.

@@ -12,6 +12,9 @@ use crate::runner::Timed;
 /// The path of everything that is measured: what differs between users is not on it.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What cases of the other binary are called before they are in a result of their own.
+pub const AGAINST: &str = "against: ";
+
 #[derive(Debug)]
 pub struct Place {
     /// Without symlinks, since sandboxes show it so.
@@ -37,7 +40,7 @@ fn problem(path: &Path, e: &std::io::Error) -> String {
 }
 
 impl Place {
-    pub fn new(binary: &Path) -> Result<Self, String> {
+    pub fn new(binary: &Path, against: Option<&Path>) -> Result<Self, String> {
         let make = || -> std::io::Result<Self> {
             let root = tempfile::Builder::new().prefix("ringfence-bench").tempdir()?;
             std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
@@ -47,7 +50,7 @@ impl Place {
             let broom = broom.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
             // From here on it is the broom's.
             let _ = root.keep();
-            for dir in ["home", "work", "peers"] {
+            for dir in ["home", "work", "peers", "against", "against/home"] {
                 std::fs::create_dir(real.join(dir))?;
             }
             Ok(Self { real, broom })
@@ -55,6 +58,10 @@ impl Place {
         let place = make().map_err(|e| format!("cannot make a directory to measure in: {e}"))?;
         let copy = place.binary();
         std::fs::copy(binary, &copy).map_err(|e| problem(binary, &e))?;
+        if let Some(other) = against {
+            let copy = place.path("against/ringfence");
+            std::fs::copy(other, &copy).map_err(|e| problem(other, &e))?;
+        }
         Ok(place)
     }
 
@@ -85,7 +92,7 @@ impl Place {
 
     pub fn command(&self, name: &str, argv: Vec<OsString>) -> Timed {
         let (name, dir, env) = (name.into(), self.workspace(), self.env());
-        Timed { name, argv, dir, env, fails: false, before: None, absent: None }
+        Timed { name, argv, dir, env, fails: false, absent: None }
     }
 
     /// A piece of work behind these words.
@@ -94,13 +101,24 @@ impl Place {
         let mut timed = self.command(name, argv);
         timed.dir.push(&work.dir);
         timed.env.extend(work.env.iter().cloned());
-        timed.before.clone_from(&work.before);
         timed
     }
 
     /// The same, confined by ringfence with these flags.
     pub fn confined(&self, name: &str, work: &Work, flags: &[&str]) -> Timed {
-        let mut prefix: Vec<OsString> = vec![self.binary().into()];
+        self.by(self.binary(), name, work, flags)
+    }
+
+    /// The same by the other binary, which has a home of its own: what the two keep there may differ.
+    pub fn against(&self, name: &str, work: &Work, flags: &[&str]) -> Timed {
+        let binary = self.path("against/ringfence");
+        let mut timed = self.by(binary, &format!("{AGAINST}{name}"), work, flags);
+        timed.env.push(("HOME".into(), self.path("against/home").into()));
+        timed
+    }
+
+    fn by(&self, binary: PathBuf, name: &str, work: &Work, flags: &[&str]) -> Timed {
+        let mut prefix: Vec<OsString> = vec![binary.into()];
         let more = work.flags.iter().map(OsString::from);
         let (separator, flags) = flags.split_last().unwrap_or((&"--", &[]));
         prefix.extend(flags.iter().map(Into::into));

@@ -17,13 +17,12 @@ pub struct Work {
     pub env: Vec<(OsString, OsString)>,
     /// What ringfence has to be told besides.
     pub flags: Vec<String>,
-    pub before: Option<Vec<OsString>>,
 }
 
 fn work(name: &str, title: &str, argv: &[&str]) -> Work {
     let argv = argv.iter().map(OsString::from).collect();
     let (name, title) = (name.into(), title.into());
-    Work { name, title, argv, dir: "".into(), env: Vec::new(), flags: Vec::new(), before: None }
+    Work { name, title, argv, dir: "".into(), env: Vec::new(), flags: Vec::new() }
 }
 
 /// Where a program lies that everybody has.
@@ -31,10 +30,15 @@ pub fn has(program: &str) -> bool {
     std::env::split_paths(PATH).any(|dir| dir.join(program).is_file())
 }
 
+/// All work that there may be.
+pub const NAMES: [&str; 8] = ["true", "echo", "python", "node", "create", "rg", "git", "cargo"];
+
 /// Files of the tree that is searched and looked at by git.
 const FILES: usize = 2000;
 
-const CREATE: &str = "i=0; while [ $i -lt 1000 ]; do echo $i >f$i; i=$((i+1)); done; rm -f f*";
+/// Whoever may not make them fails, and is not quick.
+const CREATE: &str =
+    "set -e; i=0; while [ $i -lt 1000 ]; do echo $i >f$i; i=$((i+1)); done; rm -f f*";
 
 /// All work that this machine has the programs for; quick, only what starts.
 pub fn all(place: &Place, quick: bool) -> Result<Vec<Work>, String> {
@@ -114,14 +118,14 @@ fn cargo(place: &Place) -> Option<Work> {
     let source: Vec<String> = (0..300).map(function).collect();
     std::fs::write(project.join("src/lib.rs"), source.concat()).ok()?;
     let program = bin.join("cargo").to_string_lossy().into_owned();
-    let mut check = work("cargo", "cargo check", &[&program, "check", "-q", "--offline"]);
+    // What was checked before goes first, by the command itself: a layer has its own.
+    let again = "rm -rf target && exec \"$0\" check -q --offline";
+    let mut check = work("cargo", "cargo check", &["sh", "-c", again, &program]);
     check.dir = "project".into();
     check.env = vec![
         ("PATH".into(), format!("{}:{PATH}", bin.display()).into()),
         ("CARGO_HOME".into(), project.join("home").into()),
     ];
     check.flags = vec!["--allow-read".into(), sysroot];
-    let target = project.join("target");
-    check.before = Some(vec!["rm".into(), "-rf".into(), target.into()]);
     Some(check)
 }

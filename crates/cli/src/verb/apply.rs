@@ -16,6 +16,7 @@ use super::layers::{meant, place, short};
 use super::policy;
 use crate::flags::{Id, Typed};
 use crate::output::{self, printable};
+use crate::progress::Wait;
 use crate::{exit, help};
 use ringfence_sandbox::judge::OfPolicy;
 
@@ -80,9 +81,15 @@ fn go(m: &ArgMatches) -> Result<ExitCode, Failed> {
         announce(&report, as_json);
         return Ok(told(&report, as_json, "would not be applied:"));
     }
-    let mut tell = |report: &Report| announce(report, as_json);
+    let mut wait = None;
+    let mut tell = |report: &Report| {
+        announce(report, as_json);
+        wait = Some(Wait::new("applying"));
+    };
     let mut context = Context { judge: Some(&judge), search: &search, tell: &mut tell };
-    let report = apply::apply(&store, &name, &request, &mut context)?;
+    let report = apply::apply(&store, &name, &request, &mut context);
+    drop(wait);
+    let report = report?;
     Ok(told(&report, as_json, "not applied:"))
 }
 

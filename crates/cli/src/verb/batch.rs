@@ -11,6 +11,7 @@ use super::daemon::connect;
 use crate::exit::ExitCode;
 use crate::help;
 use crate::output;
+use crate::progress::Wait;
 
 /// The most that is read from standard input.
 const MOST_INPUT: u64 = 32 << 20;
@@ -59,14 +60,18 @@ fn printed(done: &impl serde::Serialize, whole: bool) -> ExitCode {
 
 fn create() -> Result<ExitCode, String> {
     let asked: BatchCreate = request()?;
+    let wait = Wait::new("making sandboxes");
     let done: BatchCreated =
         connect()?.call(POST, "/v1/batch/sandboxes", Some(&asked)).map_err(|e| e.to_string())?;
+    drop(wait);
     Ok(printed(&done, done.results.iter().all(|r| r.error.is_none())))
 }
 
 fn exec() -> Result<ExitCode, String> {
     let asked: BatchExec = request()?;
+    let wait = Wait::new("running commands");
     let done: BatchExecuted =
         connect()?.call(POST, "/v1/batch/exec", Some(&asked)).map_err(|e| e.to_string())?;
+    drop(wait);
     Ok(printed(&done, done.results.iter().all(|r| r.error.is_none())))
 }

@@ -3,13 +3,12 @@
 use crate::exit::ExitCode;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ringfence_codebases::remote::{Place, Remote, Wanted};
-use ringfence_codebases::{Codebases, Error, From, Made, Options, Progress, Record};
+use ringfence_codebases::{Codebases, Error, From, Made, Options, Record};
 use ringfence_layers::{bytes_of, shown};
 use ringfence_sandbox::prepare::Request;
 use rustix::fs::FileType;
@@ -18,9 +17,7 @@ use serde_json::{Value, json};
 use super::layers::size;
 use crate::help;
 use crate::output::{self, printable};
-
-/// Time between two lines of progress on a terminal.
-const TICK: Duration = Duration::from_millis(100);
+use crate::progress::Bar;
 
 fn name() -> Arg {
     Arg::new("name").value_name("NAME").required(true).help("The codebase, or its id (cb_…)")
@@ -195,41 +192,6 @@ fn record_json(record: &Record) -> Value {
     })
 }
 
-/// One line on a terminal, replaced again and again.
-struct Bar {
-    shown: bool,
-    on: bool,
-    last: Option<Instant>,
-    what: &'static str,
-}
-
-impl Bar {
-    fn new(what: &'static str) -> Self {
-        Self { shown: false, on: std::io::stderr().is_terminal(), last: None, what }
-    }
-
-    fn tell(&mut self, progress: Progress) {
-        if !self.on || self.last.is_some_and(|last| last.elapsed() < TICK) {
-            return;
-        }
-        self.last = Some(Instant::now());
-        self.shown = true;
-        let names =
-            if progress.names > 0 { format!("{} names, ", progress.names) } else { String::new() };
-        let mut err = std::io::stderr().lock();
-        let _ = write!(err, "\r\x1b[K{} {names}{}", self.what, size(progress.bytes));
-        let _ = err.flush();
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        if self.shown {
-            let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
-        }
-    }
-}
-
 fn options(m: &ArgMatches) -> Options {
     let all = |id: &str| m.try_get_many::<OsString>(id).ok().flatten().into_iter().flatten();
     Options {
@@ -257,8 +219,8 @@ fn create(m: &ArgMatches) -> Result<ExitCode, Error> {
         (_, Some(file)) => From::Archive(file),
         _ => From::Nothing,
     };
-    let mut bar = Bar::new("copied");
-    let made = open()?.create(named(m), from, &options(m), &mut |p| bar.tell(p))?;
+    let bar = Bar::new("copied", None);
+    let made = open()?.create(named(m), from, &options(m), &mut |p| bar.tell(p.names, p.bytes))?;
     drop(bar);
     Ok(tell_made(m, &made, "made"))
 }
@@ -454,9 +416,10 @@ fn open_remote(m: &ArgMatches) -> Result<Remote, Error> {
 fn push(m: &ArgMatches) -> Result<ExitCode, Error> {
     let all = open()?;
     let remote = open_remote(m)?;
-    let mut bar = Bar::new("read");
-    let pushed =
-        all.push(named(m), text(m, "to"), &remote, m.get_flag("force"), &mut |p| bar.tell(p))?;
+    let bar = Bar::new("read", None);
+    let pushed = all.push(named(m), text(m, "to"), &remote, m.get_flag("force"), &mut |p| {
+        bar.tell(p.names, p.bytes);
+    })?;
     drop(bar);
     if m.get_flag("json") {
         return Ok(output::print_json(&pushed));
@@ -481,8 +444,9 @@ fn pull(m: &ArgMatches) -> Result<ExitCode, Error> {
         force: m.get_flag("force"),
     };
     let name = text(m, "to").unwrap_or(wanted.theirs);
-    let mut bar = Bar::new("fetched");
-    let made = all.pull(name, &remote, &wanted, &options(m), &mut |p| bar.tell(p))?;
+    let bar = Bar::new("fetched", None);
+    let made =
+        all.pull(name, &remote, &wanted, &options(m), &mut |p| bar.tell(p.names, p.bytes))?;
     drop(bar);
     Ok(tell_made(m, &made, "pulled"))
 }

@@ -103,9 +103,10 @@ fn show(m: &ArgMatches) -> Result<ExitCode, String> {
     }
     let mut out = String::new();
     let Sandbox { id, name, state, reason, workspace, layer, commands, .. } = &sandbox;
+    let held = sandbox.frozen_by.map(|by| format!(", held by {}", by.text())).unwrap_or_default();
     let _ = writeln!(out, "id         {}", printable(id));
     let _ = writeln!(out, "name       {}", printable(name.as_deref().unwrap_or("-")));
-    let _ = writeln!(out, "state      {} ({})", state.text(), printable(reason));
+    let _ = writeln!(out, "state      {} ({}{held})", state.text(), printable(reason));
     let _ = writeln!(out, "workspace  {}", printable(workspace));
     let _ = writeln!(out, "layer      {}", printable(layer.as_deref().unwrap_or("-")));
     let _ = writeln!(out, "commands   {commands}");

@@ -2,21 +2,18 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::Read as _;
 
 use clap::{Arg, ArgMatches, Command};
 use ringfence_api::codebases::Codebase;
 use ringfence_api::{FoundFiles, MoveFile, Unpacked};
-use ringfence_client::{GET, NOTHING, POST, segment};
+use ringfence_client::{Client, GET, NOTHING, POST, segment};
 
 use super::daemon::connect;
 use super::sandboxes::{self, json, text, value};
 use crate::exit::ExitCode;
 use crate::help;
 use crate::output::{self, printable};
-
-/// The most that is read from standard input as an archive.
-const MOST_ARCHIVE: u64 = 1 << 30;
+use crate::progress::{self, Bar};
 
 /// What stands before the name of a codebase.
 const CODEBASE: &str = "codebase:";
@@ -154,30 +151,33 @@ fn rename(m: &ArgMatches) -> Result<ExitCode, String> {
 }
 
 fn pack(m: &ArgMatches) -> Result<ExitCode, String> {
-    let mut out = std::io::stdout().lock();
+    let bar = Bar::new("received", None);
+    let mut out = bar.counts_to(std::io::stdout().lock());
     connect()?.download(&archive(m), &mut out).map_err(|e| e.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn unpack(m: &ArgMatches) -> Result<ExitCode, String> {
-    let mut bytes = Vec::new();
-    let read = std::io::stdin().lock().take(MOST_ARCHIVE + 1).read_to_end(&mut bytes);
-    read.map_err(|e| format!("standard input: {}", e.kind()))?;
-    if bytes.len() as u64 > MOST_ARCHIVE {
-        return Err(format!("standard input: more than {} MiB", MOST_ARCHIVE >> 20));
-    }
-    let mut client = connect()?;
-    if codebase(m).is_some() {
-        let now: Codebase = client.put(&archive(m), bytes).map_err(|e| e.to_string())?;
-        return Ok(if m.get_flag("json") {
-            output::print_json(&now)
-        } else {
-            output::print(&format!("{} files, {} bytes\n", now.files, now.size))
-        });
-    }
-    let done: Unpacked = client.put(&archive(m), bytes).map_err(|e| e.to_string())?;
+    let stdin = std::io::stdin();
+    let bar = Bar::new("sent", progress::rest_of(&stdin));
+    let from = bar.counts(stdin);
+    // What is shown of an answer is shown when the bar is gone.
+    let send = |client: &mut Client, from| {
+        let answer: Result<serde_json::Value, _> = client.put_from(&archive(m), from);
+        drop(bar);
+        answer.map_err(|e| e.to_string())
+    };
+    let answer = send(&mut connect()?, from)?;
     if m.get_flag("json") {
-        return Ok(output::print_json(&done));
+        return Ok(output::print_json(&answer));
     }
-    Ok(output::print(&format!("{} files, {} bytes\n", done.files, done.bytes)))
+    let read = |e: serde_json::Error| format!("the daemon answered otherwise: {e}");
+    let (files, bytes) = if codebase(m).is_some() {
+        let now: Codebase = serde_json::from_value(answer).map_err(read)?;
+        (now.files, now.size)
+    } else {
+        let done: Unpacked = serde_json::from_value(answer).map_err(read)?;
+        (done.files, done.bytes)
+    };
+    Ok(output::print(&format!("{files} files, {bytes} bytes\n")))
 }

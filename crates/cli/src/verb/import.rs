@@ -14,6 +14,7 @@ use ringfence_policy::Bytes;
 use super::history::store;
 use crate::help;
 use crate::output::{self, printable};
+use crate::progress::{self, Bar};
 
 /// Content for each byte that may be written: holes cost nothing but time.
 const HOLES: u64 = 4;
@@ -73,13 +74,19 @@ fn run(m: &ArgMatches) -> Result<ExitCode, String> {
         limits.written = size.0.unwrap_or(u64::MAX);
         limits.content = limits.written.saturating_mul(HOLES);
     }
-    let from: Box<dyn Read> = if file.as_os_str() == "-" {
-        Box::new(std::io::stdin().lock())
+    let stdin = std::io::stdin();
+    let (total, from): (_, Box<dyn Read + Send>) = if file.as_os_str() == "-" {
+        (progress::rest_of(&stdin), Box::new(&stdin))
     } else {
-        Box::new(File::open(&file).map_err(|e| format!("cannot read {}: {e}", printable(&file)))?)
+        let open = File::open(&file);
+        let file = open.map_err(|e| format!("cannot read {}: {e}", printable(&file)))?;
+        (progress::rest_of(&file), Box::new(file))
     };
+    let bar = Bar::new("imported", total);
+    let from = bar.counts(from);
     let done = pack::read_layer(&store()?, name, &roots, from, limits, Stamp::now())
         .map_err(|e| e.to_string())?;
+    drop(bar);
     for (n, what) in [
         (done.privileged, "file(s) lost setuid or setgid"),
         (done.owners, "object(s) belong to you instead of their owner"),

@@ -15,6 +15,7 @@ use crate::exit::ExitCode;
 use crate::flags::{Id, Typed};
 use crate::layers;
 use crate::output::{self, printable};
+use crate::progress::Wait;
 
 /// What is of this process, or of a single run: it cannot go on in the daemon.
 const ALONE: [(Id, &str); 13] = [
@@ -66,8 +67,10 @@ fn kept(typed: &Typed, argv: &[OsString]) -> Result<ExitCode, String> {
         (request.stdin, request.stdin_base64) = (input()?, true);
     }
     let mut client = connect()?;
+    let wait = Wait::new("making the sandbox");
     let made: Sandbox =
         client.call(POST, "/v1/sandboxes", Some(&made_of)).map_err(|e| e.to_string())?;
+    drop(wait);
     for line in &made.degraded {
         output::say(format_args!("degraded: {}", printable(line)));
     }

@@ -2,20 +2,19 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use ringfence_api::{FileChange, FileInfo, Listing};
-use ringfence_client::{Client, DELETE, GET, NOTHING, POST, segment};
+use ringfence_client::{Client, DELETE, GET, IF_MATCH, IF_NONE_MATCH, NOTHING, POST, segment};
 
 use super::daemon::connect;
 use super::files::{place, tree};
 use super::sandboxes::{json, text, value};
 use crate::exit::ExitCode;
 use crate::output::{self, printable};
+use crate::progress::{self, Bar};
 
-/// The most that one request takes.
-const MOST: u64 = 64 << 20;
 /// Read at once where the whole is larger.
 const PIECE: u64 = 16 << 20;
 
@@ -42,6 +41,15 @@ fn durable() -> Arg {
     switch("durable", "Wait until it is on the disk")
 }
 
+/// Only if nobody else was there.
+fn conditions() -> [Arg; 2] {
+    [
+        value("if-match", "TAG", "Only if the file is still as `files stat --json` said (etag)")
+            .conflicts_with("new"),
+        switch("new", "Only if there is no such file yet"),
+    ]
+}
+
 fn local(help: &'static str) -> Arg {
     Arg::new("local").value_name("FILE").help(help).value_parser(clap::value_parser!(OsString))
 }
@@ -56,7 +64,8 @@ pub fn commands() -> [Command; 10] {
             .arg(number("length", "At most so many bytes")),
         verb("write", "Put a file in place as a whole, from standard input")
             .arg(file())
-            .arg(durable()),
+            .arg(durable())
+            .args(conditions()),
         verb("list", "List what is in a directory").arg(directory()).arg(json()),
         verb("stat", "Say what a name is; a link is not followed").arg(file()).arg(json()),
         verb("remove", "Remove a file or an empty directory").arg(file()),
@@ -71,7 +80,8 @@ pub fn commands() -> [Command; 10] {
         verb("upload", "Put a file of this machine into the sandbox")
             .arg(local("Which").required(true))
             .arg(Arg::new("path").value_name("PATH").help("Where (default: its name)"))
-            .arg(durable()),
+            .arg(durable())
+            .args(conditions()),
         verb("download", "Put a file of the sandbox on this machine")
             .arg(file())
             .arg(local("Where; what is there is replaced (default: its name)")),
@@ -81,7 +91,7 @@ pub fn commands() -> [Command; 10] {
 pub fn main(verb: &str, m: &ArgMatches) -> Result<ExitCode, String> {
     match verb {
         "read" => read(m),
-        "write" => write(m, &input()?),
+        "write" => put(m, text(m, "path").unwrap_or_default(), Box::new(std::io::stdin())),
         "list" => list(m),
         "stat" => stat(m),
         "remove" => done(m, &DELETE, ""),
@@ -148,29 +158,22 @@ fn read(m: &ArgMatches) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn input() -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let read = std::io::stdin().lock().take(MOST + 1).read_to_end(&mut bytes);
-    read.map_err(|e| format!("standard input: {}", e.kind()))?;
-    Ok(bytes)
-}
-
-fn write(m: &ArgMatches, bytes: &[u8]) -> Result<ExitCode, String> {
-    put(m, text(m, "path").unwrap_or_default(), bytes.to_vec())
-}
-
-fn put(m: &ArgMatches, path: &str, bytes: Vec<u8>) -> Result<ExitCode, String> {
-    if bytes.len() as u64 > MOST {
-        return Err(format!(
-            "more than {} MiB: use `ringfence files unpack` with an archive",
-            MOST >> 20
-        ));
-    }
+/// Sent as it is read, whatever its size.
+fn put(m: &ArgMatches, path: &str, from: Box<dyn Read + Send>) -> Result<ExitCode, String> {
     let mut url = format!("{}/files?path={}", place(m), segment(path));
     if m.get_flag("durable") {
         url.push_str("&durable=true");
     }
-    connect()?.put::<serde::de::IgnoredAny>(&url, bytes).map_err(|e| e.to_string())?;
+    let condition = match text(m, "if-match") {
+        Some(tag) => Some((IF_MATCH, tag)),
+        None => m.get_flag("new").then_some((IF_NONE_MATCH, "*")),
+    };
+    if condition.is_some() && text(m, "sandbox").is_some_and(|name| name.starts_with("codebase:")) {
+        return Err("--if-match, --new: not for files of a codebase".into());
+    }
+    connect()?
+        .put_when::<serde::de::IgnoredAny>(&url, condition, from)
+        .map_err(|e| e.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -242,13 +245,13 @@ fn watch(m: &ArgMatches) -> Result<ExitCode, String> {
 fn upload(m: &ArgMatches) -> Result<ExitCode, String> {
     let local = m.get_one::<OsString>("local").ok_or("which file?")?;
     let shown = printable(local);
-    let mut bytes = Vec::new();
-    std::fs::File::open(local)
-        .and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes))
-        .map_err(|e| format!("{shown}: {}", e.kind()))?;
+    let file = std::fs::File::open(local).map_err(|e| format!("{shown}: {}", e.kind()))?;
     let name = std::path::Path::new(local).file_name().and_then(|name| name.to_str());
     let path = text(m, "path").or(name).ok_or_else(|| format!("{shown}: say where to put it"))?;
-    put(m, path, bytes)
+    let bar = Bar::new("sent", progress::rest_of(&file));
+    let sent = put(m, path, bar.counts(file));
+    drop(bar);
+    sent
 }
 
 /// What is there is replaced when all has come.
@@ -267,7 +270,9 @@ fn download(m: &ArgMatches) -> Result<ExitCode, String> {
     draft.push(format!(".ringfence-{}", std::process::id()));
     let mut file =
         std::fs::OpenOptions::new().write(true).create_new(true).open(&draft).map_err(wrong)?;
-    let put = pieces(&mut client, m, (0, size), &mut file)
+    let bar = Bar::new("received", Some(size));
+    let mut counted = bar.counts_to(&mut file);
+    let put = pieces(&mut client, m, (0, size), &mut counted)
         .and_then(|()| std::fs::rename(&draft, &local).map_err(wrong));
     if put.is_err() {
         // Perhaps it is that which cannot be done.

@@ -413,7 +413,8 @@ fn attempt(
     let deadline =
         Deadline::of(&policy.limits).and_then(|d| terminal::Deadline::after(d.timeout, d.grace));
     let supervised = terminal::supervise(&mut running.jailed, io, signals, deadline);
-    trace::mark("view is built, command runs and ends");
+    trace::mark("waits while the command runs");
+    trace::inside(&running.jailed);
     drop(forwarder);
     drop(ear);
     // Nothing is left that it could serve; it ends while the sandbox is taken down.
@@ -557,8 +558,10 @@ fn write_status(target: Option<&OsStr>, status: &Status) -> Result<(), String> {
 /// Where the time of the start went.
 fn write_trace(target: Option<&OsStr>) -> Result<(), String> {
     let Some(target) = target else { return Ok(()) };
-    let steps = trace::steps().into_iter().map(|(name, start, end)| {
-        serde_json::json!({ "name": name, "lane": "supervisor", "start_us": start, "end_us": end })
+    let steps = trace::steps().into_iter().map(|s| {
+        serde_json::json!({
+            "name": s.name, "lane": s.lane, "start_us": s.start_us, "end_us": s.end_us,
+        })
     });
     let text = serde_json::json!({ "steps": steps.collect::<Vec<_>>() });
     std::fs::write(Path::new(target), format!("{text:#}\n"))

@@ -15,6 +15,7 @@ use super::daemon::connect;
 use crate::exit::ExitCode;
 use crate::help;
 use crate::output::{self, printable};
+use crate::progress::Wait;
 
 /// The most that is read from standard input for a command.
 const MOST_INPUT: u64 = 32 << 20;
@@ -203,8 +204,10 @@ fn create(m: &ArgMatches) -> Result<ExitCode, String> {
         idle_stop_seconds: seconds(m, "idle")?,
         ..CreateSandbox::default()
     };
+    let wait = Wait::new("making the sandbox");
     let made: Sandbox =
         connect()?.call(POST, "/v1/sandboxes", Some(&request)).map_err(|e| e.to_string())?;
+    drop(wait);
     for line in &made.degraded {
         output::say(format_args!("degraded: {}", printable(line)));
     }
@@ -249,7 +252,9 @@ pub(super) fn place(m: &ArgMatches) -> String {
 
 fn turn(m: &ArgMatches, verb: &str) -> Result<ExitCode, String> {
     let path = format!("{}/{verb}", place(m));
+    let wait = Wait::new(if verb == "stop" { "stopping it" } else { "making it again" });
     let sandbox: Sandbox = connect()?.call(POST, &path, NOTHING).map_err(|e| e.to_string())?;
+    drop(wait);
     Ok(shown(m, &sandbox, sandbox.state.text()))
 }
 

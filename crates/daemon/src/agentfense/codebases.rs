@@ -12,7 +12,7 @@ use prost::Message as _;
 use ringfence_api::codebases::CreateCodebase;
 use ringfence_api::{FileInfo, State};
 use ringfence_supervisor::codebases::{Answer as Told, Ask as Wish, Content};
-use ringfence_supervisor::{Command, Kind, Reply};
+use ringfence_supervisor::{Command, Kind, Part as Range, Reply, When, Written};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::convert::required;
@@ -142,7 +142,13 @@ impl Ask {
             // Those that are there; else the write says what is wrong.
             let _ = self.run(Command::MakeDirectory { sandbox: sandbox.clone(), path }).await;
         }
-        let write = Command::WriteFile { sandbox, path: there, bytes };
+        let write = Command::WriteFile {
+            sandbox,
+            path: there,
+            bytes: Written::Whole(bytes),
+            durable: false,
+            when: When::default(),
+        };
         self.run(write).await.map(drop).map_err(said)
     }
 
@@ -186,9 +192,10 @@ impl Ask {
         path: &str,
     ) -> Result<Vec<u8>, ringfence_supervisor::Error> {
         let (sandbox, path) = (sandbox.to_owned(), format!("{WORKSPACE}/{path}"));
-        let read = Command::ReadFile { sandbox, path, offset: 0, length: Some(READ) };
+        let part = Range::From { offset: 0, length: Some(READ) };
+        let read = Command::ReadFile { sandbox, path, part, when: When::default() };
         match self.run(read).await? {
-            Reply::Bytes(bytes) => Ok(bytes),
+            Reply::Read(read) => Ok(read.bytes()),
             other => Err(ringfence_supervisor::Error::internal(format!("{other:?}"))),
         }
     }
@@ -268,8 +275,10 @@ impl Ask {
                 let piece = if let Some(begun) = begun {
                     Ok(begun)
                 } else {
-                    match ask.run(Command::ReadFile { sandbox, path, offset, length }).await {
-                        Ok(Reply::Bytes(bytes)) => Ok(bytes),
+                    let part = Range::From { offset, length };
+                    let when = When::default();
+                    match ask.run(Command::ReadFile { sandbox, path, part, when }).await {
+                        Ok(Reply::Read(read)) => Ok(read.bytes()),
                         Ok(other) => Err(unexpected(&other)),
                         Err(e) => Err(said(e)),
                     }

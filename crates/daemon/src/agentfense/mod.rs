@@ -182,7 +182,7 @@ fn said(e: Error) -> Status {
     let code = match e.kind {
         Kind::Invalid => Code::InvalidArgument,
         Kind::NotFound => Code::NotFound,
-        Kind::Conflict => Code::FailedPrecondition,
+        Kind::Conflict | Kind::Changed => Code::FailedPrecondition,
         Kind::Busy | Kind::Lost => Code::Aborted,
         Kind::Limit | Kind::TooLarge => Code::ResourceExhausted,
         Kind::Refused => Code::PermissionDenied,

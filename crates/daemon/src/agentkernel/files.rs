@@ -6,7 +6,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ringfence_supervisor::{Command, Error, Kind, Reply};
+use ringfence_supervisor::{Command, Error, Kind, Part, Reply, When, Written};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -39,8 +39,9 @@ pub(super) async fn read(
 ) -> Handled<Json<Value>> {
     let (sandbox, path, said) = at(&ask, &name, &path).await?;
     let id = sandbox.clone();
-    let bytes = match ask.run(Command::ReadFile { sandbox, path, offset: 0, length: None }).await {
-        Ok(Reply::Bytes(bytes)) => bytes,
+    let read = Command::ReadFile { sandbox, path, part: Part::WHOLE, when: When::default() };
+    let bytes = match ask.run(read).await {
+        Ok(Reply::Read(read)) => read.bytes(),
         Ok(other) => return Err(unexpected(&other)),
         // Whatever the reason is.
         Err(e) => return Err(Fault::new(StatusCode::NOT_FOUND, e.message)),
@@ -56,7 +57,13 @@ pub(super) async fn read(
 
 /// Writes it; the directories that are missing are made.
 async fn put(ask: &Ask, sandbox: &str, path: &str, bytes: Vec<u8>) -> Result<(), Error> {
-    let write = |bytes| Command::WriteFile { sandbox: sandbox.into(), path: path.into(), bytes };
+    let write = |bytes| Command::WriteFile {
+        sandbox: sandbox.into(),
+        path: path.into(),
+        bytes: Written::Whole(bytes),
+        durable: false,
+        when: When::default(),
+    };
     match ask.run(write(bytes.clone())).await {
         Err(e) if e.kind == Kind::NotFound => {}
         other => return other.map(drop),

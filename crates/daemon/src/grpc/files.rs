@@ -3,7 +3,7 @@
 use futures_util::StreamExt as _;
 use ringfence_supervisor::codebases::Content;
 use ringfence_supervisor::trees::Ask as About;
-use ringfence_supervisor::{Command, Error, Kind, Reply};
+use ringfence_supervisor::{Command, Error, Kind, Part, Reply, When, Written};
 use tonic::{Request, Response, Streaming};
 
 use super::wire::files_server::Files;
@@ -47,8 +47,9 @@ impl Files for Grpc {
     async fn read(&self, request: Request<wire::FileRange>) -> Answer<Parts> {
         let (ask, message) = self.of(request)?;
         let wire::FileRange { sandbox, path, offset, length, .. } = message;
-        match ask.run(Command::ReadFile { sandbox, path, offset, length }).await? {
-            Reply::Bytes(bytes) => Ok(Response::new(cut(&bytes))),
+        let part = Part::From { offset, length };
+        match ask.run(Command::ReadFile { sandbox, path, part, when: When::default() }).await? {
+            Reply::Read(read) => Ok(Response::new(cut(&read.bytes()))),
             other => Err(unexpected(&other)),
         }
     }
@@ -57,7 +58,9 @@ impl Files for Grpc {
         let (ask, mut from) = self.of(request)?;
         let wire::FilePart { sandbox, path, data, .. } = first(&mut from).await?;
         let bytes = whole(data, from).await?;
-        ask.done(Command::WriteFile { sandbox, path, bytes }).await
+        let bytes = Written::Whole(bytes);
+        let when = When::default();
+        ask.done(Command::WriteFile { sandbox, path, bytes, durable: false, when }).await
     }
 
     async fn stat(&self, request: Request<wire::FilePath>) -> Answer<wire::FileInfo> {

@@ -2,6 +2,7 @@
 //! have the names of the JSON, and are made of the same types by them.
 
 mod codebases;
+mod events;
 mod execs;
 mod files;
 mod layers;
@@ -31,6 +32,7 @@ use tonic::{Code, Request, Status};
 
 use crate::problem::Problem;
 use wire::codebases_server::CodebasesServer;
+use wire::events_server::EventsServer;
 use wire::execs_server::ExecsServer;
 use wire::files_server::FilesServer;
 use wire::layers_server::LayersServer;
@@ -76,7 +78,8 @@ pub(crate) fn router(supervisor: Arc<Supervisor>) -> Router {
         "Sessions" => SessionsServer,
         "Files" => FilesServer,
         "Layers" => LayersServer,
-        "Codebases" => CodebasesServer
+        "Codebases" => CodebasesServer,
+        "Events" => EventsServer
     )
 }
 
@@ -164,7 +167,7 @@ fn said(e: Error) -> Status {
     let code = match e.kind {
         Kind::Invalid => Code::InvalidArgument,
         Kind::NotFound => Code::NotFound,
-        Kind::Conflict => Code::FailedPrecondition,
+        Kind::Conflict | Kind::Changed => Code::FailedPrecondition,
         Kind::Lost => Code::Aborted,
         Kind::Busy => Code::Unavailable,
         Kind::Limit | Kind::TooLarge => Code::ResourceExhausted,

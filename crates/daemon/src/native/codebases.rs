@@ -101,8 +101,15 @@ pub(crate) fn received(request: Request) -> Content {
 
 /// The same of parts that come by another way.
 pub(crate) fn content(
-    mut parts: impl Parts<Item = std::io::Result<Vec<u8>>> + Send + Unpin + 'static,
+    parts: impl Parts<Item = std::io::Result<Vec<u8>>> + Send + Unpin + 'static,
 ) -> Content {
+    Content::new(Received { receiver: arriving(parts), part: Vec::new(), at: 0, ended: false })
+}
+
+/// Parts as they come; one of no bytes is the end of all.
+pub(super) fn arriving(
+    mut parts: impl Parts<Item = std::io::Result<Vec<u8>>> + Send + Unpin + 'static,
+) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel(PARTS);
     tokio::spawn(async move {
         while let Some(part) = parts.next().await {
@@ -118,7 +125,7 @@ pub(crate) fn content(
         // The end, and not only that the sender is gone.
         let _ = sender.send(Ok(Vec::new())).await;
     });
-    Content::new(Received { receiver, part: Vec::new(), at: 0, ended: false })
+    receiver
 }
 
 struct Received {

@@ -2,6 +2,7 @@
 
 mod batch;
 mod codebases;
+mod conditions;
 mod events;
 mod exec;
 mod extract;
@@ -26,7 +27,7 @@ use axum::{Json, Router};
 use ringfence_api::Health;
 use ringfence_supervisor::{Caller, Command, Reply};
 
-pub(crate) use self::extract::{Body, Path, body, query};
+pub(crate) use self::extract::{Body, Path, query};
 use crate::App;
 use crate::problem::Problem;
 

@@ -63,7 +63,7 @@ pub(super) fn forget_if_empty(
     record.stack.clear();
     record.open = None;
     held.save(record)?;
-    store.collect(&lock)
+    store.collect(lock)
 }
 
 /// The layer's changes are the host's now: they leave the open delta; where they must stay (a sealed

@@ -26,6 +26,8 @@ use super::{Options, Owners};
 
 /// Bytes of a path handed to the kernel in one call (`PATH_MAX` less the final NUL and some room).
 const PATH_CHUNK: usize = 4000;
+/// Names of no more bytes are allowed everywhere.
+const LONGEST_NAME: usize = 255;
 /// How often a walk is begun again when the tree moved under it.
 const WALKS: usize = 16;
 /// Levels below a directory that is renamed. Deeper trees are refused: a walk must end.
@@ -522,10 +524,20 @@ impl Server<'_> {
         let place = self.place(parent)?;
         let permission = self.judge(&below(&place.path, name));
         if permission == Permission::None {
-            return Err(Errno::NOENT);
+            return Err(self.absent(parent, name));
         }
         let (directory, _) = self.directory(parent)?;
         self.meet(parent, name, directory.as_fd(), permission, answer)
+    }
+
+    /// What is said of a hidden name: as of one that is not there. How long a name may be, each file system says
+    /// for itself.
+    fn absent(&self, parent: u64, name: &OsStr) -> Errno {
+        let too_long = name.len() > LONGEST_NAME
+            && self.directory(parent).is_ok_and(|(directory, _)| {
+                stat_at(directory.as_fd(), name).is_err_and(|errno| errno == Errno::NAMETOOLONG)
+            });
+        if too_long { Errno::NAMETOOLONG } else { Errno::NOENT }
     }
 
     /// Tells the kernel of what lies at a name.

@@ -30,6 +30,51 @@ fn a_layer_in_use_is_refused_by_name_and_pid() {
 }
 
 #[test]
+fn what_somebody_else_removes_is_left_to_them_and_the_lock_is_free() {
+    let f = Fixture::new();
+    f.run(|o| o.write("a", "1"));
+    f.store.set_aside("l").unwrap();
+    let layers = f.dir.path().join("state/layers");
+    let gone = fs::read_dir(&layers).unwrap().next().unwrap().unwrap().path();
+    assert!(gone.file_name().unwrap().to_str().unwrap().starts_with(".gone-"));
+    // As one who is removing it.
+    let other = fs::File::open(&gone).unwrap();
+    other.lock().unwrap();
+    f.store.collect(f.store.lock().unwrap()).unwrap();
+    assert!(gone.join("record.json").exists());
+    // The delta was nobody's any more.
+    assert_eq!(fs::read_dir(f.dir.path().join("state/deltas")).unwrap().count(), 0);
+    // The name is free meanwhile.
+    f.run(|o| o.write("a", "2"));
+    assert_eq!(f.diff(), "A a");
+    drop(other);
+    f.store.collect(f.store.lock().unwrap()).unwrap();
+    assert!(!gone.exists());
+    assert_eq!(f.diff(), "A a");
+}
+
+#[test]
+fn what_a_killed_run_began_to_make_is_nobodys_layer() {
+    let f = Fixture::new();
+    f.run(|o| o.write("a", "1"));
+    let layers = f.dir.path().join("state/layers");
+    // As far as it is before its record is there.
+    let begun = layers.join(".new-0123456789abcdef");
+    fs::create_dir(&begun).unwrap();
+    fs::write(begun.join("lock"), "").unwrap();
+    assert_eq!(f.store.names().unwrap(), ["l"]);
+    f.store.collect(f.store.lock().unwrap()).unwrap();
+    assert!(!begun.exists());
+    assert_eq!(f.diff(), "A a");
+
+    // What cannot be made leaves nothing either.
+    let missing = f.dir.path().join("missing");
+    f.store.begin("m", &[Root::new(missing)], Stamp::now()).unwrap_err();
+    assert_eq!(fs::read_dir(&layers).unwrap().count(), 1);
+    assert!(matches!(f.store.layer("m"), Err(Error::NoLayer(_))));
+}
+
+#[test]
 fn a_damaged_record_is_named_and_nothing_is_collected() {
     let f = Fixture::new();
     f.run(|o| o.write("a", "1"));
@@ -40,7 +85,7 @@ fn a_damaged_record_is_named_and_nothing_is_collected() {
         let e = f.store.layer("l").unwrap_err().to_string();
         assert!(e.contains("record.json is damaged"), "{e}");
         assert!(f.store.layers().unwrap()[0].record.is_err());
-        f.store.collect(&f.store.lock().unwrap()).unwrap();
+        f.store.collect(f.store.lock().unwrap()).unwrap();
     }
     fs::write(&record, b"{\"version\": 2}").unwrap();
     let e = f.store.layer("l").unwrap_err().to_string();

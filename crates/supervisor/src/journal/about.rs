@@ -118,7 +118,6 @@ impl Deed {
                 OfTree::Unpack { sandbox, path, .. } => file("unpack", sandbox, path),
                 OfTree::Search { sandbox, .. } => read("search", sandbox),
                 OfTree::Pack { sandbox, .. } => read("pack", sandbox),
-                OfTree::Write { sandbox, path, .. } => file("write", sandbox, path),
                 OfTree::Chmod { sandbox, path, mode } => Self {
                     subject: Some(format!("{path} to {mode:o}")),
                     ..file("chmod", sandbox, path)

@@ -64,7 +64,7 @@ impl Reader {
 }
 
 /// A group whose name says that it was made for one run.
-fn ours(path: PathBuf) -> Option<PathBuf> {
+pub(super) fn ours(path: PathBuf) -> Option<PathBuf> {
     let name = path.file_name()?;
     Owner::parse(std::os::unix::ffi::OsStrExt::as_bytes(name))?;
     Some(path)

@@ -606,14 +606,14 @@ fn kill_all(path: &Path, patience: Duration) {
 }
 
 /// Processes in the group at `path` that can be named from here.
-fn members(path: &Path) -> Vec<Pid> {
+pub(super) fn members(path: &Path) -> Vec<Pid> {
     let text = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     // 0 stands for a process of a PID namespace outside the caller's.
     text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect()
 }
 
 /// Whether the group at `path` has no processes of its own, not even ones that cannot be named.
-fn is_unused(path: &Path) -> bool {
+pub(super) fn is_unused(path: &Path) -> bool {
     std::fs::read(path.join("cgroup.procs")).is_ok_and(|text| text.is_empty())
 }
 
@@ -629,11 +629,15 @@ fn listed(path: &Path, wanted: &[Controller]) -> Vec<Controller> {
     wanted.iter().copied().filter(named).collect()
 }
 
-fn may_write(path: &Path) -> Result<(), Errno> {
+pub(super) fn may_write(path: &Path) -> Result<(), Errno> {
     rustix::fs::accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS)
 }
 
-fn write_at(dir: impl AsFd, file: impl rustix::path::Arg, text: &str) -> Result<(), Errno> {
+pub(super) fn write_at(
+    dir: impl AsFd,
+    file: impl rustix::path::Arg,
+    text: &str,
+) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, file, flags, Mode::empty())?;
     rustix::io::write(fd, text.as_bytes()).map(drop)
@@ -647,7 +651,7 @@ fn read_at(dir: impl AsFd, file: &str) -> Option<String> {
     Some(text)
 }
 
-fn refusal(what: &str, path: &Path, errno: Errno) -> String {
+pub(super) fn refusal(what: &str, path: &Path, errno: Errno) -> String {
     // Without the number that std appends, and in our style.
     let cause = std::io::Error::from(errno).to_string();
     let cause = cause.split(" (os error").next().unwrap_or_default().to_lowercase();

@@ -450,3 +450,51 @@ fn cgroup_measure() {
         println!("{name}: {:?} / {:?} / {:?}", times[0], times[50], times[99]);
     }
 }
+
+/// What forks and wakes others all the time stands still at once, what is spared goes on, and so does all afterwards.
+#[test]
+fn cgroup_freezer_holds_all_but_one() {
+    let request = Request { pids: Some(64), ..Request::default() };
+    let Some(scope) = scope(request, "test-freeze") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let count =
+        |name: &str| format!("while :; do echo >> {}/{name}; done", directory.path().display());
+    let script = format!("{} & while :; do kill -CONT 0; (:) & wait $!; done", count("held"));
+    let mut held =
+        inside(&scope, &format!("trap '' CONT; {script}")).process_group(0).spawn().unwrap();
+    let mut spared = inside(&scope, &count("spared")).spawn().unwrap();
+    let spared_pid = rustix::process::Pid::from_child(&spared);
+    let Some(freezer) = Freezer::of(spared.id()) else {
+        println!("skipped: no group of cgroup v2 can be had here");
+        scope.kill();
+        held.wait().unwrap();
+        spared.wait().unwrap();
+        return;
+    };
+    let size = |name: &str| std::fs::metadata(directory.path().join(name)).map_or(0, |m| m.len());
+    let moves = |name: &str| {
+        let before = size(name);
+        std::thread::sleep(Duration::from_millis(200));
+        size(name) != before
+    };
+    while size("held") == 0 || size("spared") == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for _ in 0..3 {
+        freezer.freeze(spared_pid).unwrap();
+        assert!(!moves("held") && moves("spared"));
+        // Again is no error.
+        freezer.freeze(spared_pid).unwrap();
+        freezer.thaw().unwrap();
+        assert!(moves("held") && moves("spared"));
+    }
+    // Killed while it is frozen.
+    freezer.freeze(spared_pid).unwrap();
+    let start = Instant::now();
+    scope.remove().unwrap();
+    println!("removed while it was frozen in {:?}", start.elapsed());
+    held.wait().unwrap();
+    spared.wait().unwrap();
+    assert_eq!(left_behind("test-freeze"), Vec::<PathBuf>::new());
+    assert!(Freezer::of(std::process::id()).is_none(), "the tests are in no group of a run");
+}

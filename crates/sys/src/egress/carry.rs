@@ -7,6 +7,7 @@ use super::Step;
 use super::netlink::Messages;
 use super::program::{BACKLOG_ARGUMENT, Kind, LAST_RULE, OPTIONAL, Program, Wanted};
 use crate::bare;
+use crate::moments::now;
 
 /// Does everything; the outcome is in the program.
 pub(crate) fn carry_out(program: &Program) {
@@ -229,12 +230,4 @@ impl Clock<'_> {
         }
         self.last = now;
     }
-}
-
-fn now() -> u64 {
-    let mut time = [0i64; 2];
-    let args = [libc::CLOCK_MONOTONIC as usize, time.as_mut_ptr() as usize, 0, 0];
-    // SAFETY: a timespec of a 64-bit machine is two 64-bit words.
-    unsafe { bare::syscall(libc::SYS_clock_gettime, args) };
-    (time[0] as u64).wrapping_mul(1_000_000_000).wrapping_add(time[1] as u64)
 }

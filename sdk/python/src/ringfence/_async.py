@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, List, Mapping, Optional, Sequence, TypeVar, Union
+from typing import Any, AsyncIterator, Callable, Iterable, List, Mapping, Optional, Sequence, TypeVar, Union
 
 import httpx
 
 from . import _calls
-from ._calls import Call, EventReader
+from ._calls import Call, Content, EventReader
 from ._daemon import find_or_start
 from ._errors import ApiError, CommandFailed, CommandTimeout, DaemonUnavailable, from_answer
 from ._types import (
@@ -35,6 +35,15 @@ from ._types import (
 
 T = TypeVar("T")
 E = TypeVar("E")
+
+
+async def _sent(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+def _body(content: Union[None, bytes, Iterable[bytes]]) -> Union[None, bytes, AsyncIterator[bytes]]:
+    return content if content is None or isinstance(content, bytes) else _sent(content)
 
 
 class AsyncClient:
@@ -81,7 +90,7 @@ class AsyncClient:
                 call.path,
                 params=call.params or None,
                 json=call.json,
-                content=call.content,
+                content=_body(call.content),
                 headers=call.headers,
             )
         except httpx.TransportError as e:
@@ -435,13 +444,27 @@ class _AsyncTree(_AsyncFiles):
     def id(self) -> str:
         raise NotImplementedError
 
-    async def write_file(self, path: str, data: Union[str, bytes], durable: bool = False) -> None:
-        """Writes a file as a whole, of at most 64 MiB: others see what was there before, or all of it. With
-        `durable` it is on the disk when this returns.
+    async def write_file(
+        self,
+        path: str,
+        data: Union[str, Content],
+        durable: bool = False,
+        *,
+        if_match: Optional[str] = None,
+        only_new: bool = False,
+    ) -> None:
+        """Writes a file as a whole: others see what was there before, or all of it. A file or an iterable of
+        bytes is sent as it is read, whatever its size. With `durable` it is on the disk when this returns.
 
-        Raises `PermissionDenied`, `NotFound` for a directory that is not there, `TooLarge`.
+        `if_match` is the `etag` that `stat` told: `FileChanged` is raised where somebody wrote it since.
+        With `only_new` it is where there is such a file already.
+
+        Raises `PermissionDenied`, `NotFound` for a directory that is not there, `TooLarge` for more than the
+        layer may hold, or 16 GiB.
         """
-        await self._client._do(_calls.write_file(self._files(), path, _encoded(data) or b"", durable))
+        content = data.encode() if isinstance(data, str) else data
+        call = _calls.write_file(self._files(), path, content, durable, if_match, only_new)
+        await self._client._do(call)
 
     async def move_file(self, path: str, to: str) -> None:
         """Gives a file or directory another name; what has it is replaced. Raises `NotFound`, `Conflict`."""
@@ -471,8 +494,9 @@ class _AsyncTree(_AsyncFiles):
         """What is below a directory as a tar archive, without what the sandbox may not read."""
         return await self._client._do(_calls.pack(self.id, path))
 
-    async def unpack(self, archive: bytes, path: str = "") -> Unpacked:
-        """Puts the files and directories of a tar archive below a directory. Raises `InvalidRequest` for links,
+    async def unpack(self, archive: Content, path: str = "") -> Unpacked:
+        """Puts the files and directories of a tar archive below a directory: of bytes, or of a binary file or an
+        iterable of bytes, which are sent as they are read. Raises `InvalidRequest` for links,
         devices and names that lead out; what came before them stays."""
         return await self._client._do(_calls.unpack(self.id, path, archive))
 

@@ -8,7 +8,21 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Generic, List, Mapping, Optional, Sequence, TypeVar, Union
+from typing import (
+    Any,
+    BinaryIO,
+    Callable,
+    Dict,
+    Generic,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    TypeVar,
+    Union,
+)
 from urllib.parse import quote
 
 from ._errors import ApiError, RingfenceError, from_answer
@@ -38,6 +52,10 @@ from ._types import (
 )
 
 T = TypeVar("T")
+#: What is sent: as a whole, as a file that is read piece by piece, or in pieces.
+Content = Union[bytes, BinaryIO, Iterable[bytes]]
+#: Bytes that are read of a file at once.
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,7 @@ class Call(Generic[T]):
     read: Callable[[bytes], T]
     params: Mapping[str, str] = field(default_factory=dict)
     json: Optional[Mapping[str, Any]] = None
-    content: Optional[bytes] = None
+    content: Union[None, bytes, Iterable[bytes]] = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -413,11 +431,6 @@ def read_file(base: str, path: str, offset: int, length: Optional[int]) -> Call[
 _BYTES = {"Content-Type": "application/octet-stream"}
 
 
-def write_file(base: str, path: str, data: bytes, durable: bool = False) -> Call[None]:
-    params = {"durable": "true"} if durable else {}
-    return _file("PUT", base, "", path, _nothing, content=data, headers=_BYTES, params=params)
-
-
 def move_file(id: str, path: str, to: str) -> Call[None]:
     return Call("POST", _sandbox(id, "/files/move"), _nothing, json={"from": path, "to": to})
 
@@ -439,9 +452,41 @@ def pack(id: str, path: str) -> Call[bytes]:
     return _file("GET", _sandbox(id), "/archive", path, bytes)
 
 
-def unpack(id: str, path: str, archive: bytes) -> Call[Unpacked]:
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(_PIECE):
+        yield piece
+
+
+def _content(what: Content) -> Union[bytes, Iterable[bytes]]:
+    if isinstance(what, (bytes, bytearray, memoryview)):
+        return bytes(what)
+    return _pieces(what) if hasattr(what, "read") else what
+
+
+def write_file(
+    base: str,
+    path: str,
+    data: Content,
+    durable: bool = False,
+    if_match: Optional[str] = None,
+    only_new: bool = False,
+) -> Call[None]:
+    if if_match is not None and only_new:
+        raise ValueError("if_match and only_new exclude each other")
+    params = {"durable": "true"} if durable else {}
+    headers = dict(_BYTES)
+    if if_match is not None:
+        headers["If-Match"] = if_match
+    if only_new:
+        headers["If-None-Match"] = "*"
+    content = _content(data)
+    return _file("PUT", base, "", path, _nothing, content=content, headers=headers, params=params)
+
+
+def unpack(id: str, path: str, archive: Content) -> Call[Unpacked]:
+    content = _content(archive)
     return _file(
-        "PUT", _sandbox(id), "/archive", path, _json(Unpacked._of), content=archive, headers=_BYTES
+        "PUT", _sandbox(id), "/archive", path, _json(Unpacked._of), content=content, headers=_BYTES
     )
 
 

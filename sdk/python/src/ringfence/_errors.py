@@ -44,12 +44,16 @@ class Conflict(ApiError):
     """It cannot be done in this state, or the name is taken (409)."""
 
 
+class FileChanged(Conflict):
+    """A file is not as it was expected to be: somebody wrote it meanwhile, or it is there already (412)."""
+
+
 class SandboxLost(Conflict):
     """The sandbox, or what makes sandboxes, ended meanwhile (409, `lost`). `start` makes it again."""
 
 
 class TooLarge(InvalidRequest):
-    """More than is taken or given at once: 64 MiB of a file, 64 KiB of arguments (413)."""
+    """More than is taken or given at once: 64 MiB of a file that is read, 64 KiB of arguments (413)."""
 
 
 class LimitReached(ApiError):
@@ -81,6 +85,7 @@ class CommandTimeout(CommandFailed):
 
 _BY_STATUS: Dict[int, Type[ApiError]] = {
     400: InvalidRequest,
+    412: FileChanged,
     413: TooLarge,
     415: InvalidRequest,
     401: Unauthorized,

@@ -87,6 +87,8 @@ class SandboxInfo:
     """The id of the codebase that it works in."""
     layer: Optional[str] = None
     """The name of the layer that its changes go to."""
+    frozen_by: Optional[str] = None
+    """What holds it while it is frozen: `cgroup`, or `signals`."""
 
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> "SandboxInfo":
@@ -240,10 +242,12 @@ class FileInfo:
     """Permission bits."""
     modified_ms: int
     """Milliseconds since 1970."""
+    etag: Optional[str] = None
+    """Of the state that it is in, for `write_file(if_match=...)`; of regular files, by `stat`."""
 
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> "FileInfo":
-        return cls(**{key: data[key] for key in cls.__dataclass_fields__})
+        return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})
 
 
 @dataclass(frozen=True)
