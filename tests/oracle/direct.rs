@@ -13,8 +13,8 @@
 //! | two names of one file with other permissions | each its own | are not made here: hiding finds the other names, sealing does not |
 
 use crate::harness::as_each_user;
-use crate::play::{Case, Mechanism, Tally, game};
-use crate::{games, notices};
+use crate::play::Mechanism;
+use crate::{again, games, notices};
 
 #[test]
 fn mounts_agree_with_the_model() {
@@ -31,13 +31,5 @@ fn a_rule_that_binds_do_not_hold_is_noticed() {
 fn seeds_that_failed() {
     // A directory that leads to what is protected, named by a grant, could be moved away; the host moved a
     // directory that was held open behind a mask; names that are too long were moved to another mount.
-    const FAILED: [u64; 3] = [133, 7055, 20088];
-    as_each_user(|place| {
-        for seed in FAILED {
-            let case = Case::new(Mechanism::Direct, place.user, seed);
-            if let Some(why) = game(&case, crate::GAME, &mut Tally::default()) {
-                panic!("{why}");
-            }
-        }
-    });
+    again(Mechanism::Direct, &[133, 7055, 20088]);
 }

@@ -9,8 +9,8 @@
 //! | at a start, what a hidden symlink leads to | by its own path | hidden too; not made here |
 
 use crate::harness::as_each_user;
-use crate::play::{Case, Mechanism, Tally, game};
-use crate::{can, games, notices};
+use crate::play::Mechanism;
+use crate::{again, can, games, notices};
 
 #[test]
 fn exact_views_agree_with_the_model() {
@@ -29,16 +29,5 @@ fn a_rule_that_the_exact_view_does_not_hold_is_noticed() {
 #[test]
 fn seeds_that_failed() {
     // A hidden name that is longer than any can be was not there, and had to be too long.
-    const FAILED: [u64; 1] = [30192];
-    if !can(Mechanism::Exact) {
-        return;
-    }
-    as_each_user(|place| {
-        for seed in FAILED {
-            let case = Case::new(Mechanism::Exact, place.user, seed);
-            if let Some(why) = game(&case, crate::GAME, &mut Tally::default()) {
-                panic!("{why}");
-            }
-        }
-    });
+    again(Mechanism::Exact, &[30192]);
 }

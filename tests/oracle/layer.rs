@@ -10,9 +10,9 @@
 //! | renaming one name of a file onto another of its names | nothing happens | nothing, or ESTALE |
 //! | what the host changes during a run | is seen | is not made here: it is undefined below an overlay |
 
-use crate::games;
 use crate::harness::as_each_user;
-use crate::play::{Case, Mechanism, Tally, game};
+use crate::play::Mechanism;
+use crate::{again, games};
 
 #[test]
 fn layers_agree_with_the_model() {
@@ -24,13 +24,5 @@ fn seeds_that_failed() {
     // Of a file with two names one was changed and the other removed: applied, that was a conflict.
     // Of another the mode of one name was changed: applied, both had it.
     // Of a link with two names one was replaced, and the directory of the other removed: a conflict.
-    const FAILED: [u64; 3] = [2, 200, 236];
-    as_each_user(|place| {
-        for seed in FAILED {
-            let case = Case::new(Mechanism::Layer, place.user, seed);
-            if let Some(why) = game(&case, crate::GAME, &mut Tally::default()) {
-                panic!("{why}");
-            }
-        }
-    });
+    again(Mechanism::Layer, &[2, 200, 236]);
 }

@@ -51,6 +51,21 @@ fn games(mechanism: Mechanism, user: harness::User) {
     println!("{mechanism:?} as {user:?}: {tally:?} in {:?}, next seed {seed}", start.elapsed());
 }
 
+/// Plays games that once failed, as each user.
+fn again(mechanism: Mechanism, seeds: &[u64]) {
+    if !can(mechanism) {
+        return;
+    }
+    harness::as_each_user(|place| {
+        for seed in seeds {
+            let case = Case::new(mechanism, place.user, *seed);
+            if let Some(why) = game(&case, GAME, &mut Tally::default()) {
+                panic!("{why}");
+            }
+        }
+    });
+}
+
 /// The oracle can fail: of a rule that the model knows and the sandbox was not told, it tells.
 fn notices(mechanism: Mechanism) {
     let user = if harness::is_root() && mechanism != Mechanism::Exact {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use ringfence_api::{FileInfo, Listing};
 use ringfence_sandbox::resident::{Head, kind};
-use rustix::fs::{AtFlags, Dir, FileType, fstat, fstatfs, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Stat, fstat, fstatfs, statat};
 use rustix::io::Errno;
 use tokio::sync::{RwLock, mpsc};
 
@@ -212,7 +212,10 @@ pub(crate) async fn write(
         }
         // Step by step it shows what is wrong.
     }
-    let mode = mode_of(link, path, how.when).await?;
+    let there = replaced(link, path).await?;
+    admitted(there.as_ref(), path, how.when)?;
+    // What is there keeps its mode.
+    let mode = there.map_or(0o644, |stat| stat.st_mode & 0o777);
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
     let file = File::from(open(link, &draft, flags, mode, "write").await?);
     let placed = match fill(file, bytes, how, path).await {
@@ -230,22 +233,25 @@ pub(crate) async fn write(
     Ok(Some(tag))
 }
 
-/// The mode that a file is to have: what is there keeps its own, and has to be as is expected.
-async fn mode_of(link: &Link, path: &str, when: &When) -> Result<u32, Error> {
+/// The plain file that a write is to replace, if one is there and may be written.
+async fn replaced(link: &Link, path: &str) -> Result<Option<Stat>, Error> {
     let head = Head { kind: kind::OPEN, value: libc::O_PATH | libc::O_NOFOLLOW, ..Head::default() };
     match link.files(head, &[path]).await? {
         Ok(Some(there)) => {
             plain(&there, path, FileType::RegularFile)?;
             // That what is there may be written says the sandbox, not only that its directory may.
             drop(open(link, path, libc::O_WRONLY | libc::O_NOFOLLOW, 0, "write").await?);
-            let stat = fstat(&there).map_err(|e| said("write", path, e))?;
-            when.admits(path, Some(&versions::tag(&stat)))?;
-            Ok(stat.st_mode & 0o777)
+            fstat(&there).map(Some).map_err(|e| said("write", path, e))
         }
-        Err(Errno::NOENT) => when.admits(path, None).map(|()| 0o644),
+        Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(said("write", path, errno)),
         Ok(None) => Err(Error::lost()),
     }
+}
+
+/// What is there is as it has to be for a write.
+fn admitted(there: Option<&Stat>, path: &str, when: &When) -> Result<(), Error> {
+    when.admits(path, there.map(versions::tag).as_deref())
 }
 
 /// Writes all of it. A thread is used for what is there, not while more is waited for.
@@ -327,7 +333,7 @@ async fn place(
         _shared = how.turn.read().await;
     } else {
         _alone = how.turn.write().await;
-        mode_of(link, path, how.when).await?;
+        admitted(replaced(link, path).await?.as_ref(), path, how.when)?;
     }
     let head = Head { kind: kind::RENAME, ..Head::default() };
     link.files(head, &[draft, path]).await?.map_err(|errno| said("write", path, errno))?;
@@ -342,7 +348,7 @@ async fn keep_names(link: &Link, directory: &str) -> Result<(), Error> {
     blocking(move || rustix::fs::fsync(fd).map_err(|e| said("write to", &shown, e))).await
 }
 
-pub(crate) fn info(name: String, stat: &rustix::fs::Stat) -> FileInfo {
+pub(crate) fn info(name: String, stat: &Stat) -> FileInfo {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => "file",
         FileType::Directory => "directory",

@@ -10,7 +10,7 @@ use ringfence_api::{FileInfo, Listing};
 use ringfence_supervisor::{Arriving, Command, Got, Part, Read, Reply, Written, etag};
 use serde::Deserialize;
 
-use super::codebases::arriving;
+use super::bodies::arriving;
 use super::{Ask, Handled, Path, conditions, query, unexpected};
 use crate::problem::Problem;
 

@@ -10,7 +10,7 @@ use ringfence_supervisor::layers::{Answer, Ask as Wish};
 use ringfence_supervisor::{Command, Reply};
 use serde::Deserialize;
 
-use super::codebases::sent;
+use super::bodies::sent;
 use super::{Ask, Body, Handled, Path, query};
 use crate::problem::Problem;
 

@@ -1,6 +1,7 @@
 //! ringfence's own REST interface, `/v1`.
 
 mod batch;
+mod bodies;
 mod codebases;
 mod conditions;
 mod events;
@@ -36,7 +37,7 @@ const MOST_BODY: usize = 64 << 20;
 /// Bytes of an idempotency key.
 const MOST_KEY: usize = 128;
 
-pub(crate) use codebases::content;
+pub(crate) use bodies::content;
 
 type Handled<T> = Result<T, Problem>;
 

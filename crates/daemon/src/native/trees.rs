@@ -10,7 +10,7 @@ use ringfence_supervisor::trees::Ask as About;
 use ringfence_supervisor::{Command, Reply};
 use serde::Deserialize;
 
-use super::codebases::{received, sent};
+use super::bodies::{received, sent};
 use super::{Ask, Body, Handled, Path, query, unexpected};
 use crate::problem::Problem;
 
