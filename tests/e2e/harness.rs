@@ -283,6 +283,21 @@ impl Session {
         self.child.id().to_string()
     }
 
+    /// Waits until the run can be asked to read its rules again: it listens for that beside the command, and
+    /// not before. `sockets` prints `/proc/net/unix` of its network.
+    #[track_caller]
+    pub fn listening(self, sockets: impl Fn() -> Command) -> Self {
+        let name = format!("-{}", self.pid());
+        let ours = |line: &str| line.contains(" 00010000 ") && line.ends_with(&name);
+        for _ in 0..400 {
+            if Ran::of(&mut sockets()).out.lines().any(ours) {
+                return self;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(25));
+        }
+        panic!("the run {} does not listen for new rules", self.pid());
+    }
+
     /// A script that asks for a reload by the socket itself, past whatever the program checks.
     pub fn knock(&self, p: &Place) -> String {
         format!(

@@ -13,7 +13,11 @@ use crate::harness::{Place, Ran, Session, User, binary, has, is_root};
 fn start(world: &World, p: &Place, flags: &[&str]) -> Session {
     let mut command = world.command(p, binary());
     command.arg("run").args(flags).args(["--", "/bin/sh"]);
-    Session::start(&mut command)
+    Session::start(&mut command).listening(|| {
+        let mut sockets = world.command(p, "cat");
+        sockets.arg("/proc/net/unix");
+        sockets
+    })
 }
 
 impl Session {

@@ -2,6 +2,7 @@
 //! mounted refuses them as a whole.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use super::fuse::with_device;
 use crate::harness::{Place, Ran, Session, as_each_user, binary, has};
@@ -25,6 +26,14 @@ fn policy_text(p: &Place, text: &str) -> PathBuf {
     file
 }
 
+fn session(p: &Place, command: &mut Command) -> Session {
+    Session::start(command).listening(|| {
+        let mut sockets = p.command("cat");
+        sockets.arg("/proc/net/unix");
+        sockets
+    })
+}
+
 fn reload(p: &Place, run: &Session) -> Ran {
     Ran::of(&mut p.ringfence(["policy", "reload", &run.pid()]))
 }
@@ -43,7 +52,7 @@ fn an_exact_view_takes_new_rules_at_the_next_operation() {
         let file = policy(p, &[("**/*.secret", "none")]);
         let args = ["run", "--exact", "-s", file.to_str().unwrap(), "--", "/bin/sh"];
         let Some(mut command) = with_device(p, binary(), &args) else { return };
-        let mut run = Session::start(&mut command);
+        let mut run = session(p, &mut command);
         assert_eq!(run.does("cat a.key sub/b.key"), "KEY\nKEY\n");
         run.does("exec 3<plain 4<a.key");
 
@@ -93,7 +102,7 @@ fn in_a_layer_names_are_decided_by_new_rules_and_covers_stay() {
         let file = policy(p, &start);
         let settings = file.to_str().unwrap();
         let mut command = p.ringfence(["run", "--layer", "l", "-s", settings, "--", "/bin/sh"]);
-        let mut run = Session::start(&mut command);
+        let mut run = session(p, &mut command);
         assert!(run.does("echo x >> my.lock").contains("Permission denied"));
         assert!(run.does("echo x > new.secret").contains("Permission denied"));
         assert_eq!(run.does("echo x > sub/new; cat sub/new"), "x\n");
@@ -143,7 +152,7 @@ fn rules_change_under_a_writer_without_a_gap() {
         }
         let settings = file.to_str().unwrap();
         let mut command = p.ringfence(["run", "--layer", "l", "-s", settings, "--", "/bin/sh"]);
-        let mut run = Session::start(&mut command);
+        let mut run = session(p, &mut command);
         // Makes names as fast as it can, while rules come and go.
         run.does("(n=0; while [ ! -e on/stop ] && [ $n -lt 100000 ]; do n=$((n+1)); : > on/f$((n%50)); done) 2>>on/log &");
         for round in 0..6 {
@@ -182,7 +191,7 @@ fn from_inside_a_sandbox_no_run_without_a_filter_is_reloaded_either() {
         let log = p.outside().join("log");
         let flags = ["run", "--layer", "l", "-s", settings, "--log", log.to_str().unwrap()];
         let mut command = p.ringfence(flags.iter().chain(&["--", "/bin/sh"]));
-        let run = Session::start(&mut command);
+        let run = session(p, &mut command);
         let knock = run.knock(p);
         for network in ["host", "none"] {
             let ran = p.shell(&["--network", network], &knock);
