@@ -25,7 +25,7 @@ use ringfence_sandbox::network::Filter;
 use ringfence_sandbox::plan::{Action, Plan, Step};
 use ringfence_sandbox::prepare::{Request, prepare};
 use ringfence_sandbox::run::{self, RunError, Running};
-use ringfence_sys::{ns, raw, shed};
+use ringfence_sys::{ns, raw, shed, signal};
 use rustix::event::{Timespec, epoll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,8 @@ pub(crate) struct Made {
 
 /// Serves until the daemon is gone. `open_files` is the soft limit of commands. Answers the exit code.
 pub fn serve(orders: &OwnedFd, open_files: u64) -> u8 {
+    // How the daemon was started is no business of commands, which can be interrupted.
+    signal::ignore_nothing();
     more_files();
     shed::remember();
     obey(orders, open_files, false)

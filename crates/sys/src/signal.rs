@@ -81,6 +81,16 @@ pub fn keep_exit_statuses() {
     }
 }
 
+/// Signals that whoever started this process had it ignore (`nohup`, `&` in a script) have their effects
+/// again. SIGPIPE stays: the Rust runtime ignores it, and commands get it back.
+pub fn ignore_nothing() {
+    let ignored = (1..=64).filter(|s| *s != libc::SIGPIPE && is_ignored(*s));
+    for signal in ignored {
+        // SAFETY: sets a default disposition; no handler is involved.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Whether a blocked signal waits for delivery.
 pub fn is_pending(signal: i32) -> bool {
     let mut set = MaybeUninit::uninit();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::attacks::free_port;
 use super::owners::Owner;
 use super::transports::{certificate, flags};
-use super::world::{Daemon, Process, environment, until};
+use super::world::{Daemon, Process, environment, room, until};
 use crate::harness::{Place, Ran, as_each_user, binary, has, is_root};
 
 /// Variables of the daemon, as a shell that started it may have had them.
@@ -222,10 +222,7 @@ fn where_memory_is_short_no_sandbox_is_made() {
                 .unwrap();
         };
         free(8_000_000);
-        let run = place.root().join("run");
-        std::fs::create_dir(&run).unwrap();
-        crate::harness::mode(&run, 0o700);
-        place.own(&run);
+        room(place);
         let (user, group) = place.ids();
         let mut command = Command::new("unshare");
         command.args(["-m", "/bin/sh", "-c"]).arg(format!(

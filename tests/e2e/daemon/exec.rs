@@ -1,11 +1,11 @@
 //! Commands in a sandbox that stays.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use super::world::{Daemon, until};
-use crate::harness::{as_each_user, has};
+use super::world::{Daemon, environment, room, until};
+use crate::harness::{Ran, as_each_user, has};
 
 #[test]
 fn create_exec_remove() {
@@ -72,6 +72,43 @@ fn input_environment_directory_and_signal() {
             .failed_with(125)
             .says("working directory");
         daemon.ringfence(&["exec", "box", "--", "nonexistent"]).failed_with(125).says("not found");
+    });
+}
+
+/// What a shell without job control starts behind `&` ignores these signals, and so does what that starts.
+#[test]
+fn a_command_can_be_interrupted_however_the_daemon_was_started() {
+    as_each_user(|place| {
+        let script = "kill -INT $$; kill -QUIT $$; kill -HUP $$; echo went on";
+        let deaf = |command: &mut Command| {
+            let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+            let mut shell = place.command("/bin/sh");
+            shell.args(["-c", "trap '' INT QUIT HUP; exec \"$@\"", "sh"]);
+            shell.arg(command.get_program()).args(args);
+            shell.envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
+            shell
+        };
+        let mut bare = place.command("/bin/sh");
+        bare.args(["-c", script]);
+        assert_eq!(Ran::of(&mut deaf(&mut bare)).ok().out, "went on\n", "the control");
+        let mut kept = place.ringfence(["run", "--", "/bin/sh", "-c", script]);
+        assert_eq!(
+            Ran::of(&mut deaf(&mut kept)).ok().out,
+            "went on\n",
+            "a run keeps what nohup says"
+        );
+
+        room(place);
+        let mut daemon = place.ringfence(["daemon"]);
+        environment(place, &mut daemon);
+        let daemon = Daemon::of(place, deaf(&mut daemon).stdout(Stdio::null()).spawn().unwrap());
+        daemon.create(&["--name", "box"]);
+        daemon.shell("box", script).failed_with(128 + 2);
+        daemon.shell("box", "kill -QUIT $$").failed_with(128 + 3);
+        daemon.shell("box", "kill -HUP $$").failed_with(128 + 1);
+        let session = daemon.ringfence(&["session", "create", "box"]).ok().out;
+        let line = format!("sh -c '{script}'");
+        daemon.ringfence(&["session", "exec", "box", session.trim(), "--", &line]).failed_with(130);
     });
 }
 

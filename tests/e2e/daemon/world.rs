@@ -1,6 +1,5 @@
 //! A daemon of a case's own, as its user, and ways to ask it.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -145,12 +144,7 @@ impl<'a> Daemon<'a> {
     }
 
     pub fn with_environment(place: &'a Place, flags: &[&str], extra: &[(&str, &str)]) -> Self {
-        let run = place.root().join("run");
-        if !run.exists() {
-            std::fs::create_dir(&run).unwrap();
-            std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)).unwrap();
-            place.own(&run);
-        }
+        room(place);
         let flags: Vec<String> = flags.iter().map(|&f| f.to_owned()).collect();
         let environment: Vec<_> =
             extra.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
@@ -278,6 +272,16 @@ pub fn environment(place: &Place, command: &mut Command) {
     command
         .env("XDG_RUNTIME_DIR", place.root().join("run"))
         .env("RINGFENCE_STATE", place.home().join("state"));
+}
+
+/// The directory of the daemon's socket.
+pub fn room(place: &Place) {
+    let run = place.root().join("run");
+    if !run.exists() {
+        std::fs::create_dir(&run).unwrap();
+        crate::harness::mode(&run, 0o700);
+        place.own(&run);
+    }
 }
 
 fn spawn(place: &Place, flags: &[String], extra: &[(String, String)]) -> Child {
