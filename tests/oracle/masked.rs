@@ -11,6 +11,7 @@
 //! | removing a directory in which everything is hidden | ENOTEMPTY | may be removed, in the layer; the real one stays |
 //! | `O_TMPFILE` in a directory that is not `write` | EACCES | may work; the name that it gets is checked |
 //! | at a start, other names of a hidden file and what a hidden symlink leads to | each by its own path | hidden too; not made here |
+//! | a native pattern that begins with a symlink | by its own path | where that leads, too; not made here |
 
 use crate::harness::as_each_user;
 use crate::play::Mechanism;
