@@ -433,7 +433,7 @@ fn make(review: &Review, item: &Item) -> Result<Make, Error> {
             Ok(Make::Metadata(Box::new((be, was))))
         }
         // In the layer its names came apart, so they do here: the others keep what they have.
-        (_, Some(old)) if old.kind == Kind::File && old.nlink > 1 => Ok(Make::Object(tree)),
+        (_, Some(old)) if !old.is_dir() && old.nlink > 1 => Ok(Make::Object(tree)),
         (_, Some(old)) if change.kind == ChangeKind::Metadata || (new.is_dir() && old.is_dir()) => {
             let trees = &review.trees[item.root];
             let be = if change.path.as_os_str().is_empty() {

@@ -495,4 +495,16 @@ fn a_mode_that_one_of_several_names_got_is_not_given_to_the_others() {
     f.apply_all();
     let expected = [("a", "600 one\n"), ("z", "644 one\n")];
     assert_eq!(tree(&f.host()), expected.map(|(p, t)| (p.into(), t.to_owned())).into());
+    // A pipe is no other.
+    let f = Fixture::new();
+    let pipe = |at: &Path, mode| {
+        rustix::fs::mknodat(CWD, at, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        fs::set_permissions(at, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    pipe(&f.host().join("a"), 0o644);
+    fs::hard_link(f.host().join("a"), f.host().join("z")).unwrap();
+    f.run(|o| pipe(&o.upper.join("a"), 0o600));
+    f.apply_all();
+    let mode = |name| fs::symlink_metadata(f.host().join(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("a"), mode("z")), (0o600, 0o644));
 }
