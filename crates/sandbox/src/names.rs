@@ -14,7 +14,7 @@ use ringfence_layers::index::{self, Covering, Seen};
 use ringfence_layers::mask::{Cover, Entry, Mask};
 use ringfence_layers::names::Names as Index;
 use ringfence_layers::{Mount, Store};
-use ringfence_policy::{CompiledRules, Effect, Permission, Places, Policy, Room, Rule};
+use ringfence_policy::{ANY_NAME, CompiledRules, Effect, Permission, Places, Policy, Room, Rule};
 use ringfence_sys::{fd, seccomp};
 use rustix::fs::{Mode, OFlags};
 
@@ -92,7 +92,17 @@ impl NamesPlan {
             .map(|p| (p.rule.permission, p.rule.priority))
             .collect();
         let literal = points.iter().any(|(permission, _)| *permission < Permission::Write);
-        if globs.is_empty() && !literal && means.is_none() {
+        // A rule for a directory alone: a mount would open what lies in it, too.
+        let alone = rules.binding_points().iter().chain(&rules.subtree_only_globs()).any(|p| {
+            let writable = |path: &Path| rules.decide(path).permission == Permission::Write;
+            !p.subtree
+                && p.rule.permission == Permission::Write
+                && inside(&p.path)
+                && writable(&p.path)
+                && !writable(&p.path.join(ANY_NAME))
+                && std::fs::symlink_metadata(&p.path).is_ok_and(|meta| meta.is_dir())
+        });
+        if globs.is_empty() && !literal && !alone && means.is_none() {
             return None;
         }
         // A grant by pattern in what may only be read, or less than writing by pattern in what may be
@@ -116,7 +126,7 @@ impl NamesPlan {
                     && inside(&p.path)
                     && std::fs::symlink_metadata(&p.path).is_err()
             });
-        let by_broker = mixed || to_make || views || means == Some(true);
+        let by_broker = mixed || to_make || alone || views || means == Some(true);
         let rules = Arc::new(rules);
         Some(Self {
             rules,

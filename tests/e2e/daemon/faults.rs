@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::json;
 
 use super::attacks::free_port;
 use super::clients;
 use super::world::{Daemon, Process, until};
-use crate::harness::{Place, as_each_user, has};
+use crate::harness::{Place, as_each_user, binary, has};
 
 /// As `crates/supervisor/src` has them (`every_labelled_step_is_in_a_list`).
 const STEPS: [&str; 20] = [
@@ -147,6 +148,16 @@ fn is_as_known(daemon: &Daemon<'_>, known: &mut BTreeMap<String, Known>, step: &
 
 pub fn kills() -> usize {
     std::env::var("RINGFENCE_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS)
+}
+
+/// Whether the binary has labelled steps at all.
+pub fn has_steps() -> bool {
+    let looked = Command::new("grep").args(["-qaF", "RINGFENCE_FAULT"]).arg(binary()).status();
+    let has = looked.is_ok_and(|status| status.success());
+    if !has {
+        println!("skipped: only a debug build has labelled steps");
+    }
+    has
 }
 
 pub fn can_be_killed_at_steps() -> bool {

@@ -570,6 +570,38 @@ fn what_waits_does_not_keep_others_waiting() {
     });
 }
 
+/// A glob or file rule that names a directory speaks of that alone.
+#[test]
+fn a_rule_for_a_directory_alone_opens_nothing_in_it() {
+    as_each_user(|p| {
+        p.write("z/plain", "plain\n");
+        p.write("z/d/in", "in\n");
+        let attempts = "chmod 600 z/plain; touch -d @1 z/plain; echo x >> z/plain; rm -f z/plain; \
+            mv z/d z/e; chmod 700 z/d; echo x > z/d/in; : > z/new; ln z/plain z/second; \
+            cat z/plain z/d/in; stat -c %a-%Y z/plain z/d; ls z";
+        let seen = p.bare("stat -c %a-%Y z/plain z/d").ok().out;
+        let rules = |write: &str, last: &str| {
+            let text = format!("extends = \"restrictive\"\n[files]\nread = [\".\"]\n{write}{last}");
+            p.write("../outside/policy.toml", text).display().to_string()
+        };
+        let rule = |pattern: &str| {
+            format!(
+                "[[files.rules]]\npattern = \"{pattern}\"\npermission = \"write\"\npriority = 9\n"
+            )
+        };
+        let alone = rules("", &rule("/z"));
+        let ran = p.shell(&["-s", &alone, "--layer", "l"], attempts);
+        assert_eq!(ran.out, format!("plain\nin\n{seen}d\nplain\n"), "{ran:#?}");
+        let with_another = rules("deny = [\"**/secrets\"]\n", &rule("/z"));
+        let ran = p.shell(&["-s", &with_another, "--layer", "m"], attempts);
+        assert_eq!(ran.out, format!("plain\nin\n{seen}d\nplain\n"), "{ran:#?}");
+        // The control: a rule for what lies in it.
+        let all = rules("", &(rule("/z") + &rule("/z/**")));
+        let ran = p.shell(&["-s", &all, "--layer", "n"], attempts);
+        assert!(ran.out.ends_with("e\nnew\n"), "{ran:#?}");
+    });
+}
+
 #[test]
 fn what_rules_let_be_written_can_be_made_where_nothing_else_can() {
     as_each_user(|p| {
