@@ -14,7 +14,9 @@ use ringfence_layers::index::{self, Covering, Seen};
 use ringfence_layers::mask::{Cover, Entry, Mask};
 use ringfence_layers::names::Names as Index;
 use ringfence_layers::{Mount, Store};
-use ringfence_policy::{ANY_NAME, CompiledRules, Effect, Permission, Places, Policy, Room, Rule};
+use ringfence_policy::{
+    ANY_NAME, CompiledRules, Effect, Kind, Permission, Places, Policy, Room, Rule,
+};
 use ringfence_sys::{fd, seccomp};
 use rustix::fs::{Mode, OFlags};
 
@@ -74,6 +76,7 @@ impl NamesPlan {
         let Of { places, cache, index, shared } = of;
         let own = policy.files.rules.iter().filter(|rule| !rule.is_guard());
         let views = own.clone().any(|rule| rule.permission == Permission::View);
+        let hides = own.clone().any(|rule| rule.permission == Permission::None);
         let own: Vec<Rule> = own.chain(extra).cloned().collect();
         let rules = CompiledRules::owning(own, places, false, policy.files.system);
         let around = rules.decide(&places.workspace).permission;
@@ -126,7 +129,16 @@ impl NamesPlan {
                     && inside(&p.path)
                     && std::fs::symlink_metadata(&p.path).is_err()
             });
-        let by_broker = mixed || to_make || alone || views || means == Some(true);
+        // A directory that may only be read would be mounted as the host has it, without the mask: with what rules
+        // hide in it.
+        let bare = hides
+            && rules.binding_points().iter().chain(&rules.subtree_only_globs()).any(|p| {
+                p.rule.kind != Kind::Path
+                    && p.rule.permission == Permission::Read
+                    && inside(&p.path)
+                    && std::fs::symlink_metadata(&p.path).is_ok_and(|meta| meta.is_dir())
+            });
+        let by_broker = mixed || to_make || alone || bare || views || means == Some(true);
         let rules = Arc::new(rules);
         Some(Self {
             rules,

@@ -570,6 +570,37 @@ fn what_waits_does_not_keep_others_waiting() {
     });
 }
 
+#[test]
+fn a_directory_that_may_only_be_read_shows_nothing_hidden() {
+    as_each_user(|p| {
+        p.write("docs/in/a.key", "TOP SECRET\n");
+        p.write("docs/in/x.key/deep", "TOP SECRET\n");
+        p.write("docs/plain", "plain\n");
+        let rule = |pattern: &str, permission: &str, priority: i32| {
+            format!(
+                "[[files.rules]]\npattern = \"{pattern}\"\npermission = \"{permission}\"\npriority = {priority}\n"
+            )
+        };
+        let attempts = "cat docs/plain docs/in/a.key docs/in/x.key/deep; ls docs/in; \
+            echo x >> docs/plain; touch docs/new; echo x > top && cat top";
+        for (n, docs) in ["docs", "docs/**"].into_iter().enumerate() {
+            let run = |hidden: &str| {
+                let text = "extends = \"full-access\"\n".to_owned()
+                    + &rule(docs, "read", 10)
+                    + &rule("**/*.key", hidden, 100);
+                let file = p.write("../outside/policy.toml", text).display().to_string();
+                let layer = format!("l{n}{hidden}");
+                p.shell(&["-s", &file, "--layer", &layer], attempts)
+            };
+            let ran = run("none");
+            assert_eq!(ran.out, "plain\nx\n", "{docs}: {ran:#?}");
+            // The control: where it is not hidden, it is read.
+            let ran = run("read");
+            assert!(ran.out.contains("SECRET") && ran.out.ends_with("x\n"), "{docs}: {ran:#?}");
+        }
+    });
+}
+
 /// A glob or file rule that names a directory speaks of that alone.
 #[test]
 fn a_rule_for_a_directory_alone_opens_nothing_in_it() {
