@@ -47,7 +47,7 @@ const MOST_TEXT: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often and how many times a shell is interrupted before it is killed.
 const AGAIN: Duration = Duration::from_millis(100);
-const ATTEMPTS: u32 = 20;
+const ATTEMPTS: u32 = 40;
 /// Bytes of a record.
 const MOST_RECORD: u64 = 64;
 
