@@ -558,13 +558,13 @@ fn mount_overlay<'a>(place: &mut Place<'a>, spec: &'a Overlay) -> raw::Result<()
         place.close_soon(tree);
         moved?;
     }
-    if let Some(private) = &spec.private {
+    if let (Some(private), Some((upper, work))) = (&spec.private, &spec.upper) {
         raw::mkdirat(stage, &private.name, 0o700)?;
         raw::fchdir(stage)?;
         let flags = libc::MS_NOSUID | libc::MS_NODEV;
         let made = raw::mount(c"tmpfs", &private.name, c"tmpfs", flags, &private.options)
-            .and_then(|()| raw::mkdirat(stage, &spec.upper, 0o755))
-            .and_then(|()| raw::mkdirat(stage, &spec.work, 0o700));
+            .and_then(|()| raw::mkdirat(stage, upper, 0o755))
+            .and_then(|()| raw::mkdirat(stage, work, 0o700));
         raw::fchdir(root)?;
         made?;
     }
@@ -573,7 +573,8 @@ fn mount_overlay<'a>(place: &mut Place<'a>, spec: &'a Overlay) -> raw::Result<()
     for (to, from) in lower.iter_mut().zip(&spec.lower) {
         *to = from;
     }
-    let parts = overlay::Overlay { lower, upper: &spec.upper, work: &spec.work, volatile: true };
+    let upper = spec.upper.as_ref().map(|(upper, work)| (upper.as_c_str(), work.as_c_str()));
+    let parts = overlay::Overlay { lower, upper, volatile: true };
     raw::fchdir(stage)?;
     let made = overlay::mount(&parts, spec.attributes);
     raw::fchdir(root)?;

@@ -163,12 +163,12 @@ pub struct Overlay {
     /// Paths in the stage: directories below, top first, never empty; at most
     /// [`ringfence_sys::overlay::MOST_LOWER`].
     pub lower: Vec<CString>,
-    /// The directory that gets the changes, and an empty one on the same mount.
-    pub upper: CString,
-    pub work: CString,
+    /// The directory that gets the changes, and an empty one on the same mount; `None`: read-only, and at
+    /// least two are below.
+    pub upper: Option<(CString, CString)>,
     pub place: Place,
     pub attributes: u64,
-    /// Where `upper` and `work` are to be made: a tmpfs in the stage, gone with it.
+    /// Where those of `upper` are to be made: a tmpfs in the stage, gone with it.
     pub private: Option<Private>,
     /// The run goes on without it and without the binds of what lies in it.
     pub optional: bool,

@@ -172,6 +172,8 @@ pub struct Mount {
     pub root: PathBuf,
     /// Top first: sealed deltas, then the real directory.
     pub lower: Vec<PathBuf>,
+    /// Of `lower`, what hides names in the real directory.
+    pub mask: Option<PathBuf>,
     pub upper: PathBuf,
     pub work: PathBuf,
 }
@@ -457,7 +459,7 @@ impl Store {
                 .filter(|tree| tree.symlink_metadata().is_ok())
                 .chain([root.path.clone()])
                 .collect();
-            mounts.push(Mount { root: root.path.clone(), lower, upper, work });
+            mounts.push(Mount { root: root.path.clone(), lower, mask: None, upper, work });
         }
         if is_new || record != held.layer.record {
             // Not synced: until a run ended there is nothing to lose.

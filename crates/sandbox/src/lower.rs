@@ -330,7 +330,7 @@ fn scaffold(plan: &Plan) -> PathBuf {
             | Action::Layer { object, .. }
             | Action::LayerFile { object, .. }
             | Action::Cache { object } => object.path.starts_with(dir),
-            Action::Seal { object } if s.layered => object.path.starts_with(dir),
+            Action::Seal { object, .. } if s.layered => object.path.starts_with(dir),
             Action::System { source } | Action::Device { source } => source.starts_with(dir),
             _ => false,
         }) || plan.layer.as_ref().is_some_and(|l| l.request.store.starts_with(dir))
@@ -420,7 +420,7 @@ fn lower_step(
                 attributes,
             });
         }
-        Action::Seal { object } => out.push(jail::Step::Rebind {
+        Action::Seal { object, .. } => out.push(jail::Step::Rebind {
             path,
             expect: Some(object.id),
             attributes: mnt::ATTR_RDONLY,
@@ -572,8 +572,7 @@ impl<'a> Stage<'a> {
         Ok(jail::Overlay {
             sources,
             lower,
-            upper,
-            work,
+            upper: Some((upper, work)),
             place,
             attributes: PLAIN,
             private: None,
@@ -602,8 +601,7 @@ impl<'a> Stage<'a> {
             out.push(jail::Step::Overlay(jail::Overlay {
                 sources,
                 lower: vec![c(OsStr::new(&real))?],
-                upper: part("tree")?,
-                work: part("work")?,
+                upper: Some((part("tree")?, part("work")?)),
                 place: jail::Place::Stage(c(OsStr::new(&shared))?),
                 attributes: PLAIN,
                 private: Some(jail::Private {
@@ -672,6 +670,46 @@ impl<'a> Stage<'a> {
         Some(Path::new(self.real.get(root)?.as_ref()?).join(rest))
     }
 
+    /// What hides names in a directory that a layer lies over.
+    fn mask_of(&self, path: &Path) -> Result<Option<Object>, LowerError> {
+        let shows = self.plan.layer.as_ref().and_then(|layer| layer.shows(path));
+        let mask = shows.and_then(|(root, rest)| Some((self.mounts.get(root)?, rest)));
+        let Some((Some(mask), rest)) = mask.map(|(mount, rest)| (&mount.mask, rest)) else {
+            return Ok(None);
+        };
+        let path = mask.join(rest);
+        let found = survey::look_at_link(&path)
+            .map_err(|e| LowerError::Layer { path, problem: e.to_string() })?;
+        Ok(found.filter(|object| object.id.is_dir))
+    }
+
+    /// The host's directory with its mask, read-only, in the stage.
+    fn masked(
+        &mut self,
+        mask: &Object,
+        object: &Object,
+        parent: &mut jail::Parent<'_>,
+        out: &mut Vec<jail::Step>,
+    ) -> Result<jail::Source, LowerError> {
+        let mut sources = Vec::with_capacity(2);
+        let mut lower = Vec::with_capacity(2);
+        for part in [mask, object] {
+            let name = self.staged(part, parent, &mut sources)?;
+            lower.push(c(OsStr::new(&name))?);
+        }
+        let name = c(OsStr::new(&self.name()))?;
+        out.push(jail::Step::Overlay(jail::Overlay {
+            sources,
+            lower,
+            upper: None,
+            place: jail::Place::Stage(name.clone()),
+            attributes: PLAIN,
+            private: None,
+            optional: false,
+        }));
+        Ok(jail::Source::Stage(name))
+    }
+
     /// What lies over something in an overlay, whatever an earlier run put there.
     fn covered(
         &mut self,
@@ -688,9 +726,13 @@ impl<'a> Stage<'a> {
         let lower = self.lower_of(&real).map(|path| c(path.as_os_str())).transpose()?;
         match &step.action {
             // The host's object itself, not what the layer has there.
-            Action::Seal { object } => {
-                let recursive = object.id.is_dir;
-                let source = source(object, self.demoted, parent)?;
+            Action::Seal { object, masked } => {
+                let mask = if *masked { self.mask_of(&real)? } else { None };
+                let recursive = object.id.is_dir && mask.is_none();
+                let source = match mask {
+                    Some(mask) => self.masked(&mask, object, parent, out)?,
+                    None => source(object, self.demoted, parent)?,
+                };
                 let attributes = attributes(Permission::Read);
                 out.push(jail::Step::Over { source, path, expect: None, recursive, attributes });
             }

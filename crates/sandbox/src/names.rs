@@ -272,6 +272,9 @@ impl NamesPlan {
                 };
                 if let Some(mask) = store.mask(dir.as_fd(), &entries)? {
                     lower.push(mask.tree().to_owned());
+                    if *tree == mount.root {
+                        mount.mask = Some(mask.tree().to_owned());
+                    }
                     held.push(mask);
                 }
                 lower.push(tree.clone());

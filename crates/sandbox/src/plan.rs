@@ -205,6 +205,9 @@ pub enum Action {
     Seal {
         #[serde(skip)]
         object: Object,
+        /// With the layer's mask over what rules of names hide in it.
+        #[serde(skip)]
+        masked: bool,
     },
     /// The command reads and writes a private copy; what lies here stays as it is.
     Copy {
@@ -1209,8 +1212,15 @@ impl<'a> Builder<'a> {
         }
         let survey = self.survey;
         // An overlay does not show what is mounted below its directory.
-        let mounted: Vec<Point> =
+        let mut mounted: Vec<Point> =
             survey.layer.iter().flat_map(|l| &l.mounts).map(mounted).collect();
+        if let Some(names) = &survey.names {
+            mounted.retain_mut(|point| {
+                let wanted = names.rules().decide(&point.object.path).permission;
+                point.permission = wanted.min(Permission::Read);
+                wanted > Permission::None
+            });
+        }
         let mut own_mounts: BTreeSet<&OsStr> = BTreeSet::new();
         for p in &mounted {
             let name = p.object.path.as_os_str();
@@ -1220,7 +1230,9 @@ impl<'a> Builder<'a> {
         let by_broker = survey.names.as_ref().is_some_and(|n| n.by_broker);
         // Where names are covered, the workspace is an overlay; but for what is bound over it.
         let overlay = survey.names.as_ref().and(workspace.as_ref()).map(|w| &*w.object.path);
+        // Read-only, as the host has it, and such with a mask.
         let mut sealed: Vec<&Path> = Vec::new();
+        let mut masked: Vec<&Path> = Vec::new();
         let mut around = Around::of(&survey.system);
         let pins: BTreeMap<&OsStr, &Object> =
             survey.pins.iter().map(|o| (o.path.as_os_str(), o)).collect();
@@ -1233,12 +1245,14 @@ impl<'a> Builder<'a> {
             let path = Path::new(name);
             let inherited = around.inherited(path);
             // Everything writable is.
-            let in_overlay = overlay.is_some_and(|w| {
-                path != w && lies_in(path, w) && !sealed.iter().any(|s| lies_in(path, s))
-            });
+            let bare = sealed.iter().any(|s| lies_in(path, s));
+            let in_masked = !bare && masked.iter().any(|m| lies_in(path, m));
+            let in_overlay =
+                overlay.is_some_and(|w| path != w && lies_in(path, w) && !bare && !in_masked);
             let written = inherited == Permission::Write;
             let cached = || survey.caches.iter().flat_map(|c| &c.paths).any(|c| lies_in(path, c));
-            let layered = self.layer.is_some() && (written || in_overlay) || written && cached();
+            let layered =
+                self.layer.is_some() && (written || in_overlay || in_masked) || written && cached();
             if let Some(object) = pins.get(name)
                 && viewed.is_none_or(|w| !lies_in(path, w))
                 && inherited == Permission::Write
@@ -1263,9 +1277,10 @@ impl<'a> Builder<'a> {
             let Some(point) = points.get(name) else { continue };
             let wanted = point.permission;
             let object = point.object.clone();
-            if in_overlay && !own_mounts.contains(name) {
+            if (in_overlay || in_masked) && !own_mounts.contains(name) {
                 let covered = wanted <= Permission::View && survey.covered.contains(name);
-                if covered || (by_broker && !point.guard && wanted > Permission::None) {
+                let by_init = in_overlay && by_broker && !point.guard;
+                if covered || by_init && wanted > Permission::None {
                     continue;
                 }
             }
@@ -1281,9 +1296,17 @@ impl<'a> Builder<'a> {
                     // A bind brings it along.
                     continue;
                 }
+                let seal = |object| Action::Seal { object, masked: false };
                 if layered && wanted == Permission::Write {
-                    let action = self.writable(object, true, |object| Action::Seal { object })?;
+                    let action = self.writable(object, true, seal)?;
                     self.cover(path, action, &point.why, layered);
+                    continue;
+                }
+                if layered && (inherited, wanted) == (Permission::Read, Permission::Read) {
+                    // The overlay around it, which is read-only already, does not show it.
+                    self.cover(path, seal(object), &point.why, layered);
+                    sealed.push(path);
+                    around.0.insert(name, wanted);
                     continue;
                 }
             }
@@ -1326,14 +1349,20 @@ impl<'a> Builder<'a> {
                             step.layered = layered;
                         }
                     } else {
-                        self.cover(path, Action::Seal { object }, &point.why, layered);
-                        sealed.push(path);
+                        let by_mask = layered
+                            && object.id.is_dir
+                            && survey.names.is_some()
+                            && !own_mounts.contains(name);
+                        let list = if by_mask { &mut masked } else { &mut sealed };
+                        list.push(path);
+                        let action = Action::Seal { object, masked: by_mask };
+                        self.cover(path, action, &point.why, layered);
                     }
                 }
                 (Permission::Read, Permission::Write) => {
                     let over = |object| Action::Over { object, permission: wanted };
                     let action = self.writable(object, true, over)?;
-                    self.push(path, action, &point.why);
+                    self.cover(path, action, &point.why, in_masked);
                     self.allow(path, Access::Write);
                 }
                 (Permission::View, Permission::Read | Permission::Write) => {

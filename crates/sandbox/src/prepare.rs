@@ -282,11 +282,14 @@ pub(crate) fn prepare_for(
         Some(wanted) => Some(found.layer(wanted.clone(), workspace.as_ref(), demoted)?),
         None => None,
     };
+    if let Some(layer) = &layer {
+        found.names_in_mounts(&layer.mounts, &mut notes)?;
+    }
     let names = found.names.take();
     let covered = match &names {
         Some(names) => {
             let covers = |o: &Object| names.covers(&o.path, o.id.is_dir);
-            let points = found.points.iter().filter(|p| !p.guard && covers(&p.object));
+            let points = found.points.iter().filter(|p| covers(&p.object));
             points.map(|p| p.object.path.clone().into_os_string()).collect()
         }
         None => std::collections::BTreeSet::new(),
@@ -1023,7 +1026,7 @@ impl<'a> Findings<'a> {
             notes.push(format!("{}: not looked into: {why}", path.display()));
         }
         for f in &walk.matches {
-            if f.in_git {
+            if f.is_ref {
                 continue;
             }
             self.matched(root, &root.join(&f.path), f.is_symlink)?;
@@ -1140,6 +1143,32 @@ impl<'a> Findings<'a> {
         }
         self.directories = walk.statistics.directories;
         Ok(walk.repositories)
+    }
+
+    /// No mask covers names in the file systems of their own that are shown beside an overlay.
+    fn names_in_mounts(
+        &mut self,
+        mounts: &[Object],
+        notes: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        let Some(names) = self.names.take() else { return Ok(()) };
+        for mount in mounts.iter().filter(|mount| mount.id.is_dir) {
+            // One that an overlay lies over is looked at with it.
+            let under =
+                |p: &Point| p.permission == Permission::Write && p.object.path == mount.path;
+            if names.rules().decide(&mount.path).permission < Permission::Read
+                || self.points.iter().any(under)
+            {
+                continue;
+            }
+            let root = mount.open().map_err(|e| path_error(&mount.path, e))?;
+            let walk = names
+                .walk(&root, &mount.path)
+                .map_err(|e| PrepareError::Walk { path: shown(&mount.path), problem: plain(&e) })?;
+            self.matches(&walk, &mount.path, notes)?;
+        }
+        self.names = Some(names);
+        Ok(())
     }
 
     fn matched(

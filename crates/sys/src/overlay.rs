@@ -25,9 +25,9 @@ pub const MOST_LOWER: usize = 480;
 pub struct Overlay<'a> {
     /// Top first; paths relative to the current directory.
     pub lower: &'a [&'a CStr],
-    pub upper: &'a CStr,
-    /// Empty, on the same mount as `upper`.
-    pub work: &'a CStr,
+    /// What gets the changes, and an empty directory on the same mount. `None`: read-only, and at least
+    /// two are below.
+    pub upper: Option<(&'a CStr, &'a CStr)>,
     /// Nothing is written back when it is unmounted or asked to be by `fsync`: what is written lies in
     /// the page cache like that of any other program, and the delta is made durable elsewhere.
     pub volatile: bool,
@@ -44,11 +44,13 @@ pub fn mount(overlay: &Overlay<'_>, attributes: u64) -> Result<i32> {
 
 fn configure(context: i32, overlay: &Overlay<'_>) -> Result<()> {
     lower(context, overlay.lower)?;
-    string(context, c"upperdir", overlay.upper)?;
-    string(context, c"workdir", overlay.work)?;
+    if let Some((upper, work)) = overlay.upper {
+        string(context, c"upperdir", upper)?;
+        string(context, c"workdir", work)?;
+    }
     // Only the owner of the file system could set attributes of the other kind.
     flag(context, c"userxattr")?;
-    if overlay.volatile {
+    if overlay.volatile && overlay.upper.is_some() {
         flag(context, c"volatile")?;
     }
     raw::fsconfig(context, CMD_CREATE, None, None)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Place, Ran, as_each_user, has};
+use crate::harness::{Place, Ran, User, as_each_user, has, is_root};
 
 /// Everything writable but what the rules below say.
 const RULES: &str = r#"
@@ -599,6 +599,92 @@ fn a_directory_that_may_only_be_read_shows_nothing_hidden() {
             assert!(ran.out.contains("SECRET") && ran.out.ends_with("x\n"), "{docs}: {ran:#?}");
         }
     });
+}
+
+/// Guards and protections of whole directories are mounts: of what the layer shows, with its mask.
+#[test]
+fn what_is_read_only_in_a_layer_shows_nothing_hidden() {
+    as_each_user(|p| {
+        let names = [
+            "docs/in/a.hid",
+            "docs/in/x.hid/deep",
+            ".vscode/a.hid",
+            ".git/hooks/h.hid",
+            ".git/info/i.hid",
+        ];
+        for name in ["HEAD", "objects/x", "refs/x"] {
+            p.write(format!(".git/{name}"), "ref: refs/heads/main\n");
+        }
+        for name in names {
+            p.write(name, "TOP SECRET\n");
+        }
+        p.write("docs/plain", "plain\n");
+        let attempts = format!(
+            "cat {}; ls docs/in .vscode .git/hooks | grep hid; echo x >> docs/plain; touch docs/new .vscode/new; \
+             mv docs moved; rm -r .vscode; echo changed > .git/hooks/h; ls -A docs .vscode; cat docs/plain",
+            names.join(" ")
+        );
+        let ordered =
+            "[[files.rules]]\npattern = \"**/*.hid\"\npermission = \"none\"\npriority = 9\n";
+        let none = ["deny = [\"**/*.hid\"]\n".to_owned(), ordered.to_owned()];
+        for (n, rule) in none.into_iter().chain([String::new()]).enumerate() {
+            let text = format!("extends = \"code\"\n[files]\nprotect = [\"docs\"]\n{rule}");
+            let file = p.write("../outside/policy.toml", text).display().to_string();
+            // Again over what the first run left in the layer.
+            for again in [false, true] {
+                let layer = format!("l{n}");
+                let ran = p.shell(&["-s", &file, "--layer", &layer], &attempts);
+                assert!(ran.out.ends_with("docs:\nin\nplain\nplain\n") || n == 2, "{ran:#?}");
+                let seen = ran.out.matches("SECRET").count();
+                // The control: without a rule, all of it is there.
+                assert_eq!(seen, if n == 2 { names.len() } else { 0 }, "{rule} {again}: {ran:#?}");
+                assert_eq!(ran.out.contains("hid"), n == 2, "{rule} {again}: {ran:#?}");
+            }
+            let left = Ran::of(&mut p.ringfence(["diff", &format!("l{n}"), "--json"])).ok().out;
+            assert!(!left.contains("docs") && !left.contains(".vscode"), "{left}");
+        }
+    });
+}
+
+/// A file system below the workspace is shown beside the layer, which has no mask there.
+#[test]
+fn what_is_mounted_below_a_layer_shows_nothing_hidden() {
+    if !is_root() || !has("unshare") {
+        println!("skipped: only root can mount something for a moment");
+        return;
+    }
+    let p = Place::new(User::Me);
+    p.write("f", "x");
+    let run = |policy: &str, n: u32| {
+        let file = p.write("../outside/policy.toml", policy).display().to_string();
+        let script = format!(
+            "for m in mnt hidden listed; do mkdir -p $m; mount -t tmpfs none $m; mkdir $m/in; \
+             echo TOP SECRET > $m/in/a.hid; done; echo shown > mnt/plain; \
+             {} run -s {file} --layer l{n} -- \
+             sh -c 'cat mnt/plain */in/*.hid mnt/in/a.hid hidden/in/a.hid; echo x > mnt/in/new'",
+            crate::harness::binary().display()
+        );
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-m", "sh", "-c", &script]).current_dir(p.workspace());
+        Ran::of(command.env("HOME", p.home()))
+    };
+    let rule = |pattern: &str, permission: &str| {
+        format!(
+            "[[files.rules]]\npattern = \"{pattern}\"\npermission = \"{permission}\"\npriority = 9\n"
+        )
+    };
+    for (n, base) in ["code", "read-only"].into_iter().enumerate() {
+        let text = format!(
+            "extends = \"{base}\"\n[files]\ndeny = [\"**/*.hid\", \"**/hidden\", \"listed\"]\n"
+        );
+        let ran = run(&text, n as u32);
+        assert_eq!(ran.out, "shown\n", "{base}: {ran:#?}");
+    }
+    let ran = run(&("extends = \"code\"\n".to_owned() + &rule("listed/**", "view")), 2);
+    ran.failed_with(126).says("listed").says("cannot be held by mounts");
+    // The control.
+    let ran = run("extends = \"code\"\n", 3);
+    assert_eq!(ran.out.matches("SECRET").count(), 5, "{ran:#?}");
 }
 
 /// A glob or file rule that names a directory speaks of that alone.

@@ -240,6 +240,9 @@ fn guards_hold_over_what_an_earlier_run_left() {
         p.bare("git init -q . && git init -q sub && mkdir .vscode && echo {} > .vscode/tasks.json")
             .ok();
         p.write(".git/hooks/pre-commit", "#!/bin/sh\necho host\n");
+        // Hidden in both, by a mask that lies over the host's own.
+        p.write(".git/hooks/in/a.key", "TOP SECRET\n");
+        p.write(".vscode/a.key", "TOP SECRET\n");
         let before = host(p);
         let lifted = ["--layer", "l", "--lift", "guard.git", "--lift", "guard.editors"];
         // With the guards lifted a run may do all of this, in the layer.
@@ -253,7 +256,7 @@ fn guards_hold_over_what_an_earlier_run_left() {
         let ran = p.shell(
             &["--layer", "l"],
             "cat .git/hooks/pre-commit .vscode/tasks.json; ls .git/hooks/post-commit
-             echo evil > .git/hooks/x; echo evil > .vscode/tasks.json; mv .git .git2; rm -rf .vscode",
+             cat .git/hooks/in/a.key .vscode/a.key; ls .git/hooks/in; echo evil > .git/hooks/x; echo evil > .vscode/tasks.json; mv .git .git2; rm -rf .vscode",
         );
         assert_eq!(ran.out, "#!/bin/sh\necho host\n{}\n", "{ran:#?}");
         p.shell(&["--layer", "l"], "test ! -e .git2 && test -e .vscode/tasks.json").ok();
@@ -283,6 +286,9 @@ fn what_may_be_read_only_cannot_be_written_in_a_layer_either() {
         project(p);
         p.write("vendor/keep/x", "x\n");
         p.write("vendor/out/y", "y\n");
+        // Hidden by the policy, in both.
+        p.write("vendor/keep/s.key", "TOP SECRET\n");
+        p.write("vendor/out/s.key", "TOP SECRET\n");
         let before = host(p);
         let out = p.workspace().join("vendor/out");
         let flags =
@@ -290,7 +296,8 @@ fn what_may_be_read_only_cannot_be_written_in_a_layer_either() {
         let ran = p.shell(
             &flags,
             "echo a > vendor/keep/x; echo a > vendor/new; echo a > vendor/out/y; cat vendor/out/y
-             echo a > /usr/x; echo a > src/b.txt && cat src/b.txt; mv vendor v",
+             echo a > /usr/x; echo a > src/b.txt && cat src/b.txt; mv vendor v
+             cat vendor/keep/s.key vendor/out/s.key",
         );
         assert_eq!(ran.out, "a\na\n", "{ran:#?}");
         let ran = p.shell(&flags, "cat vendor/keep/x vendor/out/y; test ! -e vendor/new").ok();

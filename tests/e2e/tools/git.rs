@@ -319,6 +319,35 @@ const DIVERTED: &[&str] = &[
      mv $d/config $d/x && ln -s \"$PWD/a\" $d/config",
 ];
 
+/// A pattern speaks of the directory of a repository too, but for the names of git's own in it.
+#[test]
+fn what_patterns_hide_is_hidden_in_a_repository_and_branches_have_any_name() {
+    each_user(|p| {
+        small(p, ".");
+        for name in [".git/x.key", ".git/hooks/y.key", ".git/info/.env", ".git/own.hid"] {
+            p.write(name, "TOP SECRET\n");
+        }
+        let cat = "cat .git/x.key .git/hooks/y.key .git/info/.env .git/own.hid";
+        let file =
+            p.write("../outside/deny.toml", "extends = \"code\"\n[files]\ndeny = [\"**/*.hid\"]\n");
+        let ran = p.shell(&["-s", &file.display().to_string()], cat);
+        assert!(!ran.out.contains("SECRET"), "{ran:#?}");
+        let work = "set -e; git checkout -qb of/server.key; echo b > a; git commit -qam two; \
+            git checkout -q -; git branch -D of/server.key";
+        p.shell(&["-s", &file.display().to_string()], work).ok();
+        p.bare("git branch of/server.key").ok();
+        p.shell(
+            &["-s", &file.display().to_string()],
+            "git rev-parse of/server.key && git log of/server.key",
+        )
+        .ok();
+        // The control: what is hidden is there.
+        assert_eq!(p.bare(cat).out.matches("SECRET").count(), 4);
+        let ran = p.shell(&["-t", "permissive"], cat);
+        assert!(ran.out.contains("SECRET"), "{ran:#?}");
+    });
+}
+
 #[test]
 fn hooks_and_configuration_cannot_be_written_replaced_or_moved_away() {
     each_user(|p| {

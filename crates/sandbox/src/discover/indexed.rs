@@ -15,7 +15,7 @@ use ringfence_policy::{ANY_NAME, CompiledRules, GlobRule, Mark, Permission};
 use rustix::fs::FileType;
 
 use super::fd;
-use super::walk::{Found, MAX_DEPTH, RepositoryHint, Shape, Statistics, Walk, to_path};
+use super::walk::{Found, MAX_DEPTH, RepositoryHint, Shape, Statistics, Walk, is_ref, to_path};
 use crate::names::{HIDDEN, LISTED};
 
 /// Names below directories that rules single out; where there are more, a walk is as quick.
@@ -225,15 +225,11 @@ fn found(tree: BorrowedFd<'_>, named: &Named, rule: u32) -> Option<Found> {
         rule,
         is_dir,
         is_symlink: named.kind == FileType::Symlink,
-        in_git: above(&named.path).any(|directory| name(directory) == b".git"),
+        is_ref: is_ref(parent(&named.path)),
         nlink: 1,
         ino,
         dev,
         aliases: Vec::new(),
         unseen: 0,
     })
-}
-
-fn name(path: &[u8]) -> &[u8] {
-    &path[path.len() - path.iter().rev().take_while(|byte| **byte != b'/').count()..]
 }

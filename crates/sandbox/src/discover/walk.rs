@@ -82,8 +82,9 @@ pub struct Found {
     pub is_dir: bool,
     /// The name is a link; what it leads to was not looked at.
     pub is_symlink: bool,
-    /// Inside a `.git` directory (a branch may be called `server.key`).
-    pub in_git: bool,
+    /// A name of git's own (a branch may be called `server.key`): it lies in `refs` or `logs` of a `.git`
+    /// directory, where nothing but hashes and messages are.
+    pub is_ref: bool,
     /// Hard links; 1 for directories.
     pub nlink: u64,
     pub ino: u64,
@@ -608,6 +609,13 @@ impl Listing<'_, '_> {
     }
 }
 
+/// Whether what lies in this directory are references of a repository.
+pub(super) fn is_ref(directory: &[u8]) -> bool {
+    let mut parts = directory.split(|&b| b == b'/');
+    parts.by_ref().any(|part| part == b".git")
+        && parts.any(|part| matches!(part, b"refs" | b"logs"))
+}
+
 /// Which parts of a bare repository a directory has.
 #[derive(Default)]
 struct BareShape {
@@ -884,7 +892,7 @@ impl<'a> Tree<'a> {
                     let aliases = aliases.get(&id).cloned().unwrap_or_default();
                     let seen = aliases.len() as u64 + matched.get(&id).copied().unwrap_or(1);
                     walk.matches.push(Found {
-                        in_git: dir.split(|&b| b == b'/').any(|part| part == b".git"),
+                        is_ref: is_ref(&dir),
                         path: to_path(&path),
                         rule,
                         is_dir,

@@ -328,6 +328,7 @@ fn repositories_links_and_odd_names_are_reported() {
     }
     write(root.join("bare/.env"), "");
     write(root.join("n/.git/x/.env"), "");
+    write(root.join("n/.git/refs/heads/.env"), "");
     std::os::unix::fs::symlink("/etc/shadow", root.join("my.key")).unwrap();
     let odd = Path::new(std::ffi::OsStr::from_bytes(b"\xff\xfe"));
     write(root.join(odd).join(".env"), "");
@@ -341,7 +342,9 @@ fn repositories_links_and_odd_names_are_reported() {
     let link = walk.matches.iter().find(|m| m.path == Path::new("my.key")).unwrap();
     assert!(link.is_symlink);
     let hidden = walk.matches.iter().find(|m| m.path == Path::new("n/.git/x/.env")).unwrap();
-    assert!(hidden.in_git);
+    assert!(!hidden.is_ref);
+    let branch = Path::new("n/.git/refs/heads/.env");
+    assert!(walk.matches.iter().any(|m| m.path == branch && m.is_ref));
     assert!(walk.matches.iter().any(|m| m.path == Path::new("bare/.env")));
 }
 
