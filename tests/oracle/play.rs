@@ -350,6 +350,31 @@ fn name_rules(r: &mut Random) -> Vec<Rule> {
     rules
 }
 
+/// Directories that mounts make read-only, and names that are hidden in them, too.
+fn sealed_rules(r: &mut Random, model: &Model) -> Vec<Rule> {
+    let rule = |pattern: String, kind, permission| Rule { pattern, kind, permission, priority: 0 };
+    let mut rules = vec![rule(".".to_owned(), Kind::Grant, Permission::Write)];
+    let all = model.tree.all();
+    let directories: Vec<String> = all
+        .iter()
+        .filter(|(_, node)| model.tree.entries(*node).is_some())
+        .filter_map(|(path, _)| String::from_utf8(model::joined(path)).ok())
+        .collect();
+    for _ in 0..1 + r.below(3) {
+        if directories.is_empty() {
+            break;
+        }
+        let permission = *r.pick(&[Permission::Read, Permission::Read, Permission::None]);
+        let directory: &String = r.pick(&directories);
+        rules.push(rule(literal(directory), Kind::Cap, permission));
+    }
+    for _ in 0..1 + r.below(3) {
+        let pattern = *r.pick(&["**/*.key", "**/secrets", "**/.env*", "**/[ab]", "**/z", "**/y.*"]);
+        rules.push(rule(pattern.to_owned(), Kind::Cap, Permission::None));
+    }
+    rules
+}
+
 /// Whether only paths decide. At its start a sandbox also hides what a hidden symlink leads to and the
 /// other names of a hidden file, and holds a rule whose beginning leads through a symlink at the place
 /// where that leads, which the law knows nothing of.
@@ -379,6 +404,8 @@ impl Case {
         let (before, model) = tree(&mut r);
         let rules = match mechanism {
             Mechanism::Direct => direct_rules(&mut r, &model),
+            // What an earlier seed stands for stays as it was.
+            Mechanism::Masked if seed >= 50_000 && seed % 2 == 1 => sealed_rules(&mut r, &model),
             Mechanism::Masked | Mechanism::Exact => name_rules(&mut r),
             Mechanism::Layer => vec![Rule {
                 pattern: ".".to_owned(),
