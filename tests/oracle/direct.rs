@@ -10,6 +10,7 @@
 //! | moving or linking between places with other rules | as the permissions say | EXDEV |
 //! | a rule for a name that does not exist | holds when it appears | is not made here: what is there at the start counts |
 //! | the host moves a directory that is held open behind a mask | hidden from then on | still used by who holds it |
+//! | the host moves such a directory out of what is mounted | as the place where it is | as the one where it was opened: EXDEV, EROFS |
 //! | two names of one file with other permissions | each its own | are not made here: hiding finds the other names, sealing does not |
 
 use crate::harness::as_each_user;
@@ -30,6 +31,7 @@ fn a_rule_that_binds_do_not_hold_is_noticed() {
 #[test]
 fn seeds_that_failed() {
     // A directory that leads to what is protected, named by a grant, could be moved away; the host moved a
-    // directory that was held open behind a mask; names that are too long were moved to another mount.
-    again(Mechanism::Direct, &[133, 7055, 20088]);
+    // directory that was held open behind a mask; names that are too long were moved to another mount; the host
+    // moved a directory that was held open out of a mount.
+    again(Mechanism::Direct, &[133, 7055, 20088, 60049]);
 }

@@ -747,7 +747,7 @@ impl Model {
     }
 
     /// Held directories that lie elsewhere now are not used any more: all of them, or those that came
-    /// behind one of these mounts, which an open directory does not pass.
+    /// behind one of these mounts or from there, which an open directory does not pass.
     pub fn lose(&mut self, held: &[Option<Names>; SLOTS], mounts: Option<&BTreeSet<Names>>) {
         let now = self.held();
         for ((lost, before), now) in self.lost.iter_mut().zip(held).zip(&now) {
@@ -755,7 +755,7 @@ impl Model {
                 |path: &Option<Names>, mount| path.as_ref().is_some_and(|p| p.starts_with(mount));
             *lost |= match mounts {
                 None => now != before,
-                Some(mounts) => mounts.iter().any(|m| below(now, m) && !below(before, m)),
+                Some(mounts) => mounts.iter().any(|m| below(now, m) != below(before, m)),
             };
         }
     }
