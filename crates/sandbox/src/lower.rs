@@ -649,7 +649,8 @@ impl<'a> Stage<'a> {
         let source = jail::Source::Stage(c(Path::new(&shared).join(name).as_os_str())?);
         let attributes = attributes(Permission::Write);
         if over {
-            let expect = Some(object.id);
+            // What an overlay shows has another identity.
+            let expect = (!step.layered).then_some(object.id);
             out.push(jail::Step::Over { source, path, expect, recursive: false, attributes });
         } else {
             out.push(jail::Step::File { path: path.clone(), mode: 0o600, content: Vec::new() });

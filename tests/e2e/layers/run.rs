@@ -286,22 +286,24 @@ fn what_may_be_read_only_cannot_be_written_in_a_layer_either() {
         project(p);
         p.write("vendor/keep/x", "x\n");
         p.write("vendor/out/y", "y\n");
+        p.write("vendor/keep/file", "f\n");
         // Hidden by the policy, in both.
         p.write("vendor/keep/s.key", "TOP SECRET\n");
         p.write("vendor/out/s.key", "TOP SECRET\n");
         let before = host(p);
-        let out = p.workspace().join("vendor/out");
-        let flags =
-            ["--layer", "l", "--deny-write", "vendor", "--allow-write", out.to_str().unwrap()];
+        let [out, file] = ["vendor/out", "vendor/keep/file"].map(|name| p.workspace().join(name));
+        let [out, file] = [&out, &file].map(|path| path.to_str().unwrap());
+        let granted = ["--allow-write", out, "--allow-write", file];
+        let flags = [&["--layer", "l", "--deny-write", "vendor"][..], &granted].concat();
         let ran = p.shell(
             &flags,
             "echo a > vendor/keep/x; echo a > vendor/new; echo a > vendor/out/y; cat vendor/out/y
              echo a > /usr/x; echo a > src/b.txt && cat src/b.txt; mv vendor v
-             cat vendor/keep/s.key vendor/out/s.key",
+             cat vendor/keep/s.key vendor/out/s.key; echo a > vendor/keep/file",
         );
         assert_eq!(ran.out, "a\na\n", "{ran:#?}");
-        let ran = p.shell(&flags, "cat vendor/keep/x vendor/out/y; test ! -e vendor/new").ok();
-        assert_eq!(ran.out, "x\na\n");
+        let seen = "cat vendor/keep/x vendor/keep/file vendor/out/y; test ! -e vendor/new";
+        assert_eq!(p.shell(&flags, seen).ok().out, "x\na\na\n");
         assert_untouched(&before, &host(p), "after a run with a read-only part");
     });
 }
