@@ -360,7 +360,7 @@ fn sealed_rules(r: &mut Random, model: &Model) -> Vec<Rule> {
         .filter(|(_, node)| model.tree.entries(*node).is_some())
         .filter_map(|(path, _)| String::from_utf8(model::joined(path)).ok())
         .collect();
-    for _ in 0..1 + r.below(3) {
+    for _ in 0..=r.below(3) {
         if directories.is_empty() {
             break;
         }
@@ -368,7 +368,7 @@ fn sealed_rules(r: &mut Random, model: &Model) -> Vec<Rule> {
         let directory: &String = r.pick(&directories);
         rules.push(rule(literal(directory), Kind::Cap, permission));
     }
-    for _ in 0..1 + r.below(3) {
+    for _ in 0..=r.below(3) {
         let pattern = *r.pick(&["**/*.key", "**/secrets", "**/.env*", "**/[ab]", "**/z", "**/y.*"]);
         rules.push(rule(pattern.to_owned(), Kind::Cap, Permission::None));
     }
