@@ -346,11 +346,26 @@ fn entry(value: String) -> Entry {
     Entry::new(value, command_line())
 }
 
-/// A path typed on the command line is relative to where it was typed, not to the workspace.
-fn typed_path(id: &str, value: &OsStr) -> Result<Entry, LayerError> {
+/// Where a codebase that is worked in is shown.
+fn codebase_place(typed: &Typed) -> Option<&str> {
+    let named = typed.last(Id::Codebase)?.to_str()?;
+    Some(named.split_once(':').map_or(ringfence_codebases::WORKSPACE, |(_, place)| place))
+}
+
+/// A path typed on the command line is relative to where it was typed, not to the workspace; where that is a
+/// codebase, to it, and one in its place is meant as it is seen there.
+fn typed_path(id: &str, value: &OsStr, codebase: Option<&str>) -> Result<Entry, LayerError> {
     let text = text(id, value)?;
     if text.is_empty() {
         return Err(LayerError::Flag(format!("--{id}: empty path")));
+    }
+    if let Some(place) = codebase {
+        let rest = text.strip_prefix(place.trim_end_matches('/'));
+        match rest.filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+            Some(rest) => return Ok(entry(format!(".{rest}"))),
+            None if !text.starts_with(['/', '~', '$']) => return Ok(entry(text)),
+            None => {}
+        }
     }
     // `~user` and `$VARIABLE` go on as they are, to be refused with the reason.
     if text.starts_with(['/', '~', '$']) || text.starts_with("**") {
@@ -407,12 +422,13 @@ fn share_caches(fragment: &mut Fragment) -> Result<(), LayerError> {
 /// The flags as a layer of their own.
 pub fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
     let mut f = Fragment::named(COMMAND_LINE);
+    let codebase = codebase_place(typed);
     let bad =
         |id: &'static str| move |problem: String| LayerError::Flag(format!("--{id}: {problem}"));
     for (id, value) in &typed.flags {
         match id {
-            Id::AllowRead => f.files.read.push(typed_path("allow-read", value)?),
-            Id::AllowWrite => f.files.write.push(typed_path("allow-write", value)?),
+            Id::AllowRead => f.files.read.push(typed_path("allow-read", value, codebase)?),
+            Id::AllowWrite => f.files.write.push(typed_path("allow-write", value, codebase)?),
             Id::ShareCache => f.layer.share_cache.push(entry(text("share-cache", value)?)),
             Id::Layer => f.layer.name = Some(text("layer", value)?),
             Id::Checkpoint => f.layer.checkpoint = Some(true),
@@ -425,8 +441,8 @@ pub fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
                 let number = Count::parse(&text("layer-inodes", value)?);
                 f.layer.inodes = Some(number.map_err(bad("layer-inodes"))?);
             }
-            Id::DenyRead => f.files.deny.push(typed_path("deny-read", value)?),
-            Id::DenyWrite => f.files.protect.push(typed_path("deny-write", value)?),
+            Id::DenyRead => f.files.deny.push(typed_path("deny-read", value, codebase)?),
+            Id::DenyWrite => f.files.protect.push(typed_path("deny-write", value, codebase)?),
             Id::Device => f.files.devices.push(entry(text("device", value)?)),
             Id::Lift => f.lift.push(entry(text("lift", value)?)),
             Id::AcceptMissing => {

@@ -103,12 +103,21 @@ fn rules_hold_in_a_codebase_as_in_a_directory() {
         let sealed = ["--codebase", "app", "--layer", "n", "--deny-write", "**/README"];
         p.shell(&sealed, "echo x >> /workspace/README").failed_with(2);
         p.shell(&sealed, "echo x >> /workspace/src/main.rs").ok();
-        // And shows nothing that is hidden in it; the control.
-        let sealed = ["--codebase", "app", "--layer", "o", "--deny-write", "conf"];
-        let both = [&sealed[..], &["--deny-read", "**/*.vault"]].concat();
-        let ran = p.shell(&both, "ls conf; cat conf/local.vault; echo x > conf/new; ls conf");
-        assert_eq!(ran.out, "", "{ran:#?}");
-        p.shell(&sealed, "cat conf/local.vault").ok().says("SECRET");
+        // And shows nothing that is hidden in it, however it is named; the control.
+        for (n, conf) in ["conf", "./conf", "/workspace/conf"].into_iter().enumerate() {
+            let layer = format!("o{n}");
+            let sealed = ["--codebase", "app", "--layer", &layer, "--deny-write", conf];
+            let vault = format!("{conf}/local.vault");
+            for hidden in ["**/*.vault", &vault] {
+                let both = [&sealed[..], &["--deny-read", hidden]].concat();
+                let ran =
+                    p.shell(&both, "ls conf; cat conf/local.vault; echo x > conf/new; ls conf");
+                assert!(!ran.out.contains("SECRET") && !ran.out.contains("new"), "{ran:#?}");
+            }
+            p.shell(&sealed, "cat conf/local.vault").ok().says("SECRET");
+            let granted = [&sealed[..], &["--allow-write", "conf/local.vault"]].concat();
+            p.shell(&granted, "echo x > conf/local.vault").ok();
+        }
     });
 }
 
