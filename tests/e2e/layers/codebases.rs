@@ -383,7 +383,7 @@ fn many_layers_on_one_codebase_do_not_see_each_other() {
 /// A server that speaks S3, ended with this.
 struct Weed {
     child: Child,
-    port: u16,
+    ports: [u16; 4],
     _dir: tempfile::TempDir,
 }
 
@@ -391,6 +391,12 @@ impl Drop for Weed {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // It makes these in /tmp whatever it is told.
+        for (what, port) in ["master", "volume", "filer", "s3"].into_iter().zip(self.ports) {
+            for name in [format!("{what}-{port}"), format!("{what}-grpc-{}", port + 10_000)] {
+                let _ = std::fs::remove_file(format!("/tmp/seaweedfs-{name}.sock"));
+            }
+        }
     }
 }
 
@@ -420,10 +426,9 @@ fn weed() -> Option<Weed> {
     let config = dir.path().join("s3.json");
     std::fs::write(&config, identity.to_string()).unwrap();
     // Free ones, held until all are known. Its own calls use each port and the one 10,000 above.
-    let ports: Vec<u16> = loop {
-        let held: Vec<_> =
-            (0..4).map(|_| std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
-        let ports: Vec<u16> = held.iter().map(|l| l.local_addr().unwrap().port()).collect();
+    let ports = loop {
+        let held = [(); 4].map(|()| std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap());
+        let ports = held.each_ref().map(|l| l.local_addr().unwrap().port());
         let free = |p: &u16| {
             p.checked_add(10_000)
                 .is_some_and(|p| std::net::TcpListener::bind(("127.0.0.1", p)).is_ok())
@@ -433,6 +438,7 @@ fn weed() -> Option<Weed> {
         }
     };
     let child = Command::new(program)
+        .arg(format!("-logdir={}", dir.path().display()))
         .arg("server")
         .arg(format!("-dir={}", dir.path().display()))
         .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer", "-s3"])
@@ -448,14 +454,14 @@ fn weed() -> Option<Weed> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let weed = Weed { child, port: ports[3], _dir: dir };
+    let weed = Weed { child, ports, _dir: dir };
     let end = Instant::now() + Duration::from_secs(120);
     // The port answers before the parts know each other: only a bucket that was made says so.
     while Instant::now() < end {
         let made = Command::new("curl")
             .args(["-s", "-f", "-X", "PUT", "--aws-sigv4", "aws:amz:us-east-1:s3"])
             .args(["--user", &format!("{KEY}:{SECRET}")])
-            .arg(format!("http://127.0.0.1:{}/codebases", weed.port))
+            .arg(format!("http://127.0.0.1:{}/codebases", weed.ports[3]))
             .status();
         match made {
             Ok(status) if status.success() => return Some(weed),
@@ -475,7 +481,7 @@ fn machines_share_codebases_by_s3() {
     as_each_user(|p| {
         let prefix = format!("{:?}", p.user).to_lowercase();
         let url = format!("s3://codebases/{prefix}");
-        let endpoint = format!("http://127.0.0.1:{}", weed.port);
+        let endpoint = format!("http://127.0.0.1:{}", weed.ports[3]);
         let at = |home: &Path, args: &[&str]| {
             let mut command = p.ringfence([&["codebase"], args].concat());
             command
