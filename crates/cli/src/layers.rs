@@ -346,10 +346,9 @@ fn entry(value: String) -> Entry {
     Entry::new(value, command_line())
 }
 
-/// Where a codebase that is worked in is shown.
-fn codebase_place(typed: &Typed) -> Option<&str> {
-    let named = typed.last(Id::Codebase)?.to_str()?;
-    Some(named.split_once(':').map_or(ringfence_codebases::WORKSPACE, |(_, place)| place))
+/// `NAME[:DIR]` of `--codebase`: its name, and where it is shown.
+pub fn codebase_named(text: &str) -> (&str, &str) {
+    text.split_once(':').unwrap_or((text, ringfence_codebases::WORKSPACE))
 }
 
 /// A path typed on the command line is relative to where it was typed, not to the workspace; where that is a
@@ -422,7 +421,8 @@ fn share_caches(fragment: &mut Fragment) -> Result<(), LayerError> {
 /// The flags as a layer of their own.
 pub fn from_flags(typed: &Typed) -> Result<Fragment, LayerError> {
     let mut f = Fragment::named(COMMAND_LINE);
-    let codebase = codebase_place(typed);
+    let codebase = typed.last(Id::Codebase).and_then(|named| named.to_str());
+    let codebase = codebase.map(|text| codebase_named(text).1);
     let bad =
         |id: &'static str| move |problem: String| LayerError::Flag(format!("--{id}: {problem}"));
     for (id, value) in &typed.flags {

@@ -39,6 +39,13 @@ priority = 10
 
 const FREE: &str = "extends = \"full-access\"\n";
 
+/// An ordered rule, at the end of a policy.
+fn rule(pattern: &str, permission: &str, priority: i32) -> String {
+    format!(
+        "[[files.rules]]\npattern = \"{pattern}\"\npermission = \"{permission}\"\npriority = {priority}\n"
+    )
+}
+
 fn policy(p: &Place, name: &str, text: &str) -> String {
     let path = p.root().join(name);
     std::fs::write(&path, text).unwrap();
@@ -576,11 +583,6 @@ fn a_directory_that_may_only_be_read_shows_nothing_hidden() {
         p.write("docs/in/a.key", "TOP SECRET\n");
         p.write("docs/in/x.key/deep", "TOP SECRET\n");
         p.write("docs/plain", "plain\n");
-        let rule = |pattern: &str, permission: &str, priority: i32| {
-            format!(
-                "[[files.rules]]\npattern = \"{pattern}\"\npermission = \"{permission}\"\npriority = {priority}\n"
-            )
-        };
         let attempts = "cat docs/plain docs/in/a.key docs/in/x.key/deep; ls docs/in; \
             echo x >> docs/plain; touch docs/new; echo x > top && cat top";
         for (n, docs) in ["docs", "docs/**"].into_iter().enumerate() {
@@ -601,7 +603,7 @@ fn a_directory_that_may_only_be_read_shows_nothing_hidden() {
     });
 }
 
-/// Guards and protections of whole directories are mounts: of what the layer shows, with its mask.
+/// Guards and protections of whole directories are mounts: of what the host has, with the layer's mask.
 #[test]
 fn what_is_read_only_in_a_layer_shows_nothing_hidden() {
     as_each_user(|p| {
@@ -624,9 +626,7 @@ fn what_is_read_only_in_a_layer_shows_nothing_hidden() {
              mv docs moved; rm -r .vscode; echo changed > .git/hooks/h; ls -A docs .vscode; cat docs/plain",
             names.join(" ")
         );
-        let ordered =
-            "[[files.rules]]\npattern = \"**/*.hid\"\npermission = \"none\"\npriority = 9\n";
-        let none = ["deny = [\"**/*.hid\"]\n".to_owned(), ordered.to_owned()];
+        let none = ["deny = [\"**/*.hid\"]\n".to_owned(), rule("**/*.hid", "none", 9)];
         for (n, rule) in none.into_iter().chain([String::new()]).enumerate() {
             let text = format!("extends = \"code\"\n[files]\nprotect = [\"docs\"]\n{rule}");
             let file = p.write("../outside/policy.toml", text).display().to_string();
@@ -668,11 +668,6 @@ fn what_is_mounted_below_a_layer_shows_nothing_hidden() {
         command.args(["-m", "sh", "-c", &script]).current_dir(p.workspace());
         Ran::of(command.env("HOME", p.home()))
     };
-    let rule = |pattern: &str, permission: &str| {
-        format!(
-            "[[files.rules]]\npattern = \"{pattern}\"\npermission = \"{permission}\"\npriority = 9\n"
-        )
-    };
     for (n, base) in ["code", "read-only"].into_iter().enumerate() {
         let text = format!(
             "extends = \"{base}\"\n[files]\ndeny = [\"**/*.hid\", \"**/hidden\", \"listed\"]\n"
@@ -680,7 +675,7 @@ fn what_is_mounted_below_a_layer_shows_nothing_hidden() {
         let ran = run(&text, n as u32);
         assert_eq!(ran.out, "shown\n", "{base}: {ran:#?}");
     }
-    let ran = run(&("extends = \"code\"\n".to_owned() + &rule("listed/**", "view")), 2);
+    let ran = run(&("extends = \"code\"\n".to_owned() + &rule("listed/**", "view", 9)), 2);
     ran.failed_with(126).says("listed").says("cannot be held by mounts");
     // The control.
     let ran = run("extends = \"code\"\n", 3);
@@ -704,19 +699,14 @@ fn a_rule_for_a_directory_alone_opens_nothing_in_it() {
             );
             p.write("../outside/policy.toml", text).display().to_string()
         };
-        let rule = |pattern: &str| {
-            format!(
-                "[[files.rules]]\npattern = \"{pattern}\"\npermission = \"write\"\npriority = 9\n"
-            )
-        };
-        let alone = rules("", &rule("/z"));
+        let alone = rules("", &rule("/z", "write", 9));
         let ran = p.shell(&["-s", &alone, "--layer", "l"], attempts);
         assert_eq!(ran.out, format!("plain\nin\n{seen}d\nplain\n"), "{ran:#?}");
-        let with_another = rules("deny = [\"**/secrets\"]\n", &rule("/z"));
+        let with_another = rules("deny = [\"**/secrets\"]\n", &rule("/z", "write", 9));
         let ran = p.shell(&["-s", &with_another, "--layer", "m"], attempts);
         assert_eq!(ran.out, format!("plain\nin\n{seen}d\nplain\n"), "{ran:#?}");
         // The control: a rule for what lies in it.
-        let all = rules("", &(rule("/z") + &rule("/z/**")));
+        let all = rules("", &(rule("/z", "write", 9) + &rule("/z/**", "write", 9)));
         let ran = p.shell(&["-s", &all, "--layer", "n"], attempts);
         assert!(ran.out.ends_with("e\nnew\n"), "{ran:#?}");
     });

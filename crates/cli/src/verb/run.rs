@@ -154,7 +154,7 @@ fn codebase(typed: &mut Typed) -> Result<Option<Shown>, String> {
         return Err("--codebase and --workspace exclude each other".into());
     }
     let text = value.to_str().ok_or("--codebase: the name is not utf-8")?;
-    let (name, place) = text.split_once(':').unwrap_or((text, ringfence_codebases::WORKSPACE));
+    let (name, place) = layers::codebase_named(text);
     let to = PathBuf::from(place);
     let plain = |c: &Component<'_>| matches!(c, Component::RootDir | Component::Normal(_));
     // The system's own places are refused where they are known: by the plan.
